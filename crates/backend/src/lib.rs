@@ -1,0 +1,1 @@
+//! The Backend trait of fused steps, the memory ledger and the conformance table.

@@ -1,0 +1,1 @@
+//! Reading Hugging Face checkpoints: safetensors, config.json, tokenizers, the Hub.

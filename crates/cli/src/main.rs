@@ -1,0 +1,2 @@
+//! The halfbyte command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The CPU backend, and its scalar twin that is the reference for all kernels.

@@ -1,0 +1,1 @@
+//! Model families, KV cache, sampling and the generation loop.

@@ -1,0 +1,1 @@
+//! Pure planning: which layer lives on which device.

@@ -1,0 +1,1 @@
+//! The wgpu backend: Vulkan, Metal, DX12 and the browser.

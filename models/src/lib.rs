@@ -1,0 +1,1 @@
+//! Two tiny trained models, embedded so that everything runs offline.

@@ -1,0 +1,1 @@
+//! The WGSL kernels of halfbyte, one file per fused step.

@@ -1,0 +1,2 @@
+//! Development tasks: test, check, bench.
+fn main() {}
