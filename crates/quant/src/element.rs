@@ -1,0 +1,109 @@
+//! The element types that tensors come in and go out as.
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+mod sealed {
+    /// Keeps [`Element`](super::Element) to the three types whose rounding is specified here.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// An element type of unquantized tensors: `f32`, [`f16`] or [`bf16`].
+pub trait Element: sealed::Sealed + Pod + Send + Sync {
+    /// The exact value in single precision. Compiles to branch-free code, so loops vectorize.
+    fn widen(self) -> f32;
+
+    /// Rounds once, to nearest even; beyond the largest finite value comes infinity.
+    fn narrow(value: f32) -> Self;
+
+    /// Reads one element from exactly `size_of::<Self>()` little-endian bytes.
+    fn from_le(bytes: &[u8]) -> Self;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn from_le(bytes: &[u8]) -> Self {
+        f32::from_bits(u32::from_le(bytemuck::pod_read_unaligned(bytes)))
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // Exponent and mantissa shifted into place leave an exponent bias of 15 where 127 is
+        // due: multiplying by 2^112 mends it, subnormals included. Infinity and NaN keep an
+        // exponent of all ones instead.
+        let bits = u32::from(self.to_bits());
+        let magnitude = (bits & 0x7fff) << 13;
+        let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+        let special = magnitude | 0x7f80_0000;
+        let chosen = if magnitude >= 0x7c00 << 13 {
+            special
+        } else {
+            finite
+        };
+        f32::from_bits(chosen | ((bits & 0x8000) << 16))
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn from_le(bytes: &[u8]) -> Self {
+        f16::from_bits(u16::from_le(bytemuck::pod_read_unaligned(bytes)))
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn from_le(bytes: &[u8]) -> Self {
+        bf16::from_bits(u16::from_le(bytemuck::pod_read_unaligned(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_widens_as_the_half_crate_says() {
+        for bits in 0..=u16::MAX {
+            let (f, b) = (f16::from_bits(bits), bf16::from_bits(bits));
+            if f.is_nan() {
+                assert!(f.widen().is_nan(), "{bits:04x}");
+            } else {
+                assert_eq!(f.widen().to_bits(), f.to_f32().to_bits(), "{bits:04x}");
+            }
+            if b.is_nan() {
+                assert!(b.widen().is_nan(), "{bits:04x}");
+            } else {
+                assert_eq!(b.widen().to_bits(), b.to_f32().to_bits(), "{bits:04x}");
+            }
+        }
+    }
+}
