@@ -1,0 +1,98 @@
+//! The KV cache: its shape and the meaning of its element types.
+
+use half::f16;
+
+/// Element type of cached keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// 32 bits: exact.
+    F32,
+    /// 16 bits: the default.
+    F16,
+    /// 8.5 bits: blocks of 32 features, `scale = f16(absmax / 127)`, codes rounded to nearest even.
+    Q8,
+    /// 4.5 bits: blocks of 32 features, `scale = f16(absmax / 7)`, codes -7..=7.
+    Q4,
+}
+
+/// Features that share a scale in [`KvType::Q8`] and [`KvType::Q4`]; the last block of a head may be
+/// shorter.
+pub const KV_BLOCK: usize = 32;
+
+/// The cache of one layer: keys and values, each `[sequences, kv_heads, capacity, head_dim]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KvShape {
+    /// Sequences at once.
+    pub sequences: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Positions of each sequence.
+    pub capacity: usize,
+    /// Element type.
+    pub dtype: KvType,
+}
+
+impl KvShape {
+    /// Bytes of one head's key (or value) at one position, scales included.
+    pub fn head_bytes(&self) -> u64 {
+        let dim = self.head_dim as u64;
+        let scales = dim.div_ceil(KV_BLOCK as u64) * 2;
+        match self.dtype {
+            KvType::F32 => dim * 4,
+            KvType::F16 => dim * 2,
+            KvType::Q8 => dim + scales,
+            KvType::Q4 => dim.div_ceil(2) + scales,
+        }
+    }
+
+    /// Bytes of keys and values together, without any backend's padding.
+    pub fn bytes(&self) -> u64 {
+        2 * (self.sequences * self.kv_heads * self.capacity) as u64 * self.head_bytes()
+    }
+}
+
+/// What a head's key or value `[head_dim]` reads back as after it was stored: the one definition that
+/// every backend follows.
+pub fn round_trip(dtype: KvType, head: &mut [f32]) {
+    match dtype {
+        KvType::F32 => {}
+        KvType::F16 => head.iter_mut().for_each(|value| *value = f16::from_f32(*value).to_f32()),
+        KvType::Q8 => head.chunks_mut(KV_BLOCK).for_each(|block| round_block(block, 127.0)),
+        KvType::Q4 => head.chunks_mut(KV_BLOCK).for_each(|block| round_block(block, 7.0)),
+    }
+}
+
+fn round_block(block: &mut [f32], levels: f32) {
+    let absmax = block.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+    let scale = f16::from_f32(absmax / levels).to_f32();
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    for value in block {
+        *value = (*value * inverse).round_ties_even().clamp(-levels, levels) * scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn q8_and_q4_stay_within_half_a_level() {
+        let head: Vec<f32> = (0..45).map(|i| ((i * 37 % 91) as f32 - 45.0) / 9.0).collect();
+        for (dtype, levels) in [(KvType::Q8, 127.0), (KvType::Q4, 7.0)] {
+            let mut stored = head.clone();
+            round_trip(dtype, &mut stored);
+            for (block, kept) in head.chunks(KV_BLOCK).zip(stored.chunks(KV_BLOCK)) {
+                let absmax = block.iter().fold(0.0f32, |max, value| max.max(value.abs()));
+                for (value, kept) in block.iter().zip(kept) {
+                    assert!((value - kept).abs() <= absmax / levels * 0.51, "{value} became {kept}");
+                }
+            }
+        }
+        let mut zero = [0.0; 8];
+        round_trip(KvType::Q4, &mut zero);
+        assert_eq!(zero, [0.0; 8]);
+    }
+}
