@@ -32,10 +32,7 @@ fn benchmark(c: &mut Criterion) {
     drop(wide);
     let bytes = size_of_val(half.as_slice()) as u64;
     let nf4 = QuantSpec::default();
-    let fp4 = QuantSpec {
-        quant_type: QuantType::Fp4,
-        ..nf4
-    };
+    let fp4 = QuantSpec { quant_type: QuantType::Fp4, ..nf4 };
 
     let mut group = c.benchmark_group("4096x11008");
     group.sample_size(10).throughput(Throughput::Bytes(bytes));

@@ -44,13 +44,9 @@ impl Absmax {
     pub fn get(&self, block: usize) -> f32 {
         match self {
             Absmax::Plain(values) => values[block],
-            Absmax::Nested {
-                codes,
-                absmax,
-                offset,
-                code,
-                blocksize,
-            } => code[usize::from(codes[block])] * absmax[block / blocksize] + offset,
+            Absmax::Nested { codes, absmax, offset, code, blocksize } => {
+                code[usize::from(codes[block])] * absmax[block / blocksize] + offset
+            }
         }
     }
 
@@ -66,9 +62,7 @@ impl Absmax {
     pub fn bytes(&self) -> u64 {
         match self {
             Absmax::Plain(values) => size_of_val(values.as_slice()) as u64,
-            Absmax::Nested { codes, absmax, .. } => {
-                (codes.len() + size_of_val(absmax.as_slice())) as u64
-            }
+            Absmax::Nested { codes, absmax, .. } => (codes.len() + size_of_val(absmax.as_slice())) as u64,
         }
     }
 }

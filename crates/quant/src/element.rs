@@ -4,20 +4,59 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 mod sealed {
-    /// Keeps [`Element`](super::Element) to the three types whose rounding is specified here.
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
+    /// Bit patterns of magnitudes. Keeps [`Element`](super::Element) to the three types whose
+    /// rounding is specified here.
+    pub trait Magnitude: Sized {
+        /// An unsigned integer as wide as the element.
+        type Bits: Ord + Copy + Default;
+
+        /// The bits without the sign. They order as magnitudes do, NaN above infinity.
+        fn magnitude(self) -> Self::Bits;
+
+        /// The non-negative element with these bits.
+        fn from_magnitude(bits: Self::Bits) -> Self;
+    }
+
+    macro_rules! magnitude {
+        ($element:ty, $bits:ty) => {
+            impl Magnitude for $element {
+                type Bits = $bits;
+
+                #[inline(always)]
+                fn magnitude(self) -> $bits {
+                    self.to_bits() & (<$bits>::MAX >> 1)
+                }
+
+                #[inline(always)]
+                fn from_magnitude(bits: $bits) -> Self {
+                    Self::from_bits(bits)
+                }
+            }
+        };
+    }
+    magnitude!(f32, u32);
+    magnitude!(half::f16, u16);
+    magnitude!(half::bf16, u16);
 }
 
 /// An element type of unquantized tensors: `f32`, [`f16`] or [`bf16`].
-pub trait Element: sealed::Sealed + Pod + Send + Sync {
+pub trait Element: sealed::Magnitude + Pod + Send + Sync {
     /// The exact value in single precision. Compiles to branch-free code, so loops vectorize.
     fn widen(self) -> f32;
 
     /// Rounds once, to nearest even; beyond the largest finite value comes infinity.
     fn narrow(value: f32) -> Self;
+
+    /// The largest magnitude in single precision; NaN if there is any NaN, 0 for no values.
+    #[inline(always)]
+    fn largest_magnitude(values: &[Self]) -> f32 {
+        let mut largest = Self::Bits::default();
+        for value in values {
+            largest = largest.max(value.magnitude());
+        }
+        let largest = Self::from_magnitude(largest).widen();
+        if largest.is_nan() { f32::NAN } else { largest }
+    }
 
     /// Reads one element from exactly `size_of::<Self>()` little-endian bytes.
     fn from_le(bytes: &[u8]) -> Self;
@@ -50,11 +89,7 @@ impl Element for f16 {
         let magnitude = (bits & 0x7fff) << 13;
         let finite = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
         let special = magnitude | 0x7f80_0000;
-        let chosen = if magnitude >= 0x7c00 << 13 {
-            special
-        } else {
-            finite
-        };
+        let chosen = if magnitude >= 0x7c00 << 13 { special } else { finite };
         f32::from_bits(chosen | ((bits & 0x8000) << 16))
     }
 

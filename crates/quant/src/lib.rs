@@ -4,6 +4,7 @@
 
 mod absmax;
 mod blockwise;
+mod dequantize;
 mod dynamic_map;
 mod element;
 mod error;

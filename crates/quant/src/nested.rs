@@ -8,8 +8,7 @@ use crate::{Absmax, DYNAMIC_MAP, NESTED_BLOCKSIZE};
 const GRID: usize = 65536;
 
 /// The code of every grid point, `[65536]`.
-static CODE_OF_POINT: LazyLock<Box<[u8]>> =
-    LazyLock::new(|| (0..GRID).map(code_of_point).collect());
+static CODE_OF_POINT: LazyLock<Box<[u8]>> = LazyLock::new(|| (0..GRID).map(code_of_point).collect());
 
 /// The code of grid point `point`: the number of midpoints of [`DYNAMIC_MAP`] below its value.
 fn code_of_point(point: usize) -> u8 {
@@ -82,12 +81,6 @@ impl Absmax {
         let offset = offset.unwrap_or_else(|| mean(scales));
         let distances: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
         let (codes, absmax) = quantize_dynamic(&distances, NESTED_BLOCKSIZE);
-        Absmax::Nested {
-            codes,
-            absmax,
-            offset,
-            code: Box::new(DYNAMIC_MAP),
-            blocksize: NESTED_BLOCKSIZE,
-        }
+        Absmax::Nested { codes, absmax, offset, code: Box::new(DYNAMIC_MAP), blocksize: NESTED_BLOCKSIZE }
     }
 }

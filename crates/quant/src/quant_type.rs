@@ -78,7 +78,7 @@ const fn midpoints(code: &[f32; 16], by_rank: &[u8; 16]) -> [f32; 15] {
 
 impl QuantType {
     /// The sixteen values by code number, in units of a block's largest magnitude.
-    pub fn codebook(self) -> &'static [f32; 16] {
+    pub const fn codebook(self) -> &'static [f32; 16] {
         match self {
             QuantType::Nf4 => &NF4,
             QuantType::Fp4 => &FP4,
@@ -89,7 +89,7 @@ impl QuantType {
     ///
     /// A scaled value `s` has the rank `r` = number of points below `s`: a value that is exactly
     /// on a point takes the lower neighbour. NaN has rank 15.
-    pub fn midpoints(self) -> &'static [f32; 15] {
+    pub const fn midpoints(self) -> &'static [f32; 15] {
         match self {
             QuantType::Nf4 => &NF4_MIDPOINTS,
             QuantType::Fp4 => &FP4_MIDPOINTS,
@@ -97,7 +97,7 @@ impl QuantType {
     }
 
     /// The code number of each rank, that is, of each value in ascending order.
-    pub fn codes_by_rank(self) -> &'static [u8; 16] {
+    pub const fn codes_by_rank(self) -> &'static [u8; 16] {
         match self {
             QuantType::Nf4 => &NF4_BY_RANK,
             QuantType::Fp4 => &FP4_BY_RANK,

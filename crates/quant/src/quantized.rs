@@ -1,6 +1,6 @@
 //! A quantized tensor and its way back.
 
-use crate::blockwise;
+use crate::dequantize;
 use crate::{Absmax, Element, QuantError, QuantSpec, QuantType};
 use half::{bf16, f16};
 
@@ -51,24 +51,13 @@ impl Quantized {
             if found == expected {
                 return Ok(());
             }
-            Err(QuantError::Length {
-                array,
-                quant_type: self.quant_type,
-                len: self.len,
-                found,
-                expected,
-            })
+            Err(QuantError::Length { array, quant_type: self.quant_type, len: self.len, found, expected })
         };
         length("packed", self.packed.len(), self.len.div_ceil(2))?;
         let blocks = self.len.div_ceil(self.blocksize);
         match &self.absmax {
             Absmax::Plain(values) => length("absmax", values.len(), blocks),
-            Absmax::Nested {
-                codes,
-                absmax,
-                blocksize,
-                ..
-            } => {
+            Absmax::Nested { codes, absmax, blocksize, .. } => {
                 if *blocksize == 0 {
                     return Err(QuantError::NestedBlocksize);
                 }
@@ -107,7 +96,7 @@ impl Quantized {
     /// The whole tensor in the element type of choice, `[len]`.
     pub fn dequantize_to<T: Element>(&self) -> Vec<T> {
         let mut out = vec![T::zeroed(); self.len];
-        blockwise::dequantize(self, &mut out);
+        dequantize::dequantize(self, &mut out);
         out
     }
 
@@ -131,6 +120,6 @@ impl Quantized {
             out.len(),
             self.len
         );
-        blockwise::dequantize_range(self, start, out);
+        dequantize::dequantize_range(self, start, out);
     }
 }

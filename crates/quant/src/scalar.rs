@@ -50,11 +50,7 @@ pub fn quantize_with_offset(
         quant_type: spec.quant_type,
         code: *spec.quant_type.codebook(),
         packed: codes.chunks_exact(2).map(|c| c[0] << 4 | c[1]).collect(),
-        absmax: if spec.double_quant {
-            Absmax::nest(&absmax, offset)
-        } else {
-            Absmax::Plain(absmax)
-        },
+        absmax: if spec.double_quant { Absmax::nest(&absmax, offset) } else { Absmax::Plain(absmax) },
     })
 }
 
@@ -78,13 +74,10 @@ pub fn encode(scaled: f32, quant_type: QuantType) -> u8 {
 
 /// The largest magnitude; NaN if there is any, 0 for no values.
 fn largest_magnitude(block: &[f32]) -> f32 {
-    block.iter().fold(0.0, |largest, x| {
-        if largest.is_nan() || x.abs() <= largest {
-            largest
-        } else {
-            x.abs()
-        }
-    })
+    if block.iter().any(|x| x.is_nan()) {
+        return f32::NAN;
+    }
+    block.iter().fold(0.0, |largest, x| largest.max(x.abs()))
 }
 
 /// `value`, or `least` if that is larger. NaN stays.

@@ -53,10 +53,7 @@ impl<'a> Source<'a> {
     /// [`QuantError::PartialElement`] if the bytes are not a whole number of elements.
     pub fn from_le_bytes(dtype: SourceType, bytes: &'a [u8]) -> Result<Self, QuantError> {
         if !bytes.len().is_multiple_of(dtype.width()) {
-            return Err(QuantError::PartialElement {
-                bytes: bytes.len(),
-                width: dtype.width(),
-            });
+            return Err(QuantError::PartialElement { bytes: bytes.len(), width: dtype.width() });
         }
         let unaligned = Source::Bytes { dtype, bytes };
         if cfg!(target_endian = "big") {

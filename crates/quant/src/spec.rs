@@ -18,11 +18,7 @@ pub struct QuantSpec {
 
 impl Default for QuantSpec {
     fn default() -> Self {
-        QuantSpec {
-            quant_type: QuantType::Nf4,
-            blocksize: 64,
-            double_quant: true,
-        }
+        QuantSpec { quant_type: QuantType::Nf4, blocksize: 64, double_quant: true }
     }
 }
 
@@ -56,10 +52,7 @@ impl QuantSpec {
 pub fn bytes_for(len: usize, spec: QuantSpec) -> u64 {
     let len = len as u64;
     let blocks = len.div_ceil(spec.blocksize.max(1) as u64);
-    let scales = if spec.double_quant {
-        blocks + 4 * blocks.div_ceil(NESTED_BLOCKSIZE as u64)
-    } else {
-        4 * blocks
-    };
+    let scales =
+        if spec.double_quant { blocks + 4 * blocks.div_ceil(NESTED_BLOCKSIZE as u64) } else { 4 * blocks };
     len.div_ceil(2) + scales
 }
