@@ -1,2 +1,42 @@
-//! Development tasks: test, check, bench.
-fn main() {}
+//! What CI and people both call: `cargo xtask test`, `cargo xtask check`.
+
+#![forbid(unsafe_code)]
+
+mod adapter;
+mod cargo;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of halfbyte")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Make sure that a WebGPU adapter exists, then run every test.
+    Test {
+        /// Passed on to `cargo test`, as in `-- -p halfbyte-quant`.
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Formatting and clippy, warnings denied.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
+        Task::Check => cargo::check(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Calls of cargo.
+
+use std::env;
+use std::process::Command;
+
+/// The cargo that runs this task.
+pub fn command() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs `command`; its failure is an error that repeats the command line.
+pub fn run(command: &mut Command) -> Result<(), String> {
+    let line = format!("{command:?}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{line} failed: {status}")),
+        Err(error) => Err(format!("{line} could not be started: {error}")),
+    }
+}
+
+/// Every test of the workspace, or what `rest` selects.
+pub fn test(rest: &[String]) -> Result<(), String> {
+    let mut cargo = command();
+    cargo.arg("test");
+    if rest.is_empty() {
+        cargo.arg("--workspace");
+    }
+    run(cargo.args(rest))
+}
+
+/// Formatting and lints.
+pub fn check() -> Result<(), String> {
+    run(command().args(["fmt", "--all", "--check"]))?;
+    run(command().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
