@@ -14,8 +14,8 @@ pub enum Fault {
     /// An allocation did not succeed; everything that was there before it is untouched.
     #[error(
         "{device}: {name} needs {} for {what}{}",
-        bytes(*.wanted),
-        .free.map(|free| format!(", {} is free", bytes(free))).unwrap_or_default()
+        human_bytes(*.wanted),
+        .free.map(|free| format!(", {} is free", human_bytes(free))).unwrap_or_default()
     )]
     OutOfMemory {
         /// The device, as in `wgpu:0`.
@@ -57,7 +57,7 @@ pub enum Fault {
 }
 
 /// `bytes` in the largest binary unit that keeps at least one digit before the point.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = 0;

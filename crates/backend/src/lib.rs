@@ -29,7 +29,7 @@ mod stretch;
 mod want;
 
 pub use device::{Backend, DeviceInfo, DeviceKind, Layout, Memory};
-pub use fault::{Fault, Fut};
+pub use fault::{Fault, Fut, human_bytes};
 pub use footprint::{Footprint, Purpose};
 pub use kv::{KvShape, KvType};
 pub use ledger::{Ledger, LedgerRow};
