@@ -104,9 +104,7 @@ impl ModelConfig {
         let Some(value) = self.opt(key) else {
             return Ok(None);
         };
-        let map = value
-            .as_object()
-            .ok_or_else(|| self.error(key, Some(value), "an object"))?;
+        let map = value.as_object().ok_or_else(|| self.error(key, Some(value), "an object"))?;
         Self::from_map(&self.file, format!("{}{key}.", self.prefix), map.clone()).map(Some)
     }
 
@@ -121,8 +119,7 @@ impl ModelConfig {
     /// # Errors
     /// If it is missing or not such an integer.
     pub fn usize(&self, key: &str) -> Result<usize, CheckpointError> {
-        self.opt_usize(key)?
-            .ok_or_else(|| self.error(key, None, &expected_size(key)))
+        self.opt_usize(key)?.ok_or_else(|| self.error(key, None, &expected_size(key)))
     }
 
     /// As [`usize`](Self::usize), with a default where it is missing.
@@ -155,8 +152,7 @@ impl ModelConfig {
     /// # Errors
     /// If it is missing or not a number.
     pub fn f64(&self, key: &str) -> Result<f64, CheckpointError> {
-        self.opt_f64(key)?
-            .ok_or_else(|| self.error(key, None, "a number"))
+        self.opt_f64(key)?.ok_or_else(|| self.error(key, None, "a number"))
     }
 
     /// As [`f64`](Self::f64), with a default where it is missing.
@@ -172,9 +168,7 @@ impl ModelConfig {
     /// # Errors
     /// If it is not a number.
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>, CheckpointError> {
-        self.opt_as(key, "a number", |value| {
-            value.as_f64().filter(|number| number.is_finite())
-        })
+        self.opt_as(key, "a number", |value| value.as_f64().filter(|number| number.is_finite()))
     }
 
     /// A truth value, with a default where it is missing.
@@ -198,8 +192,7 @@ impl ModelConfig {
     /// # Errors
     /// If it is missing or not a text.
     pub fn str(&self, key: &str) -> Result<&str, CheckpointError> {
-        self.opt_str(key)?
-            .ok_or_else(|| self.error(key, None, "a text"))
+        self.opt_str(key)?.ok_or_else(|| self.error(key, None, "a text"))
     }
 
     /// A text, with a default where it is missing.
@@ -223,9 +216,7 @@ impl ModelConfig {
     /// # Errors
     /// If it is not such a list.
     pub fn opt_str_list(&self, key: &str) -> Result<Option<Vec<&str>>, CheckpointError> {
-        self.opt_as(key, "a list of texts", |value| {
-            value.as_array()?.iter().map(Value::as_str).collect()
-        })
+        self.opt_as(key, "a list of texts", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
     /// A list of finite numbers; `None` where it is missing.
@@ -244,9 +235,7 @@ impl ModelConfig {
     /// # Errors
     /// If no such type is known.
     pub fn opt_dtype(&self, key: &str) -> Result<Option<TensorDtype>, CheckpointError> {
-        self.opt_as(key, "a type such as \"float16\"", |value| {
-            TensorDtype::from_torch_name(value.as_str()?)
-        })
+        self.opt_as(key, "a type such as \"float16\"", |value| TensorDtype::from_torch_name(value.as_str()?))
     }
 
     /// A classifier's labels in the order of their logits: from `id2label`, else `LABEL_0` and so on
@@ -264,21 +253,11 @@ impl ModelConfig {
             return Ok((0..count).map(|at| format!("LABEL_{at}")).collect());
         };
         let read = |map: &Map<String, Value>| -> Option<Vec<String>> {
-            (0..map.len())
-                .map(|at| map.get(&at.to_string())?.as_str().map(str::to_string))
-                .collect()
+            (0..map.len()).map(|at| map.get(&at.to_string())?.as_str().map(str::to_string)).collect()
         };
-        value
-            .as_object()
-            .filter(|map| !map.is_empty())
-            .and_then(read)
-            .ok_or_else(|| {
-                self.error(
-                    "id2label",
-                    Some(value),
-                    "an object with a text for each of \"0\", \"1\", …",
-                )
-            })
+        value.as_object().filter(|map| !map.is_empty()).and_then(read).ok_or_else(|| {
+            self.error("id2label", Some(value), "an object with a text for each of \"0\", \"1\", …")
+        })
     }
 
     /// One or several token ids (`eos_token_id` is a number or a list); empty where it is missing.
@@ -324,10 +303,7 @@ impl ModelConfig {
 
 /// The least and the most that a size may be.
 fn size_limits(key: &str) -> (usize, usize) {
-    LIMITS
-        .iter()
-        .find(|(keys, _)| keys.contains(&key))
-        .map_or((0, OTHER_LIMIT), |&(_, most)| (1, most))
+    LIMITS.iter().find(|(keys, _)| keys.contains(&key)).map_or((0, OTHER_LIMIT), |&(_, most)| (1, most))
 }
 
 fn expected_size(key: &str) -> String {

@@ -114,10 +114,7 @@ impl TensorDtype {
 
     /// Whether the elements are real floating-point numbers of at least 16 bits.
     pub const fn is_float(self) -> bool {
-        matches!(
-            self,
-            TensorDtype::F16 | TensorDtype::BF16 | TensorDtype::F32 | TensorDtype::F64
-        )
+        matches!(self, TensorDtype::F16 | TensorDtype::BF16 | TensorDtype::F32 | TensorDtype::F64)
     }
 }
 
@@ -137,10 +134,7 @@ mod tests {
             assert_eq!(TensorDtype::from_name(dtype.name()), Some(dtype));
         }
         assert_eq!(TensorDtype::from_name("F128"), None);
-        assert_eq!(
-            TensorDtype::from_torch_name("torch.bfloat16"),
-            Some(TensorDtype::BF16)
-        );
+        assert_eq!(TensorDtype::from_torch_name("torch.bfloat16"), Some(TensorDtype::BF16));
         assert_eq!(TensorDtype::F4.size(), None);
         assert_eq!(TensorDtype::F16.size(), Some(2));
     }

@@ -67,10 +67,7 @@ impl Header {
     /// If the file is too short to have a header, or its header is longer than the file or than
     /// [`MAX_HEADER_LEN`].
     pub fn prefix_len(file: &str, first: &[u8], file_len: u64) -> Result<u64, CheckpointError> {
-        let broken = |problem: String| CheckpointError::Header {
-            file: file.to_string(),
-            problem,
-        };
+        let broken = |problem: String| CheckpointError::Header { file: file.to_string(), problem };
         let Some(length) = first.first_chunk::<8>() else {
             return Err(broken(format!(
                 "it has {} bytes, too few for the 8 bytes of its header's length",
@@ -102,10 +99,7 @@ impl Header {
     /// overflow or do not match their bytes, offsets that are negative, reversed, out of range,
     /// overlapping, or leave holes.
     pub fn parse(file: &str, prefix: &[u8], file_len: u64) -> Result<Header, CheckpointError> {
-        let broken = |problem: String| CheckpointError::Header {
-            file: file.to_string(),
-            problem,
-        };
+        let broken = |problem: String| CheckpointError::Header { file: file.to_string(), problem };
         let data_start = Self::prefix_len(file, prefix, file_len)?;
         let json = usize::try_from(data_start)
             .ok()
@@ -136,12 +130,7 @@ impl Header {
         }
         tensors.sort_by_key(|tensor| (tensor.begin, tensor.end));
         check_contiguous(&tensors, data_start, file_len).map_err(broken)?;
-        Ok(Header {
-            file: file.to_string(),
-            tensors,
-            metadata: raw.metadata,
-            data_start,
-        })
+        Ok(Header { file: file.to_string(), tensors, metadata: raw.metadata, data_start })
     }
 }
 
@@ -151,11 +140,7 @@ fn check_contiguous(tensors: &[TensorInfo], data_start: u64, file_len: u64) -> R
     let mut previous = "the header";
     for tensor in tensors {
         if tensor.begin != at {
-            let what = if tensor.begin < at {
-                "overlaps"
-            } else {
-                "leaves a hole after"
-            };
+            let what = if tensor.begin < at { "overlaps" } else { "leaves a hole after" };
             return Err(format!(
                 "tensor {} begins at data byte {} and {what} {}, which ends at {}",
                 shown(&tensor.name),
@@ -168,9 +153,7 @@ fn check_contiguous(tensors: &[TensorInfo], data_start: u64, file_len: u64) -> R
         previous = &tensor.name;
     }
     if at != file_len {
-        return Err(format!(
-            "its tensors end at byte {at}, but the file has {file_len} bytes"
-        ));
+        return Err(format!("its tensors end at byte {at}, but the file has {file_len} bytes"));
     }
     Ok(())
 }
@@ -192,10 +175,7 @@ impl<'de> Deserialize<'de> for RawHeader {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut raw = RawHeader {
-                    tensors: Vec::new(),
-                    metadata: BTreeMap::new(),
-                };
+                let mut raw = RawHeader { tensors: Vec::new(), metadata: BTreeMap::new() };
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         raw.metadata = map.next_value::<Option<_>>()?.unwrap_or_default();
@@ -279,18 +259,12 @@ impl RawTensor {
         }
         let (begin, end) = self.offsets;
         if begin < 0 || end < begin || end > i128::from(data_len) {
-            return Err(format!(
-                "its offsets [{begin}, {end}] are not inside the {data_len} bytes of data"
-            ));
+            return Err(format!("its offsets [{begin}, {end}] are not inside the {data_len} bytes of data"));
         }
         // Both are at most `data_len`, a u64.
         let (begin, end) = (begin as u64, end as u64);
         if end - begin != bits / 8 {
-            return Err(format!(
-                "it has {} bytes, but {dtype} {shape:?} needs {}",
-                end - begin,
-                bits / 8
-            ));
+            return Err(format!("it has {} bytes, but {dtype} {shape:?} needs {}", end - begin, bits / 8));
         }
         Ok(TensorInfo {
             name: name.to_string(),

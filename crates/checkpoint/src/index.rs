@@ -45,14 +45,8 @@ impl TensorIndex {
     ///
     /// # Errors
     /// If a shard is missing, or lacks a tensor that the index says it has.
-    pub fn sharded(
-        shards: &ShardIndex,
-        headers: Vec<Header>,
-    ) -> Result<TensorIndex, CheckpointError> {
-        let broken = |problem: String| CheckpointError::ShardIndex {
-            file: shards.file.clone(),
-            problem,
-        };
+    pub fn sharded(shards: &ShardIndex, headers: Vec<Header>) -> Result<TensorIndex, CheckpointError> {
+        let broken = |problem: String| CheckpointError::ShardIndex { file: shards.file.clone(), problem };
         if headers.len() != shards.shards.len() {
             return Err(broken(format!(
                 "it names {} shards, but {} are here; download the others",
@@ -70,11 +64,7 @@ impl TensorIndex {
             }
         }
         // The order of a HashMap is arbitrary: name the same tensor every time.
-        let absent = shards
-            .weight_map
-            .iter()
-            .filter(|(name, _)| index.find(name).is_none())
-            .min();
+        let absent = shards.weight_map.iter().filter(|(name, _)| index.find(name).is_none()).min();
         if let Some((name, &shard)) = absent {
             return Err(broken(format!(
                 "it says that tensor {} is in {}, but it is not; download that shard again",
@@ -92,8 +82,7 @@ impl TensorIndex {
 
     fn add(&mut self, mut tensor: TensorInfo, file: usize) {
         tensor.file = file;
-        self.by_name
-            .insert(tensor.name.clone(), self.tensors.len());
+        self.by_name.insert(tensor.name.clone(), self.tensors.len());
         self.tensors.push(tensor);
     }
 
@@ -107,12 +96,11 @@ impl TensorIndex {
     /// # Errors
     /// [`CheckpointError::MissingTensor`], which names the files that were searched and the names nearest to it.
     pub fn get(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
-        self.find(name)
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                tensor: shown(name),
-                files: self.described_files(),
-                hint: self.hint(name),
-            })
+        self.find(name).ok_or_else(|| CheckpointError::MissingTensor {
+            tensor: shown(name),
+            files: self.described_files(),
+            hint: self.hint(name),
+        })
     }
 
     /// The tensor of that name, if there is one: for what a model may or may not have, such as a bias.
@@ -178,8 +166,7 @@ fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a st
         .filter(|name| name.len() <= LONGEST)
         .filter_map(|name| {
             let prefixed = |long: &str, short: &str| {
-                long.strip_suffix(short)
-                    .is_some_and(|prefix| prefix.ends_with('.'))
+                long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.'))
             };
             let distance = if prefixed(name, wanted) || prefixed(wanted, name) {
                 1
@@ -224,15 +211,10 @@ impl ShardIndex {
     /// # Errors
     /// Bad JSON, an empty or misshapen `weight_map`, or a shard whose name is not that of a file beside the index.
     pub fn parse(file: &str, json: &[u8]) -> Result<ShardIndex, CheckpointError> {
-        let broken = |problem: String| CheckpointError::ShardIndex {
-            file: file.to_string(),
-            problem,
-        };
-        let value: serde_json::Value =
-            serde_json::from_slice(json).map_err(|error| CheckpointError::Json {
-                file: file.to_string(),
-                problem: shown(&error.to_string()),
-            })?;
+        let broken = |problem: String| CheckpointError::ShardIndex { file: file.to_string(), problem };
+        let value: serde_json::Value = serde_json::from_slice(json).map_err(|error| {
+            CheckpointError::Json { file: file.to_string(), problem: shown(&error.to_string()) }
+        })?;
         let map = value
             .get("weight_map")
             .and_then(|map| map.as_object())
@@ -240,9 +222,9 @@ impl ShardIndex {
             .ok_or_else(|| broken("it has no weight_map; download it again".to_string()))?;
         let mut entries = Vec::with_capacity(map.len());
         for (name, shard) in map {
-            let shard = shard.as_str().ok_or_else(|| {
-                broken(format!("the shard of tensor {} is not a text", shown(name)))
-            })?;
+            let shard = shard
+                .as_str()
+                .ok_or_else(|| broken(format!("the shard of tensor {} is not a text", shown(name))))?;
             if !is_plain_shard_name(shard) {
                 return Err(broken(format!(
                     "the shard {} of tensor {} is not a .safetensors file beside it; do not trust this checkpoint",
@@ -266,12 +248,7 @@ impl ShardIndex {
             // Some writers store it as a float.
             size.as_u64().or_else(|| size.as_f64().map(|size| size as u64))
         });
-        Ok(ShardIndex {
-            file: file.to_string(),
-            shards,
-            weight_map,
-            total_size,
-        })
+        Ok(ShardIndex { file: file.to_string(), shards, weight_map, total_size })
     }
 
     /// The shards' file names, sorted.
@@ -306,22 +283,24 @@ mod tests {
 
     #[test]
     fn nearest_finds_prefixes_and_typing_mistakes() {
-        let names = [
-            "model.layers.0.mlp.up_proj.weight",
-            "model.layers.0.mlp.down_proj.weight",
-            "model.norm.weight",
-        ];
+        let names =
+            ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.norm.weight"];
         assert_eq!(nearest("norm.weight", names.into_iter())[0], names[2]);
-        assert_eq!(
-            nearest("model.layers.0.mlp.upproj.weight", names.into_iter())[0],
-            names[0]
-        );
+        assert_eq!(nearest("model.layers.0.mlp.upproj.weight", names.into_iter())[0], names[0]);
         assert!(nearest("embeddings", names.into_iter()).is_empty());
     }
 
     #[test]
     fn shards_may_not_leave_their_directory() {
-        for bad in ["../x.safetensors", "/etc/x.safetensors", "a\\b.safetensors", "C:x.safetensors", "model.bin", ".safetensors", ""] {
+        for bad in [
+            "../x.safetensors",
+            "/etc/x.safetensors",
+            "a\\b.safetensors",
+            "C:x.safetensors",
+            "model.bin",
+            ".safetensors",
+            "",
+        ] {
             let json = serde_json::json!({"weight_map": {"t": bad}}).to_string();
             let error = ShardIndex::parse("index.json", json.as_bytes()).unwrap_err();
             assert!(error.to_string().contains("do not trust"), "{bad}: {error}");

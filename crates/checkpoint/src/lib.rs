@@ -1,8 +1,52 @@
 //! Reading Hugging Face checkpoints: safetensors, config.json, tokenizers, the Hub.
+//!
+//! The readers take bytes, so they also work in a browser; [`ModelFiles`] gathers the bytes of one
+//! model and [`Checkpoint`] is what they make of it. Files and memory maps are in [`native`], the Hub
+//! in [`hub`], each behind the feature of its name.
+//!
+//! ```no_run
+//! use halfbyte_checkpoint::Checkpoint;
+//!
+//! let checkpoint = Checkpoint::open("models/stories".as_ref())?;
+//! let layers = checkpoint.config.usize("num_hidden_layers")?;
+//! for tensor in checkpoint.index.iter() {
+//!     println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+//! }
+//! let norm: &[u8] = checkpoint.tensor_bytes("model.norm.weight")?;
+//! let ids = checkpoint.tokenizer()?.encode("Once upon a time", true)?;
+//! # Ok::<(), halfbyte_checkpoint::CheckpointError>(())
+//! ```
+//!
+//! Nothing in a checkpoint is trusted: offsets, shapes, sizes, names and templates are checked, and
+//! what does not hold becomes a [`CheckpointError`] of one line.
+
+pub mod chat_template;
+pub mod checkpoint;
 pub mod config;
+pub mod decode_stream;
 pub mod dtype;
 pub mod error;
+pub mod files;
 pub mod generation;
 pub mod header;
 pub mod index;
+#[cfg(feature = "native")]
+pub mod native;
+pub mod quantization;
 pub mod rope;
+mod strftime;
+pub mod tokenizer;
+
+pub use chat_template::ChatMessage;
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use decode_stream::DecodeStream;
+pub use dtype::TensorDtype;
+pub use error::CheckpointError;
+pub use files::{FileBytes, ModelFiles, TokenizerFiles};
+pub use generation::GenerationConfig;
+pub use header::{Header, TensorInfo};
+pub use index::{ShardIndex, TensorIndex};
+pub use quantization::QuantizationConfig;
+pub use rope::{RopeKind, RopeScaling};
+pub use tokenizer::Tokenizer;

@@ -105,11 +105,7 @@ impl ModelConfig {
                 return self.read_rope(&parameters, None);
             }
             let own = parameters.section(layer_type)?.ok_or_else(|| {
-                parameters.error(
-                    layer_type,
-                    None,
-                    "the rotary parameters of the layers of this type",
-                )
+                parameters.error(layer_type, None, "the rotary parameters of the layers of this type")
             })?;
             return self.read_rope(&own, None);
         }
@@ -221,8 +217,7 @@ impl ModelConfig {
             other => {
                 return Err(CheckpointError::Unsupported {
                     what: format!("{}: rotary scaling of type \"{}\"", self.file, shown(other)),
-                    instead: "known are default, linear, dynamic, yarn, longrope and llama3"
-                        .to_string(),
+                    instead: "known are default, linear, dynamic, yarn, longrope and llama3".to_string(),
                 });
             }
         })

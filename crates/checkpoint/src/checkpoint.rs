@@ -1,0 +1,107 @@
+//! A whole checkpoint: configuration, tensors and their bytes, tokenizer.
+
+use crate::config::ModelConfig;
+use crate::dtype::TensorDtype;
+use crate::error::{CheckpointError, shown};
+use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
+use crate::generation::GenerationConfig;
+use crate::header::{Header, TensorInfo};
+use crate::index::{ShardIndex, TensorIndex};
+use crate::tokenizer::Tokenizer;
+
+/// A model's files, checked: every tensor of the index lies inside its shard.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The model's name for messages: its directory or Hub id.
+    pub name: String,
+    /// `config.json`.
+    pub config: ModelConfig,
+    /// All tensors by name.
+    pub index: TensorIndex,
+    /// Sampling defaults and stop tokens, from `generation_config.json` and `config.json`.
+    pub generation: GenerationConfig,
+    shards: Vec<FileBytes>,
+    tokenizer: TokenizerFiles,
+}
+
+impl Checkpoint {
+    /// Reads and checks the configuration and the headers; the weights themselves are not touched.
+    ///
+    /// # Errors
+    /// Whatever is wrong with one of the files.
+    pub fn new(files: ModelFiles) -> Result<Checkpoint, CheckpointError> {
+        let (file, json) = files.config.named();
+        let config = ModelConfig::parse(file, json)?;
+        let headers = files
+            .shards
+            .iter()
+            .map(|shard| Header::parse(shard.name(), shard.bytes(), shard.bytes().len() as u64))
+            .collect::<Result<Vec<_>, _>>()?;
+        let index = match files.shard_index.as_ref().map(FileBytes::named) {
+            Some((file, json)) => TensorIndex::sharded(&ShardIndex::parse(file, json)?, headers)?,
+            None => TensorIndex::new(headers)?,
+        };
+        let generation = GenerationConfig::parse(files.generation.as_ref().map(FileBytes::named), &config)?;
+        Ok(Checkpoint {
+            name: files.name,
+            config,
+            index,
+            generation,
+            shards: files.shards,
+            tokenizer: files.tokenizer,
+        })
+    }
+
+    /// The bytes of a tensor that the model must have, little-endian in its own type.
+    ///
+    /// # Errors
+    /// If there is no such tensor.
+    pub fn tensor_bytes(&self, name: &str) -> Result<&[u8], CheckpointError> {
+        self.bytes_of(self.index.get(name)?)
+    }
+
+    /// The bytes of a tensor of this checkpoint's index.
+    ///
+    /// # Errors
+    /// If the tensor is of another checkpoint and lies outside of this one's files.
+    pub fn bytes_of(&self, tensor: &TensorInfo) -> Result<&[u8], CheckpointError> {
+        let range = usize::try_from(tensor.begin).ok().zip(usize::try_from(tensor.end).ok());
+        self.shards
+            .get(tensor.file)
+            .zip(range)
+            .and_then(|(shard, (begin, end))| shard.bytes().get(begin..end))
+            .ok_or_else(|| CheckpointError::MissingTensor {
+                tensor: shown(&tensor.name),
+                files: self.name.clone(),
+                hint: format!(
+                    ": bytes {} to {} of shard {} are not there",
+                    tensor.begin, tensor.end, tensor.file
+                ),
+            })
+    }
+
+    /// The type of the model's 16- or 32-bit weights: as the configuration says, else of the first float tensor.
+    pub fn dtype(&self) -> Option<TensorDtype> {
+        self.config.dtype.or_else(|| {
+            let mut dtypes = self.index.iter().map(|tensor| tensor.dtype);
+            dtypes.find(|dtype| dtype.is_float())
+        })
+    }
+
+    /// Whether the checkpoint came with a tokenizer.
+    pub fn has_tokenizer(&self) -> bool {
+        self.tokenizer.tokenizer.is_some()
+    }
+
+    /// Builds the tokenizer; where the configuration states a vocabulary, the tokenizer must fit into it.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged or of another model.
+    pub fn tokenizer(&self) -> Result<Tokenizer, CheckpointError> {
+        let tokenizer = Tokenizer::from_files(&self.name, &self.tokenizer)?;
+        if let Some(embedded) = self.config.opt_usize("vocab_size")? {
+            tokenizer.check_vocab(embedded)?;
+        }
+        Ok(tokenizer)
+    }
+}

@@ -1,0 +1,112 @@
+//! The files of a model as bytes, wherever they come from: memory, a memory map, the Hub's cache.
+
+use crate::error::CheckpointError;
+use std::fmt;
+
+/// A file's bytes with its name for messages. The bytes may be owned, static or a memory map.
+pub struct FileBytes {
+    name: String,
+    bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
+}
+
+impl FileBytes {
+    /// Bytes under a name. Takes a `Vec<u8>`, a `&'static [u8]`, a memory map, or the like.
+    pub fn new(name: impl Into<String>, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> FileBytes {
+        FileBytes { name: name.into(), bytes: Box::new(bytes) }
+    }
+
+    /// The name for messages: a path, for what comes from a directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The contents.
+    pub fn bytes(&self) -> &[u8] {
+        (*self.bytes).as_ref()
+    }
+
+    /// Name and contents, as the readers take them.
+    pub(crate) fn named(&self) -> (&str, &[u8]) {
+        (self.name(), self.bytes())
+    }
+}
+
+impl fmt::Debug for FileBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileBytes({}, {} bytes)", self.name, self.bytes().len())
+    }
+}
+
+/// The files of one model. Make one with [`ModelFiles::from_bytes`], [`ModelFiles::open`](crate::native) or by
+/// hand, and give it to [`Checkpoint::new`](crate::checkpoint::Checkpoint::new).
+#[derive(Debug)]
+pub struct ModelFiles {
+    /// The model's name for messages: its directory or Hub id.
+    pub name: String,
+    /// `config.json`.
+    pub config: FileBytes,
+    /// `model.safetensors.index.json`, where the weights are in several shards.
+    pub shard_index: Option<FileBytes>,
+    /// The safetensors files; with an index, in the order of [`ShardIndex::shards`](crate::index::ShardIndex::shards).
+    pub shards: Vec<FileBytes>,
+    /// `generation_config.json`.
+    pub generation: Option<FileBytes>,
+    /// The tokenizer, which a model may lack.
+    pub tokenizer: TokenizerFiles,
+}
+
+/// The files of a tokenizer.
+#[derive(Debug, Default)]
+pub struct TokenizerFiles {
+    /// `tokenizer.json`: the whole tokenizer.
+    pub tokenizer: Option<FileBytes>,
+    /// `tokenizer_config.json`: special tokens and, mostly, the chat template.
+    pub config: Option<FileBytes>,
+    /// `special_tokens_map.json`: special tokens of older models.
+    pub special_tokens: Option<FileBytes>,
+    /// `chat_template.jinja`: the chat template of newer models.
+    pub chat_template: Option<FileBytes>,
+    /// A tokenizer file of another format that is there instead, for the message.
+    pub other: Option<String>,
+}
+
+impl ModelFiles {
+    /// The files of an embedded or fetched model with its weights in one piece. Further tokenizer files can be
+    /// set on the result.
+    pub fn from_bytes<B: AsRef<[u8]> + Send + Sync + 'static>(
+        name: &str,
+        config: B,
+        safetensors: B,
+        tokenizer: Option<B>,
+        generation: Option<B>,
+    ) -> ModelFiles {
+        let file = |file: &str, bytes: B| FileBytes::new(format!("{name}/{file}"), bytes);
+        ModelFiles {
+            name: name.to_string(),
+            config: file("config.json", config),
+            shard_index: None,
+            shards: vec![file("model.safetensors", safetensors)],
+            generation: generation.map(|bytes| file("generation_config.json", bytes)),
+            tokenizer: TokenizerFiles {
+                tokenizer: tokenizer.map(|bytes| file("tokenizer.json", bytes)),
+                ..TokenizerFiles::default()
+            },
+        }
+    }
+}
+
+impl TokenizerFiles {
+    /// `tokenizer.json`, which a tokenizer needs.
+    pub(crate) fn required(&self, model: &str) -> Result<&FileBytes, CheckpointError> {
+        self.tokenizer.as_ref().ok_or_else(|| CheckpointError::MissingFile {
+            place: model.to_string(),
+            missing: "tokenizer.json".to_string(),
+            instead: match &self.other {
+                Some(other) => format!(
+                    "its tokenizer is {other}; convert it in Python with AutoTokenizer.from_pretrained(\"{model}\", use_fast=True).save_pretrained(DIR)"
+                ),
+                None => "give token ids, or copy the tokenizer.json of the model it was made from".to_string(),
+            },
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! A model in a local directory: its files found, its weights memory-mapped.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::CheckpointError;
+use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
+use crate::index::ShardIndex;
+use memmap2::Mmap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// The weights in one piece.
+pub const SINGLE: &str = "model.safetensors";
+/// The index of weights in several.
+pub const SHARD_INDEX: &str = "model.safetensors.index.json";
+
+impl ModelFiles {
+    /// Finds the files of the model in a directory and memory-maps its weights.
+    ///
+    /// # Errors
+    /// If the directory, `config.json` or a shard is missing or unreadable, or if the weights are in a
+    /// format that is not read (PyTorch's `.bin`, GGUF); the message says what to do.
+    pub fn open(dir: &Path) -> Result<ModelFiles, CheckpointError> {
+        let name = dir.display().to_string();
+        let config = read(dir, "config.json")?;
+        let shard_index = read(dir, SHARD_INDEX)?;
+        // As transformers: weights in one piece win over an index.
+        let single = map(dir, SINGLE)?;
+        let (shard_index, shards) = match (single, shard_index) {
+            (Some(single), _) => (None, vec![single]),
+            (None, Some(index)) => {
+                let shards = map_shards(dir, &index)?;
+                (Some(index), shards)
+            }
+            (None, None) => return Err(no_weights(dir, &name)),
+        };
+        let Some(config) = config else {
+            return Err(CheckpointError::MissingFile {
+                place: name,
+                missing: "config.json".to_string(),
+                instead: "copy it from the model's page; it says what the weights are for".to_string(),
+            });
+        };
+        Ok(ModelFiles {
+            name,
+            config,
+            shard_index,
+            shards,
+            generation: read(dir, "generation_config.json")?,
+            tokenizer: TokenizerFiles {
+                tokenizer: read(dir, "tokenizer.json")?,
+                config: read(dir, "tokenizer_config.json")?,
+                special_tokens: read(dir, "special_tokens_map.json")?,
+                chat_template: read(dir, "chat_template.jinja")?,
+                other: ["tokenizer.model", "vocab.json", "vocab.txt"]
+                    .into_iter()
+                    .find(|file| dir.join(file).is_file())
+                    .map(str::to_string),
+            },
+        })
+    }
+}
+
+impl Checkpoint {
+    /// Opens the model in a directory.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`] and [`Checkpoint::new`].
+    pub fn open(dir: &Path) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::new(ModelFiles::open(dir)?)
+    }
+}
+
+fn map_shards(dir: &Path, index: &FileBytes) -> Result<Vec<FileBytes>, CheckpointError> {
+    let (file, json) = index.named();
+    let shards = ShardIndex::parse(file, json)?;
+    let mut mapped = Vec::with_capacity(shards.shards().len());
+    let mut absent = Vec::new();
+    for shard in shards.shards() {
+        match map(dir, shard)? {
+            Some(bytes) => mapped.push(bytes),
+            None => absent.push(shard.as_str()),
+        }
+    }
+    if let [first, others @ ..] = absent.as_slice() {
+        let others = match others.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        return Err(CheckpointError::ShardIndex {
+            file: file.to_string(),
+            problem: format!(
+                "the shard {first}{others} of {} is missing; download it into {}",
+                shards.shards().len(),
+                dir.display()
+            ),
+        });
+    }
+    Ok(mapped)
+}
+
+/// Why a directory without safetensors cannot be used: by what is there instead.
+fn no_weights(dir: &Path, name: &str) -> CheckpointError {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(source) => {
+            return CheckpointError::Io { file: name.to_string(), source };
+        }
+    };
+    let mut files: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    files.sort();
+    let with_ending = |ending: &str| files.iter().find(|file| file.ends_with(ending));
+    if let Some(file) = with_ending(".gguf") {
+        return CheckpointError::Unsupported {
+            what: format!("{name}: {file} is a GGUF file, llama.cpp's format, which"),
+            instead: "take the Hugging Face repository with safetensors that it was converted from"
+                .to_string(),
+        };
+    }
+    let pickled = ["pytorch_model.bin", ".bin", ".pt", ".pth", ".ckpt"];
+    if let Some(file) = pickled.into_iter().find_map(with_ending) {
+        return CheckpointError::Unsupported {
+            what: format!("{name}: {file} is a PyTorch pickle, which can run any code and"),
+            instead: format!(
+                "convert it in Python with AutoModelForCausalLM.from_pretrained(\"{name}\").save_pretrained(DIR, safe_serialization=True)"
+            ),
+        };
+    }
+    let instead = match with_ending(".safetensors") {
+        Some(file) => format!("it has {file}: rename it to {SINGLE} if it is the whole model"),
+        None if files.is_empty() => "the directory is empty".to_string(),
+        None => "give the directory that holds the weights, or a Hub id".to_string(),
+    };
+    CheckpointError::MissingFile {
+        place: name.to_string(),
+        missing: format!("{SINGLE} or {SHARD_INDEX}"),
+        instead,
+    }
+}
+
+/// A small file's contents, `None` if it is not there.
+fn read(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
+    let path = dir.join(file);
+    let name = path.display().to_string();
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(FileBytes::new(name, bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CheckpointError::Io { file: name, source }),
+    }
+}
+
+/// A large file as a memory map, `None` if it is not there.
+fn map(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
+    let path = dir.join(file);
+    let name = path.display().to_string();
+    let failed = |source: io::Error| CheckpointError::Io { file: name.clone(), source };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if file.metadata().map_err(failed)?.len() == 0 {
+        // An empty file cannot be mapped everywhere; the header's reader says what is wrong with it.
+        return Ok(Some(FileBytes::new(name, Vec::new())));
+    }
+    // SAFETY: the map is read-only and lives as long as its bytes are borrowed. If another process
+    // shortens the file meanwhile, reading beyond its new end ends this process with SIGBUS, and if it
+    // rewrites the file, bytes change under us: neither is worth a copy of a 13 GB model in memory,
+    // which the map avoids (its pages come from the page cache and can be dropped). All readers treat
+    // the bytes as untrusted, and weights are used as plain numbers, for which any bytes are valid.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    Ok(Some(FileBytes::new(name, map)))
+}

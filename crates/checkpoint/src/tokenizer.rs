@@ -1,0 +1,227 @@
+//! Text to token ids and back, over the `tokenizers` crate.
+
+use crate::chat_template::{ChatMessage, ChatTemplate};
+use crate::decode_stream::DecodeStream;
+use crate::error::{CheckpointError, shown};
+use crate::files::{FileBytes, TokenizerFiles};
+use serde_json::{Map, Value};
+use tokenizers::AddedToken;
+
+/// A model's tokenizer with its special tokens and chat template.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    file: String,
+    bos: Option<String>,
+    eos: Option<String>,
+    chat_template: Option<ChatTemplate>,
+    largest_id: Option<u32>,
+}
+
+impl Tokenizer {
+    /// A tokenizer from `tokenizer.json` alone: no named special tokens, no chat template.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn from_bytes(file: &str, json: &[u8]) -> Result<Tokenizer, CheckpointError> {
+        let broken = |error: tokenizers::Error| CheckpointError::Tokenizer {
+            file: file.to_string(),
+            problem: format!("not a usable tokenizer: {}; download it again", shown(&error.to_string())),
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
+        // A training script may have left these in the file. Cutting and padding are the caller's to decide.
+        inner.with_truncation(None).map_err(broken)?;
+        inner.with_padding(None);
+        let mut tokenizer = Tokenizer {
+            inner,
+            file: file.to_string(),
+            bos: None,
+            eos: None,
+            chat_template: None,
+            largest_id: None,
+        };
+        tokenizer.find_largest_id();
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer from all its files; `model` is the model's name for messages.
+    ///
+    /// # Errors
+    /// If there is no `tokenizer.json`, or one of the files is damaged.
+    pub fn from_files(model: &str, files: &TokenizerFiles) -> Result<Tokenizer, CheckpointError> {
+        let (file, json) = files.required(model)?.named();
+        let mut tokenizer = Self::from_bytes(file, json)?;
+        let config = files.config.as_ref().map(read_object).transpose()?;
+        let special = files.special_tokens.as_ref().map(read_object).transpose()?;
+        let token = |key: &str| {
+            let maps = [config.as_ref(), special.as_ref()];
+            maps.into_iter().flatten().find_map(|map| token_text(map.get(key)?))
+        };
+        tokenizer.bos = token("bos_token");
+        tokenizer.eos = token("eos_token");
+        if let Some(Value::Object(added)) = config.as_ref().and_then(|map| map.get("added_tokens_decoder")) {
+            tokenizer.add_missing(added)?;
+        }
+        let template_file = files.config.as_ref().map_or(file, FileBytes::name);
+        tokenizer.chat_template = match &files.chat_template {
+            Some(file) => Some(ChatTemplate::new(file.name(), text_of(file)?)),
+            None => match config.as_ref().and_then(|map| map.get("chat_template")) {
+                Some(value) => ChatTemplate::from_json(template_file, value)?,
+                None => None,
+            },
+        };
+        Ok(tokenizer)
+    }
+
+    /// Token ids of a text. With `add_special` the tokenizer's own frame is put around it, such as
+    /// `<s>` before or `[CLS]` and `[SEP]` around; a chat template has it already, so pass `false` there.
+    ///
+    /// # Errors
+    /// If the tokenizer's model cannot represent the text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CheckpointError> {
+        let encoding =
+            self.inner.encode_fast(text, add_special).map_err(|error| self.error("encode", &error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids; with `skip_special` without the likes of `</s>`. Unknown ids are left out.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, CheckpointError> {
+        self.inner.decode(ids, skip_special).map_err(|error| self.error("decode", &error))
+    }
+
+    /// A decoder that gives out text while ids arrive.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_special)
+    }
+
+    /// The id of the token with exactly this text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary writes it, such as `Ġthe`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The token that begins a text, where the tokenizer names one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.token_id(self.bos.as_deref()?)
+    }
+
+    /// The token that ends a text, where the tokenizer names one. What ends generation is in
+    /// [`GenerationConfig`](crate::generation::GenerationConfig).
+    pub fn eos_id(&self) -> Option<u32> {
+        self.token_id(self.eos.as_deref()?)
+    }
+
+    /// One more than the largest id, added tokens included: the rows that an embedding must have.
+    pub fn vocab_size(&self) -> usize {
+        self.largest_id.map_or(0, |id| id as usize + 1)
+    }
+
+    /// Checks that a model with `embedded` rows of embedding has one for every id.
+    ///
+    /// # Errors
+    /// [`CheckpointError::TokenizerTooLarge`], with both numbers.
+    pub fn check_vocab(&self, embedded: usize) -> Result<(), CheckpointError> {
+        match self.largest_id {
+            Some(largest_id) if largest_id as usize >= embedded => {
+                Err(CheckpointError::TokenizerTooLarge { largest_id, embedded })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the model has a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    /// A conversation as the text that the model was trained on; encode it without special tokens.
+    /// With `add_generation_prompt` it ends where the model is to answer.
+    ///
+    /// # Errors
+    /// If the model has no chat template, or the template refuses the conversation.
+    pub fn apply_chat_template(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String, CheckpointError> {
+        let template = self.chat_template.as_ref().ok_or_else(|| CheckpointError::ChatTemplate {
+            file: self.file.clone(),
+            problem: "the model has none, so it was not trained to converse; give it a prompt to complete, or take its instruct or chat variant".to_string(),
+        })?;
+        template.render(messages, add_generation_prompt, self.bos.as_deref(), self.eos.as_deref())
+    }
+
+    /// Adds the tokens that `tokenizer_config.json` lists and `tokenizer.json` lacks, under the ids that it lists.
+    fn add_missing(&mut self, added: &Map<String, Value>) -> Result<(), CheckpointError> {
+        let mut missing: Vec<(u32, &str, &Value)> = added
+            .iter()
+            .filter_map(|(id, token)| Some((id.parse().ok()?, token.get("content")?.as_str()?, token)))
+            .filter(|(_, content, _)| !content.is_empty() && self.token_id(content).is_none())
+            .collect();
+        missing.sort_by_key(|(id, ..)| *id);
+        for (id, content, token) in missing {
+            let flag = |key: &str| token.get(key).and_then(Value::as_bool);
+            let special = flag("special").unwrap_or(false);
+            let added = AddedToken::from(content, special)
+                .single_word(flag("single_word").unwrap_or(false))
+                .lstrip(flag("lstrip").unwrap_or(false))
+                .rstrip(flag("rstrip").unwrap_or(false))
+                .normalized(flag("normalized").unwrap_or(!special));
+            if special {
+                self.inner.add_special_tokens(&[added]);
+            } else {
+                self.inner.add_tokens(&[added]);
+            }
+            let given = self.token_id(content);
+            if given != Some(id) {
+                return Err(CheckpointError::Tokenizer {
+                    file: self.file.clone(),
+                    problem: format!(
+                        "tokenizer_config.json gives token {} the id {id}, but after tokenizer.json it would be {}: the two files are of different models",
+                        shown(content),
+                        given.map_or_else(|| "none".to_string(), |id| id.to_string())
+                    ),
+                });
+            }
+        }
+        self.find_largest_id();
+        Ok(())
+    }
+
+    fn find_largest_id(&mut self) {
+        self.largest_id = self.inner.get_vocab(true).into_values().max();
+    }
+
+    fn error(&self, what: &str, error: &tokenizers::Error) -> CheckpointError {
+        CheckpointError::Tokenizer {
+            file: self.file.clone(),
+            problem: format!("cannot {what}: {}", shown(&error.to_string())),
+        }
+    }
+}
+
+/// A special token's text: written as such, or as the `content` of an object.
+fn token_text(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
+}
+
+fn read_object(file: &FileBytes) -> Result<Map<String, Value>, CheckpointError> {
+    serde_json::from_slice(file.bytes()).map_err(|error| CheckpointError::Json {
+        file: file.name().to_string(),
+        problem: shown(&error.to_string()),
+    })
+}
+
+fn text_of(file: &FileBytes) -> Result<&str, CheckpointError> {
+    std::str::from_utf8(file.bytes()).map_err(|error| CheckpointError::ChatTemplate {
+        file: file.name().to_string(),
+        problem: format!("it is not UTF-8: {error}"),
+    })
+}
