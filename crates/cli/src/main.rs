@@ -1,2 +1,7 @@
-//! The halfbyte command.
-fn main() {}
+//! The `halfbyte` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    halfbyte_cli::main()
+}

@@ -1,0 +1,288 @@
+//! The arguments of every command.
+
+use clap::{Args, Parser, Subcommand};
+use halfbyte::{
+    ComputeDtype, DeviceMap, Error, KvType, LoadOptions, ModelSource, QuantSpec, QuantType, SampleParams,
+    parse_max_memory,
+};
+use std::path::PathBuf;
+
+/// Run Hugging Face models in 4 bits on any GPU, the CPU, or both at once.
+#[derive(Debug, Parser)]
+#[command(name = "halfbyte", version, about, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say more on stderr; twice: everything. `HALFBYTE_LOG` has the full syntax of tracing filters.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Complete a prompt.
+    Run(RunArgs),
+    /// Hold a conversation.
+    Chat(ChatArgs),
+    /// Say what will live where and whether it fits, from headers alone.
+    Plan(PlanArgs),
+    /// Compute the logits of token ids, to compare with other runtimes.
+    Logits(LogitsArgs),
+    /// Measure a model's perplexity on a text.
+    Perplexity(PerplexityArgs),
+    /// List the devices of this machine.
+    Devices(DevicesArgs),
+    /// Check every kernel on every device against the scalar reference.
+    Doctor(DoctorArgs),
+}
+
+/// The model and how it is loaded: the options that all commands share.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArgs {
+    /// A Hub id (`org/name`), a local directory, or `stories`, the bundled model, which is the default.
+    pub model: Option<String>,
+    /// auto, balanced, sequential, cpu, wgpu:0, cuda:0, or a JSON file of modules and devices.
+    #[arg(long, default_value = "auto", value_name = "MAP")]
+    pub device_map: String,
+    /// The most memory to use on a device, as in wgpu:0=6GiB,cpu=8GiB. May be given again.
+    #[arg(long, value_name = "LIMITS")]
+    pub max_memory: Vec<String>,
+    /// nf4, fp4, or none: keep 16- and 32-bit weights as they are.
+    #[arg(long, default_value = "nf4", value_name = "TYPE")]
+    pub quant: String,
+    /// Keep the scales of blocks in 32 bits.
+    #[arg(long)]
+    pub no_double_quant: bool,
+    /// Weights that share a scale.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub blocksize: usize,
+    /// The least precision of arithmetic: float16, bfloat16 or float32.
+    #[arg(long, default_value = "float16", value_name = "TYPE")]
+    pub compute_dtype: String,
+    /// Element type of the KV cache: f32, f16, q8 or q4.
+    #[arg(long, default_value = "f16", value_name = "TYPE")]
+    pub kv_cache: String,
+    /// Tokens of context to reserve [default: what the model allows, at most 4096, at most what fits].
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    /// Tokens of a prompt that are processed at once.
+    #[arg(long, default_value_t = 256, value_name = "N", hide_short_help = true)]
+    pub chunk: usize,
+    /// Branch, tag or commit on the Hub.
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Access token for the Hub [default: HF_TOKEN, or the stored login].
+    #[arg(long)]
+    pub token: Option<String>,
+    /// Use only what is already downloaded.
+    #[arg(long)]
+    pub offline: bool,
+    /// Where downloads live [default: HF_HOME, shared with Python].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ModelArgs {
+    /// Which model.
+    pub fn source(&self) -> ModelSource {
+        match &self.model {
+            Some(name) => ModelSource::named(name),
+            None => ModelSource::Bundled("stories".into()),
+        }
+    }
+
+    /// How to load it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the option that is wrong.
+    pub fn options(&self) -> Result<LoadOptions, Error> {
+        let mut max_memory = std::collections::BTreeMap::new();
+        for limits in &self.max_memory {
+            max_memory.extend(parse_max_memory(limits)?);
+        }
+        if self.chunk == 0 {
+            return Err(Error::Usage("--chunk 0: at least one token must be processed at once".into()));
+        }
+        Ok(LoadOptions {
+            device_map: self.device_map.parse::<DeviceMap>()?,
+            max_memory,
+            quant: self.quant()?,
+            compute_dtype: self.compute_dtype.parse::<ComputeDtype>()?,
+            kv_cache: parse_kv(&self.kv_cache)?,
+            context: self.context,
+            chunk: self.chunk,
+            revision: self.revision.clone(),
+            token: self.token.clone(),
+            offline: self.offline,
+            cache_dir: self.cache_dir.clone(),
+        })
+    }
+
+    fn quant(&self) -> Result<Option<QuantSpec>, Error> {
+        if self.quant == "none" {
+            return Ok(None);
+        }
+        let quant_type = match self.quant.as_str() {
+            "nf4" => QuantType::Nf4,
+            "fp4" => QuantType::Fp4,
+            other => return Err(Error::Usage(format!("--quant {other}: expected nf4, fp4 or none"))),
+        };
+        let spec =
+            QuantSpec { quant_type, blocksize: self.blocksize, double_quant: !self.no_double_quant };
+        spec.validate().map_err(|error| Error::Usage(format!("--blocksize {}: {error}", self.blocksize)))?;
+        Ok(Some(spec))
+    }
+}
+
+fn parse_kv(text: &str) -> Result<KvType, Error> {
+    match text {
+        "f32" => Ok(KvType::F32),
+        "f16" => Ok(KvType::F16),
+        "q8" => Ok(KvType::Q8),
+        "q4" => Ok(KvType::Q4),
+        other => Err(Error::Usage(format!("--kv-cache {other}: expected f32, f16, q8 or q4"))),
+    }
+}
+
+/// How tokens are chosen. What is not given comes from the model's generation_config.json.
+#[derive(Debug, Clone, Args)]
+pub struct SampleArgs {
+    /// 0 is greedy.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Keep the K likeliest tokens; 0 keeps all.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep the fewest tokens whose probabilities reach P.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Make tokens that have occurred less likely; 1 is off.
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+    /// Seed of the random numbers; the same seed draws the same text.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+}
+
+impl SampleArgs {
+    /// These over the model's own defaults.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the value that is out of range.
+    pub fn over(&self, model: SampleParams) -> Result<SampleParams, Error> {
+        let params = SampleParams {
+            temperature: self.temperature.unwrap_or(model.temperature),
+            top_k: self.top_k.unwrap_or(model.top_k),
+            top_p: self.top_p.unwrap_or(model.top_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
+            seed: self.seed.unwrap_or(model.seed),
+        };
+        let wrong = |option: &str, value: f32, wanted: &str| {
+            Err(Error::Usage(format!("{option} {value}: expected {wanted}")))
+        };
+        if !(params.temperature >= 0.0 && params.temperature.is_finite()) {
+            return wrong("--temperature", params.temperature, "a number from 0 (greedy) up");
+        }
+        if !(params.top_p > 0.0 && params.top_p <= 1.0) {
+            return wrong("--top-p", params.top_p, "a number above 0, at most 1");
+        }
+        if !(params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite()) {
+            return wrong("--repetition-penalty", params.repetition_penalty, "a number above 0 (1 is off)");
+        }
+        Ok(params)
+    }
+}
+
+/// `halfbyte run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text to continue.
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
+    pub prompt: Option<String>,
+    /// A file with the text to continue; - for stdin.
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+    /// The most tokens to generate [default: the model's own, else 256].
+    #[arg(long, short = 'n', value_name = "N")]
+    pub max_new_tokens: Option<usize>,
+    /// Sampling.
+    #[command(flatten)]
+    pub sample: SampleArgs,
+}
+
+/// `halfbyte chat`
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The system message.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The most tokens of each answer.
+    #[arg(long, short = 'n', default_value_t = 1024, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// Sampling.
+    #[command(flatten)]
+    pub sample: SampleArgs,
+}
+
+/// `halfbyte plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+/// `halfbyte logits`
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Token ids, as in 1,584,342.
+    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
+    pub ids: Vec<u32>,
+    /// The safetensors file to write: one float32 tensor `logits`, [1, tokens, vocabulary].
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// `halfbyte perplexity`
+#[derive(Debug, Args)]
+pub struct PerplexityArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text.
+    #[arg(long, value_name = "FILE")]
+    pub text_file: PathBuf,
+}
+
+/// `halfbyte devices`
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `halfbyte doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Only this device, as in wgpu:0.
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Print one JSON object on stdout and nothing else there.
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,69 @@
+//! `halfbyte chat`: a conversation that keeps its KV cache between turns.
+
+use super::{interrupt, print, print_json, report, say};
+use crate::args::ChatArgs;
+use crate::progress::Bars;
+use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
+use std::io::{BufRead, IsTerminal};
+
+/// Reads lines from stdin and answers each; ends at end of input or `/exit`. Ctrl-C stops an answer.
+pub fn run(args: &ChatArgs) -> Result<(), Error> {
+    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        sample: args.sample.over(model.default_sampling())?,
+    };
+    let json = args.model.json;
+    let terminal = std::io::stdin().is_terminal();
+    if !model.has_chat_template() {
+        say("note: this model has no chat template; what you type is continued as it is");
+    }
+    if terminal {
+        say("/exit or Ctrl-D ends, /clear forgets, Ctrl-C stops an answer");
+    }
+    interrupt::install();
+    let mut chat = model.chat(args.system.as_deref());
+    let mut lines = std::io::stdin().lock().lines();
+    loop {
+        if terminal {
+            print("> ")?;
+        }
+        interrupt::clear();
+        let line = match lines.next() {
+            Some(line) => line.map_err(|error| Error::Usage(format!("stdin: {error}")))?,
+            None => return Ok(()),
+        };
+        match line.trim() {
+            "" => continue,
+            "/exit" | "/quit" => return Ok(()),
+            "/clear" => {
+                chat.clear();
+                continue;
+            }
+            _ => {}
+        }
+        let mut broken = None;
+        let answer = chat.say(&line, &options, &mut |text| {
+            if !json && let Err(error) = print(text) {
+                broken = Some(error);
+                return Flow::Stop;
+            }
+            if interrupt::pressed() { Flow::Stop } else { Flow::Continue }
+        });
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        match answer {
+            Ok(answer) if json => print_json(&report::generation_json(chat.model(), &answer))?,
+            Ok(answer) => {
+                print("\n")?;
+                if terminal {
+                    say(&format!("[{}]", report::speed_line(&answer)));
+                }
+            }
+            // One refused turn does not end a conversation with a person.
+            Err(error) if terminal => say(&format!("error: {error}")),
+            Err(error) => return Err(error),
+        }
+    }
+}

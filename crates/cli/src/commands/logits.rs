@@ -1,0 +1,49 @@
+//! `halfbyte logits`: float32 logits of token ids, to compare with other runtimes.
+
+use super::{print, print_json, say};
+use crate::args::LogitsArgs;
+use crate::progress::Bars;
+use halfbyte::{CausalLm, Error};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+use std::io::Write;
+use std::path::Path;
+
+/// Computes the logits of every position and writes them as a safetensors file.
+pub fn run(args: &LogitsArgs) -> Result<(), Error> {
+    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let logits = model.logits(&args.ids)?;
+    let vocabulary = logits.len() / args.ids.len();
+    if let Some(file) = &args.output {
+        write(file, &logits, args.ids.len(), vocabulary)?;
+        say(&format!("wrote logits [1, {}, {vocabulary}] to {}", args.ids.len(), file.display()));
+    }
+    let argmax: Vec<u32> = logits.chunks(vocabulary).map(halfbyte::argmax).collect();
+    if args.model.json {
+        return print_json(&json!({
+            "argmax": argmax,
+            "tokens": args.ids.len(),
+            "vocabulary": vocabulary,
+            "output": args.output,
+        }));
+    }
+    print(&format!("argmax {argmax:?}\n"))
+}
+
+/// Writes beside the file and renames: it is whole or not there.
+fn write(file: &Path, logits: &[f32], tokens: usize, vocabulary: usize) -> Result<(), Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("{}: {error}", file.display()));
+    let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![1, tokens, vocabulary], &bytes).map_err(|error| failed(&error))?;
+    let data = safetensors::serialize([("logits", view)], None).map_err(|error| failed(&error))?;
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = Path::new(&name);
+    let written = std::fs::File::create(part)
+        .and_then(|mut out| out.write_all(&data).and_then(|()| out.sync_all()))
+        .and_then(|()| std::fs::rename(part, file));
+    written.map_err(|error| {
+        let _ = std::fs::remove_file(part);
+        failed(&error)
+    })
+}

@@ -1,0 +1,34 @@
+//! One file for each command.
+
+pub mod chat;
+pub mod devices;
+pub mod doctor;
+pub mod interrupt;
+pub mod logits;
+pub mod perplexity;
+pub mod plan;
+pub mod report;
+pub mod run;
+
+use halfbyte::Error;
+use std::io::Write;
+
+/// Prints one JSON object on stdout.
+pub fn print_json(value: &serde_json::Value) -> Result<(), Error> {
+    print(&format!("{value}\n"))
+}
+
+/// Prints on stdout. A reader that has gone away (`| head`) ends the process quietly.
+pub fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::Usage(format!("stdout: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Prints on stderr; nobody there is no error.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

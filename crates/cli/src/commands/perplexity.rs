@@ -1,0 +1,18 @@
+//! `halfbyte perplexity`: how well a model predicts a text.
+
+use super::{print, print_json, report};
+use crate::args::PerplexityArgs;
+use crate::progress::Bars;
+use halfbyte::{CausalLm, Error};
+use serde_json::json;
+
+/// Computes and prints it.
+pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
+    let text = report::read_text(&args.text_file)?;
+    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let score = model.perplexity(&text)?;
+    if args.model.json {
+        return print_json(&json!({ "perplexity": score.perplexity, "tokens": score.tokens }));
+    }
+    print(&format!("perplexity {:.4} over {} tokens\n", score.perplexity, score.tokens))
+}

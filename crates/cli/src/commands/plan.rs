@@ -1,0 +1,41 @@
+//! `halfbyte plan`: what will live where, from headers alone.
+
+use super::{print, print_json};
+use crate::args::PlanArgs;
+use crate::progress::Bars;
+use crate::table::{Table, bytes};
+use halfbyte::Error;
+
+/// Plans and prints; exit code 0 whether it fits or not with `--json`, 1 if it does not fit without.
+pub fn run(args: &PlanArgs) -> Result<(), Error> {
+    let report = halfbyte::plan(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    if args.model.json {
+        let value = serde_json::to_value(&report).map_err(|error| Error::Usage(error.to_string()))?;
+        return print_json(&value);
+    }
+    let mut table = Table::new(&[
+        "device", "blocks", "weights", "KV cache", "activations", "scratch", "planned", "budget", "budget from",
+    ]);
+    for device in &report.devices {
+        let blocks = report.layers.iter().filter(|layer| layer.device == device.device).count();
+        table.row([
+            device.device.clone(),
+            blocks.to_string(),
+            bytes(device.weights_bytes),
+            bytes(device.kv_cache_bytes),
+            bytes(device.activation_bytes),
+            bytes(device.scratch_bytes),
+            bytes(device.planned_bytes),
+            bytes(device.budget_bytes),
+            device.budget_source.clone(),
+        ]);
+    }
+    print(&table.to_string())?;
+    match &report.refusal {
+        None => {
+            let longest = report.max_context.map(|n| format!(", at most {n} fits")).unwrap_or_default();
+            print(&format!("fits, with a context of {} tokens{longest}\n", report.context))
+        }
+        Some(refusal) => Err(Error::Usage(format!("it does not fit: {refusal}"))),
+    }
+}

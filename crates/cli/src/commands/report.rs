@@ -1,0 +1,60 @@
+//! What a load and a generation report, as JSON and as lines for people.
+
+use crate::table::{Table, bytes};
+use halfbyte::{CausalLm, Error, Generation};
+use serde_json::{Value, json};
+
+/// The JSON object of `run`.
+pub fn generation_json(model: &CausalLm, generation: &Generation) -> Value {
+    json!({
+        "text": generation.text,
+        "token_ids": generation.token_ids,
+        "prompt_tokens": generation.prompt_tokens,
+        "new_tokens": generation.token_ids.len(),
+        "stop": generation.stop,
+        "load_seconds": model.load_seconds(),
+        "prefill_tokens_per_second": generation.prefill_tokens_per_second,
+        "decode_tokens_per_second": generation.decode_tokens_per_second,
+        "context": model.context(),
+        "device_map": model.device_map(),
+        "memory": model.memory(),
+        "events": model.events(),
+    })
+}
+
+/// Speed in one line.
+pub fn speed_line(generation: &Generation) -> String {
+    let rate = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
+    format!(
+        "{} prompt tokens at {} tokens/s, {} new tokens at {} tokens/s",
+        generation.prompt_tokens,
+        rate(generation.prefill_tokens_per_second),
+        generation.token_ids.len(),
+        rate(generation.decode_tokens_per_second),
+    )
+}
+
+/// Planned, allocated and witnessed memory of each device.
+pub fn memory_table(model: &CausalLm) -> Table {
+    let mut table = Table::new(&["device", "blocks", "planned", "allocated", "witnessed"]);
+    for row in model.memory() {
+        table.row([
+            row.device.clone(),
+            model.blocks_on(&row.device).to_string(),
+            bytes(row.planned_bytes),
+            bytes(row.measured_bytes),
+            row.witnessed_bytes.map_or_else(|| "?".to_owned(), bytes),
+        ]);
+    }
+    table
+}
+
+/// A file's text, or stdin's for `-`.
+pub fn read_text(file: &std::path::Path) -> Result<String, Error> {
+    let wrong = |error: std::io::Error| Error::Usage(format!("{}: {error}", file.display()));
+    if file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin()).map_err(wrong)
+    } else {
+        std::fs::read_to_string(file).map_err(wrong)
+    }
+}

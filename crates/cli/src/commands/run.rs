@@ -1,0 +1,45 @@
+//! `halfbyte run`: completes a prompt.
+
+use super::{interrupt, print, print_json, report, say};
+use crate::args::RunArgs;
+use crate::progress::Bars;
+use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
+
+/// Loads, streams the completion to stdout, and says on stderr how fast it was.
+pub fn run(args: &RunArgs) -> Result<(), Error> {
+    let prompt = match (&args.prompt, &args.prompt_file) {
+        (Some(text), _) => text.clone(),
+        (None, Some(file)) => report::read_text(file)?,
+        (None, None) => {
+            return Err(Error::Usage("what to continue? --prompt TEXT or --prompt-file FILE".into()));
+        }
+    };
+    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens.or(model.default_max_new_tokens()).unwrap_or(256),
+        sample: args.sample.over(model.default_sampling())?,
+    };
+    interrupt::install();
+    let json = args.model.json;
+    let mut broken = None;
+    if !json {
+        print(&prompt)?;
+    }
+    let generation = model.generate(&prompt, &options, &mut |text| {
+        if !json && let Err(error) = print(text) {
+            broken = Some(error);
+            return Flow::Stop;
+        }
+        if interrupt::pressed() { Flow::Stop } else { Flow::Continue }
+    })?;
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    if json {
+        return print_json(&report::generation_json(&model, &generation));
+    }
+    print("\n")?;
+    say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
+    say(&report::memory_table(&model).to_string());
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The `halfbyte` command: arguments, tables, progress bars. Everything else is the library's.
+
+#![forbid(unsafe_code)]
+
+pub mod args;
+mod commands;
+pub mod progress;
+pub mod table;
+
+use args::{Arguments, Command};
+use clap::Parser;
+use halfbyte::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Parses the arguments and runs the command. Exit code 1 with one clear line for anything that the user
+/// can mend, 2 for arguments that do not parse.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.verbose);
+    exit_code(run(arguments.command))
+}
+
+/// 0, or 1 with the error on stderr. A closed pipe (`halfbyte run | head`) is no error.
+pub fn exit_code(result: Result<(), Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Chat(args) => commands::chat::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
+        Command::Logits(args) => commands::logits::run(&args),
+        Command::Perplexity(args) => commands::perplexity::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+    }
+}
+
+fn start_logging(verbose: u8) {
+    let default = match verbose {
+        0 => "error",
+        1 => "halfbyte=info,warn",
+        2 => "halfbyte=debug,info",
+        _ => "trace",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HALFBYTE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

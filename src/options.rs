@@ -1,0 +1,246 @@
+//! How a model is loaded: the counterpart of `from_pretrained`'s arguments.
+
+use crate::Error;
+use halfbyte_backend::KvType;
+use halfbyte_quant::QuantSpec;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where the layers go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum DeviceMap {
+    /// As many layers as fit on the GPUs, the others on the CPU; the fastest placement that fits.
+    #[default]
+    Auto,
+    /// Equal shares for all GPUs.
+    Balanced,
+    /// The first GPU filled, then the next, then the CPU.
+    Sequential,
+    /// Everything on one device: `cpu`, `wgpu:0`.
+    Only(String),
+    /// Names or prefixes of modules, each with its device, as accelerate writes them.
+    Given(BTreeMap<String, String>),
+}
+
+/// The least precision that arithmetic is done in. The kernels of today accumulate and multiply in
+/// float32 whatever is asked for, so every choice is met.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// IEEE binary16.
+    #[default]
+    Float16,
+    /// The upper half of binary32.
+    Bfloat16,
+    /// IEEE binary32.
+    Float32,
+}
+
+/// Everything that can be said about loading a model.
+///
+/// ```
+/// let options = halfbyte::LoadOptions {
+///     device_map: "cpu".parse()?,
+///     context: Some(2048),
+///     ..Default::default()
+/// };
+/// # Ok::<(), halfbyte::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Where the layers go.
+    pub device_map: DeviceMap,
+    /// The most bytes to hold on a device, by its name; never exceeded.
+    pub max_memory: BTreeMap<String, u64>,
+    /// How 16- and 32-bit linear layers are quantized; `None` keeps them as they are. A checkpoint that is
+    /// already quantized keeps its own format.
+    pub quant: Option<QuantSpec>,
+    /// The least precision of arithmetic.
+    pub compute_dtype: ComputeDtype,
+    /// Element type of the KV cache.
+    pub kv_cache: KvType,
+    /// Tokens of context to reserve. `None`: what the model allows, at most 4096, at most what fits.
+    pub context: Option<usize>,
+    /// Tokens of a prompt that are processed at once.
+    pub chunk: usize,
+    /// Branch, tag or commit on the Hub.
+    pub revision: Option<String>,
+    /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
+    pub token: Option<String>,
+    /// Use only what is already in the cache.
+    pub offline: bool,
+    /// Where downloads live. `None`: `HF_HOME`, shared with Python.
+    pub cache_dir: Option<PathBuf>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            device_map: DeviceMap::Auto,
+            max_memory: BTreeMap::new(),
+            quant: Some(QuantSpec::default()),
+            compute_dtype: ComputeDtype::default(),
+            kv_cache: KvType::F16,
+            context: None,
+            chunk: 256,
+            revision: None,
+            token: None,
+            offline: false,
+            cache_dir: None,
+        }
+    }
+}
+
+/// Whether `name` looks like a device: `cpu`, `disk`, `wgpu:0`, `cuda:1`.
+pub(crate) fn is_device_name(name: &str) -> bool {
+    match name.split_once(':') {
+        Some(("wgpu" | "cuda", index)) => index.parse::<u32>().is_ok(),
+        Some(_) => false,
+        None => name == "cpu" || name == "disk",
+    }
+}
+
+impl FromStr for DeviceMap {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "balanced" => Ok(Self::Balanced),
+            "sequential" => Ok(Self::Sequential),
+            name if is_device_name(name) => Ok(Self::Only(name.to_owned())),
+            // accelerate's short forms
+            "wgpu" | "cuda" => Ok(Self::Only(format!("{text}:0"))),
+            file if file.ends_with(".json") => Self::read(file),
+            other => Err(Error::Usage(format!(
+                "--device-map {other}: expected auto, balanced, sequential, cpu, wgpu:0, cuda:0 or a .json file"
+            ))),
+        }
+    }
+}
+
+impl DeviceMap {
+    fn read(file: &str) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Error::Usage(format!("--device-map {file}: {error}")))?;
+        let map: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|error| {
+            Error::Usage(format!(
+                "--device-map {file}: expected an object of module names and devices, as in \
+                 {{\"model.embed_tokens\": \"cpu\", \"\": \"wgpu:0\"}}: {error}"
+            ))
+        })?;
+        match map.iter().find(|(_, device)| !is_device_name(device)) {
+            Some((module, device)) => {
+                Err(Error::Usage(format!("--device-map {file}: {module:?} is to go to {device:?}, which is no device")))
+            }
+            None => Ok(Self::Given(map)),
+        }
+    }
+}
+
+impl FromStr for ComputeDtype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text {
+            "float16" | "f16" => Ok(Self::Float16),
+            "bfloat16" | "bf16" => Ok(Self::Bfloat16),
+            "float32" | "f32" => Ok(Self::Float32),
+            other => {
+                Err(Error::Usage(format!("--compute-dtype {other}: expected float16, bfloat16 or float32")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ComputeDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float16 => "float16",
+            Self::Bfloat16 => "bfloat16",
+            Self::Float32 => "float32",
+        })
+    }
+}
+
+/// Bytes as people write them: `6GiB`, `500MB`, `1.5GiB`, `4096`.
+///
+/// # Errors
+/// [`Error::Usage`] for anything else.
+pub fn parse_bytes(text: &str) -> Result<u64, Error> {
+    let wrong = || Error::Usage(format!("{text:?} is no size: expected bytes as in 6GiB, 500MB or 1073741824"));
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "t" | "tib" => 1024.0f64.powi(4),
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number * factor;
+    if bytes < 9e18 { Ok(bytes.round() as u64) } else { Err(wrong()) }
+}
+
+/// `wgpu:0=6GiB,cpu=8GiB`: the most bytes for each device. Several arguments of this form add up.
+///
+/// # Errors
+/// [`Error::Usage`] naming the part that is wrong.
+pub fn parse_max_memory(text: &str) -> Result<BTreeMap<String, u64>, Error> {
+    let mut limits = BTreeMap::new();
+    for part in text.split(',').filter(|part| !part.trim().is_empty()) {
+        let Some((device, bytes)) = part.split_once('=') else {
+            return Err(Error::Usage(format!("--max-memory {part}: expected DEVICE=SIZE, as in wgpu:0=6GiB")));
+        };
+        let device = device.trim();
+        if !is_device_name(device) {
+            return Err(Error::Usage(format!(
+                "--max-memory {part}: {device:?} is no device; `halfbyte devices` lists them"
+            )));
+        }
+        limits.insert(device.to_owned(), parse_bytes(bytes.trim())?);
+    }
+    Ok(limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, bytes) in
+            [("6GiB", 6 << 30), ("1.5GiB", 3 << 29), ("500MB", 500_000_000), ("0", 0), ("4096", 4096), ("2g", 2 << 30)]
+        {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "GiB", "six", "-1GiB", "1e30TiB", "1.2.3", "5 parsecs"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn max_memory_names_what_is_wrong() {
+        let limits = parse_max_memory("wgpu:0=6GiB, cpu=8GiB,disk=0").unwrap();
+        assert_eq!(limits["wgpu:0"], 6 << 30);
+        assert_eq!(limits["disk"], 0);
+        assert!(parse_max_memory("gpu=1GiB").unwrap_err().to_string().contains("\"gpu\""));
+        assert!(parse_max_memory("cpu").unwrap_err().to_string().contains("DEVICE=SIZE"));
+    }
+
+    #[test]
+    fn device_maps() {
+        assert_eq!("auto".parse::<DeviceMap>().unwrap(), DeviceMap::Auto);
+        assert_eq!("wgpu:1".parse::<DeviceMap>().unwrap(), DeviceMap::Only("wgpu:1".into()));
+        assert!("gpu".parse::<DeviceMap>().is_err());
+        assert!("missing.json".parse::<DeviceMap>().unwrap_err().to_string().contains("missing.json"));
+    }
+}
