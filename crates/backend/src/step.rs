@@ -253,4 +253,29 @@ impl Step {
             }
         }
     }
+
+    /// Calls `visit` with every register that the step names, so that they can be renumbered.
+    pub fn regs_mut(&mut self, visit: &mut dyn FnMut(&mut Reg)) {
+        fn pre(pre: &mut Pre, visit: &mut dyn FnMut(&mut Reg)) {
+            pre.residual.iter_mut().for_each(&mut *visit);
+            pre.emit.iter_mut().for_each(|emit| visit(&mut emit.to));
+        }
+        match self {
+            Step::Embed(step) => visit(&mut step.out),
+            Step::Linear(step) => {
+                visit(&mut step.input);
+                pre(&mut step.pre, visit);
+                step.residual.iter_mut().for_each(&mut *visit);
+                visit(&mut step.out);
+            }
+            Step::Attend(step) => {
+                visit(&mut step.qkv);
+                visit(&mut step.out);
+            }
+            Step::Head(step) => {
+                visit(&mut step.input);
+                pre(&mut step.pre, visit);
+            }
+        }
+    }
 }
