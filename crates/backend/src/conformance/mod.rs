@@ -1,1 +1,52 @@
-//! The conformance table.
+//! The conformance table: the cases that every backend must pass.
+//!
+//! [`run`] compares a backend with a reference over [`cases`]; it is the test suite of every backend
+//! and `halfbyte doctor` on a user's device. All weights and inputs come from seeds.
+//!
+//! A case also holds a backend to its word on memory: the ledger must grow by exactly what the
+//! [`Layout`](crate::Layout) says at `reserve` and `compile`, and be as before when everything is gone.
+//!
+//! [`mutants`] are small errors of meaning (a norm's eps, a window's edge). A test runs each of them
+//! against the right reference: a mutant that no case of its row catches is a hole in the table.
+
+mod attend;
+mod case;
+mod embed;
+mod execute;
+mod head;
+mod linear;
+mod mutants;
+mod report;
+mod weights;
+
+pub use case::{Case, Feed, Fill, Submission, TOLERANCE, Take};
+pub use mutants::{Mutant, mutants, run_mutant};
+pub use report::{Outcome, Report, Verdict};
+pub use weights::SeededWeights;
+
+use crate::Backend;
+
+/// All cases, row by row. Making them is cheap: weights and inputs are made when a case runs.
+pub fn cases() -> Vec<Case> {
+    let mut cases = embed::cases();
+    cases.extend(linear::cases());
+    cases.extend(attend::cases());
+    cases.extend(head::cases());
+    cases
+}
+
+/// Runs one case on both backends and compares their answers.
+pub async fn run_case(case: &Case, reference: &dyn Backend, subject: &dyn Backend) -> Outcome {
+    execute::compare(case, reference, case, subject).await
+}
+
+/// Runs all cases; `on` sees each outcome as it comes.
+pub async fn run(reference: &dyn Backend, subject: &dyn Backend, on: &mut dyn FnMut(&Outcome)) -> Report {
+    let mut report = Report::default();
+    for case in cases() {
+        let outcome = run_case(&case, reference, subject).await;
+        on(&outcome);
+        report.outcomes.push(outcome);
+    }
+    report
+}

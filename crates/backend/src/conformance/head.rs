@@ -1,0 +1,160 @@
+//! Rows `head` and `sample`: logits, greedy choices, and the loop that feeds them back.
+
+use super::embed::tokens;
+use super::linear::{NF4, named};
+use super::{Case, Feed, Fill, Take};
+use crate::{DType, Embed, Emit, EmitKind, Format, Head, Kind, NormKind, Pre, Purpose, Step, WantId};
+
+const F16: Format = Format::Dense(DType::F16);
+
+/// Both rows.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = head();
+    cases.extend(sample());
+    cases
+}
+
+/// What is particular about a head.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    vocabulary: usize,
+    hidden: usize,
+    format: Format,
+    bias: bool,
+    scale: f32,
+    softcap: Option<f32>,
+    norm: Option<NormKind>,
+    fill: Fill,
+}
+
+const PLAIN: Parts = Parts {
+    vocabulary: 257,
+    hidden: 172,
+    format: F16,
+    bias: false,
+    scale: 1.0,
+    softcap: None,
+    norm: Some(NormKind::Rms),
+    fill: Fill::Normal(1.0),
+};
+
+fn logits(name: String, parts: Parts) -> Case {
+    let Parts { vocabulary, hidden, scale, softcap, .. } = parts;
+    let mut case = Case::new("head", name);
+    let input = case.input(hidden, parts.fill);
+    let norm = parts.norm.map(|kind| case.norm(kind, hidden, 1e-5, 0.0));
+    let weight = case.linear(vocabulary, hidden, parts.format, parts.bias);
+    let pre = Pre { norm, ..Pre::default() };
+    case.step(Step::Head(Head { input, pre, weight, scale, softcap }));
+    case
+}
+
+fn head() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for format in [DType::F32, DType::F16, DType::Bf16].map(Format::Dense).into_iter().chain([NF4]) {
+        cases.push(logits(named(format), Parts { format, ..PLAIN }));
+    }
+    for (vocabulary, hidden) in [(1, 33), (3, 172), (65, 257), (1000, 64)] {
+        let name = format!("[{vocabulary}, {hidden}]");
+        cases.push(logits(name, Parts { vocabulary, hidden, ..PLAIN }));
+    }
+    for (name, parts) in [
+        ("bias", Parts { bias: true, ..PLAIN }),
+        ("scale", Parts { scale: 0.0625, ..PLAIN }),
+        ("soft cap", Parts { softcap: Some(1.5), ..PLAIN }),
+        ("bias, scale and soft cap", Parts { bias: true, scale: 2.5, softcap: Some(3.0), ..PLAIN }),
+        ("layer norm", Parts { norm: Some(NormKind::Layer), ..PLAIN }),
+        ("no norm", Parts { norm: None, bias: true, ..PLAIN }),
+        ("an outlier channel", Parts { fill: Fill::Outlier(11), ..PLAIN }),
+    ] {
+        cases.push(logits(name.to_owned(), parts));
+    }
+    for case in &mut cases {
+        case.submit(Feed::Hidden(1.0), &[(0, 0, 1)], Take::Logits(vec![0]));
+        case.submit(Feed::Hidden(1.0), &[(0, 1, 9)], Take::Logits(vec![8]));
+        case.submit(Feed::Hidden(1.0), &[(0, 10, 7)], Take::Nothing);
+        case.submit(Feed::Hidden(1.0), &[(0, 17, 7)], Take::Logits(vec![6, 0, 3]));
+        case.submit(Feed::Hidden(1.0), &[(0, 24, 9)], Take::Logits((0..9).collect()));
+        case.submit(Feed::Hidden(1.0), &[(0, 33, 65)], Take::Greedy(vec![64, 2]));
+    }
+    cases.push(stream());
+
+    let mut large = logits("[128256, 64]".into(), Parts { vocabulary: 128_256, hidden: 64, ..PLAIN });
+    large.submit(Feed::Hidden(1.0), &[(0, 0, 1)], Take::Logits(vec![0]));
+    large.submit(Feed::Hidden(1.0), &[(0, 1, 5)], Take::Logits(vec![4, 1]));
+    large.submit(Feed::Hidden(1.0), &[(0, 6, 5)], Take::Greedy(vec![0, 2, 4]));
+    large.heavy = true;
+    cases.push(large);
+    cases
+}
+
+/// A head whose `pre` has all parts, as where a model's last layer leaves the sum to it.
+fn stream() -> Case {
+    let mut case = Case::new("head", "residual, post-norm and norm");
+    let input = case.input(172, Fill::Normal(1.0));
+    let residual = case.input(172, Fill::Normal(2.0));
+    let emitted = case.reg(172);
+    let post = case.norm(NormKind::Rms, 172, 1e-6, 1.0);
+    let norm = case.norm(NormKind::Rms, 172, 1e-6, 1.0);
+    let weight = case.linear(257, 172, F16, false);
+    let emit = Emit { kind: EmitKind::Sum, to: emitted };
+    let pre = Pre { residual: Some(residual), post: Some(post), norm: Some(norm), emit: Some(emit) };
+    case.step(Step::Head(Head { input, pre, weight, scale: 1.0, softcap: Some(30.0) }));
+    case.submit(Feed::Hidden(1.0), &[(0, 0, 9)], Take::Logits(vec![8, 1]));
+    case.submit(Feed::Hidden(1.0), &[(0, 9, 1)], Take::Logits(vec![0]));
+    case
+}
+
+fn sample() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, vocabulary, tensor, bias) in [
+        ("greedy loop", 257, "table", None),
+        ("greedy loop with a bias", 1000, "table", Some("bias")),
+        ("ties go to the lowest id", 257, "tied", Some("zero")),
+        ("ties go to the lowest id, 5000 tokens", 5000, "tied", Some("zero")),
+        ("all logits are equal", 1000, "zero", Some("zero")),
+    ] {
+        cases.push(greedy(name, vocabulary, tensor, bias));
+    }
+    cases
+}
+
+/// Embed and head in one program: greedy choices feed the next submission without a read.
+fn greedy(name: &str, vocabulary: usize, tensor: &str, bias: Option<&str>) -> Case {
+    let hidden = 64;
+    let mut case = Case::new("sample", name);
+    let out = case.reg(hidden);
+    let table = case.linear(vocabulary, hidden, F16, false);
+    let positions = case.linear(64, hidden, F16, false);
+    let norm = case.rms(hidden);
+    let weight = case.linear(vocabulary, hidden, F16, bias.is_some());
+    rename(&mut case, weight, tensor, bias);
+    let embed = Embed { table, scale: 1.0, positions: Some((positions, 0)), types: None, norm: None, out };
+    case.step(Step::Embed(embed));
+    case.step(Step::Head(Head { input: out, pre: Pre::norm(norm), weight, scale: 1.0, softcap: None }));
+
+    let ids = tokens(case.seed, 9, vocabulary);
+    case.submit(Feed::Tokens(ids), &[(0, 0, 9)], Take::Greedy(vec![8]));
+    for position in 9..14 {
+        case.submit(Feed::Chosen, &[(0, position, 1)], Take::Greedy(vec![0]));
+    }
+    // Three sequences: row r goes on with the token that row r of the choice chose.
+    let ids = tokens(case.seed + 1, 12, vocabulary);
+    case.submit(Feed::Tokens(ids), &[(0, 14, 3), (1, 0, 5), (2, 0, 4)], Take::Greedy(vec![2, 7, 11]));
+    case.submit(Feed::Chosen, &[(0, 17, 1), (1, 5, 1), (2, 4, 1)], Take::Greedy(vec![0, 1, 2]));
+    case.submit(Feed::Chosen, &[(0, 18, 1), (1, 6, 1), (2, 5, 1)], Take::Logits(vec![2, 0]));
+    case.pipelined = true;
+    case
+}
+
+/// Gives the tensors of a head the names that [`SeededWeights`](super::SeededWeights) makes special.
+fn rename(case: &mut Case, weight: WantId, tensor: &str, bias: Option<&str>) {
+    let Some(want) = case.stretch.wants.get_mut(weight.0 as usize) else { return };
+    want.purpose = Purpose::Embeddings;
+    if let Kind::Linear(shape) = &mut want.kind {
+        for segment in &mut shape.segments {
+            segment.tensor = format!("head.{tensor}.weight");
+            segment.bias = bias.map(|bias| format!("head.{bias}"));
+        }
+    }
+}
