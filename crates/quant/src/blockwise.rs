@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use half::{bf16, f16};
 
 use crate::scalar::{LEAST_SCALE, at_least};
-use crate::{Absmax, Element, QuantError, QuantSpec, QuantType, Quantized, Source, SourceType};
+use crate::{Absmax, Element, QuantError, QuantSpec, QuantType, Quantized, Source, SourceType, vector_units};
 
 /// Elements of one parallel task: a multiple of every block size, and small enough that a chunk
 /// stays in the second-level cache between the search for its maxima and its encoding.
@@ -86,10 +86,11 @@ fn encode<'a, T: Element>(
 ) -> (Vec<u8>, Vec<f32>) {
     let mut packed = vec![0; len.div_ceil(2)];
     let mut absmax = vec![0.0; len.div_ceil(spec.blocksize)];
+    let encoder = vector_units::encoder();
     let task = |(index, (packed, absmax)): (usize, (&mut [u8], &mut [f32]))| {
         let start = index * CHUNK;
         let values = chunk(start..len.min(start + CHUNK));
-        encode_chunk(&values, spec, packed, absmax);
+        encoder(&values, spec, packed, absmax);
     };
     let scales = CHUNK / spec.blocksize;
     #[cfg(feature = "parallel")]
@@ -108,7 +109,7 @@ fn encode<'a, T: Element>(
 
 /// Encodes consecutive blocks of `values`, of which the last may be partial.
 #[inline(always)]
-fn encode_chunk<T: Element>(values: &[T], spec: QuantSpec, packed: &mut [u8], absmax: &mut [f32]) {
+pub(crate) fn encode_chunk<T: Element>(values: &[T], spec: QuantSpec, packed: &mut [u8], absmax: &mut [f32]) {
     let midpoints = spec.quant_type.midpoints();
     let blocks = values.chunks(spec.blocksize);
     let outputs = packed.chunks_mut(spec.blocksize / 2).zip(absmax);

@@ -28,7 +28,7 @@ pub(crate) fn dequantize_range<T: Element>(tensor: &Quantized, start: usize, out
         let (now, later) = out.split_at_mut(left.min(out.len()));
         // Sixteen products and roundings a block instead of one an element.
         let scale = tensor.absmax.get(block);
-        let values = tensor.code.map(|code| T::narrow(code * scale));
+        let values = T::narrow_all(tensor.code.map(|code| code * scale));
         look_up(&tensor.packed, at, &values, now);
         at += now.len();
         out = later;
@@ -42,10 +42,12 @@ fn look_up<T: Element>(packed: &[u8], start: usize, values: &[T; 16], out: &mut 
     if let [first] = first {
         *first = values[usize::from(packed[start / 2] & 15)];
     }
-    for (pair, &byte) in rest.chunks_mut(2).zip(&packed[start.div_ceil(2)..]) {
-        pair[0] = values[usize::from(byte >> 4)];
-        if let [_, second] = pair {
-            *second = values[usize::from(byte & 15)];
-        }
+    let packed = &packed[start.div_ceil(2)..];
+    let (pairs, last) = rest.as_chunks_mut::<2>();
+    for (pair, &byte) in pairs.iter_mut().zip(packed) {
+        *pair = [values[usize::from(byte >> 4)], values[usize::from(byte & 15)]];
+    }
+    if let [last] = last {
+        *last = values[usize::from(packed[pairs.len()] >> 4)];
     }
 }

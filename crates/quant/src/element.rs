@@ -1,6 +1,7 @@
 //! The element types that tensors come in and go out as.
 
 use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 mod sealed {
@@ -47,6 +48,9 @@ pub trait Element: sealed::Magnitude + Pod + Send + Sync {
     /// Rounds once, to nearest even; beyond the largest finite value comes infinity.
     fn narrow(value: f32) -> Self;
 
+    /// [`Element::narrow`] of sixteen values: all that a block can have.
+    fn narrow_all(values: [f32; 16]) -> [Self; 16];
+
     /// The largest magnitude in single precision; NaN if there is any NaN, 0 for no values.
     #[inline(always)]
     fn largest_magnitude(values: &[Self]) -> f32 {
@@ -71,6 +75,11 @@ impl Element for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    #[inline(always)]
+    fn narrow_all(values: [f32; 16]) -> [Self; 16] {
+        values
     }
 
     #[inline(always)]
@@ -99,6 +108,13 @@ impl Element for f16 {
     }
 
     #[inline(always)]
+    fn narrow_all(values: [f32; 16]) -> [Self; 16] {
+        let mut narrow = [f16::ZERO; 16];
+        narrow.convert_from_f32_slice(&values);
+        narrow
+    }
+
+    #[inline(always)]
     fn from_le(bytes: &[u8]) -> Self {
         f16::from_bits(u16::from_le(bytemuck::pod_read_unaligned(bytes)))
     }
@@ -113,6 +129,13 @@ impl Element for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         bf16::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn narrow_all(values: [f32; 16]) -> [Self; 16] {
+        let mut narrow = [bf16::ZERO; 16];
+        narrow.convert_from_f32_slice(&values);
+        narrow
     }
 
     #[inline(always)]
