@@ -26,17 +26,21 @@ impl RopeShape {
         self.positions as u64 * self.inv_freq.len() as u64 * 8
     }
 
-    /// The table. Angles are formed in f64 and rounded once, so that position 100,000 is as exact as
-    /// position 1.
+    /// The table's values in order. Angles are formed in f64 and rounded once, so that position 100,000
+    /// is as exact as position 1.
+    pub fn values(&self) -> impl Iterator<Item = f32> + '_ {
+        (0..self.positions).flat_map(move |position| {
+            self.inv_freq.iter().flat_map(move |&frequency| {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                [(cos * self.magnitude) as f32, (sin * self.magnitude) as f32]
+            })
+        })
+    }
+
+    /// The table, in memory of its own.
     pub fn table(&self) -> RopeTable {
         let mut values = Vec::with_capacity(self.positions * self.inv_freq.len() * 2);
-        for position in 0..self.positions {
-            for &frequency in &self.inv_freq {
-                let (sin, cos) = (position as f64 * frequency).sin_cos();
-                values.push((cos * self.magnitude) as f32);
-                values.push((sin * self.magnitude) as f32);
-            }
-        }
+        values.extend(self.values());
         RopeTable { pairs: self.inv_freq.len(), values }
     }
 }
