@@ -1,0 +1,64 @@
+//! What the planner knows of a device.
+
+use serde::Serialize;
+
+/// What kind of place a device is, in the order of the stack: the first blocks of a model go to the
+/// first of these that holds any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceClass {
+    /// Weights are read from disk for every token.
+    Disk,
+    /// The host's processor.
+    Cpu,
+    /// A graphics processor, or a software one with a low [`rate`](Device::rate).
+    Gpu,
+}
+
+/// A device that blocks may be placed on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Device {
+    /// As device maps name it: `cpu`, `wgpu:0`, `cuda:0`, `disk`.
+    pub name: String,
+    /// Devices of one pool share its memory: what they hold together counts against each budget.
+    pub pool: String,
+    /// Bytes that may be held on it.
+    pub budget: u64,
+    /// Where the budget comes from, as in `VK_EXT_memory_budget less 5%` or `--max-memory`.
+    pub budget_source: String,
+    /// What kind of place it is.
+    pub kind: DeviceClass,
+    /// Bytes of weights that it reads in a second of decoding, if measured.
+    pub rate: Option<f64>,
+}
+
+/// Assumed of a processor whose rate nobody measured: two channels of slow DDR4. Only the ratio to
+/// the other rates matters.
+const ASSUMED_CPU_RATE: f64 = 20e9;
+
+/// An unmeasured GPU is taken to be this many times as fast as the CPU, and the CPU this many times as
+/// fast as an unmeasured disk.
+const ASSUMED_RATIO: f64 = 10.0;
+
+impl Device {
+    /// The stated rate, unless it is no rate at all (zero, negative, not finite).
+    pub(crate) fn stated_rate(&self) -> Option<f64> {
+        self.rate.filter(|rate| rate.is_finite() && *rate > 0.0)
+    }
+}
+
+/// The rate of each device in bytes a second, stated or assumed: a CPU reads [`ASSUMED_CPU_RATE`], a
+/// GPU ten times what the first CPU reads, a disk a tenth.
+pub(crate) fn rates(devices: &[Device]) -> Vec<f64> {
+    let cpu = devices
+        .iter()
+        .filter(|device| device.kind == DeviceClass::Cpu)
+        .find_map(Device::stated_rate)
+        .unwrap_or(ASSUMED_CPU_RATE);
+    let assumed = |kind| match kind {
+        DeviceClass::Disk => cpu / ASSUMED_RATIO,
+        DeviceClass::Cpu => cpu,
+        DeviceClass::Gpu => cpu * ASSUMED_RATIO,
+    };
+    devices.iter().map(|device| device.stated_rate().unwrap_or_else(|| assumed(device.kind))).collect()
+}

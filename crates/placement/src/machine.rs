@@ -1,0 +1,129 @@
+//! The devices as a whole: their order in the stack, their pools, and the time that placements take.
+
+use crate::account::Account;
+use crate::device::rates;
+use crate::{Costs, Device, DeviceClass};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// What handing hidden states from one stage to the next costs a token, in seconds: a submission and a
+/// read-back. It keeps the planner from using a second device for nothing.
+pub const HANDOVER_SECONDS: f64 = 2e-4;
+
+/// Ranges of blocks and the device of each, in the order of the model.
+pub(crate) type Arrangement = Vec<(usize, Range<usize>)>;
+
+/// Devices and costs, with what is derived from them once.
+pub(crate) struct Machine<'a> {
+    pub(crate) devices: &'a [Device],
+    pub(crate) costs: &'a dyn Costs,
+    /// Devices in the order in which they take blocks: disks, CPUs, GPUs as listed.
+    pub(crate) stack: Vec<usize>,
+    /// The number of each device's pool among those that several devices share.
+    shared: Vec<Option<usize>>,
+    /// How many pools are shared.
+    pub(crate) shared_pools: usize,
+    /// Bytes a second of each device, stated or assumed.
+    rates: Vec<f64>,
+    /// `read_before[device][block]`: bytes that one token reads from the blocks before `block`.
+    read_before: Vec<Vec<u64>>,
+}
+
+impl<'a> Machine<'a> {
+    pub(crate) fn new(devices: &'a [Device], costs: &'a dyn Costs) -> Self {
+        let mut stack: Vec<usize> = (0..devices.len()).collect();
+        stack.sort_by_key(|&device| devices[device].kind);
+
+        let mut members: HashMap<&str, usize> = HashMap::new();
+        for device in devices {
+            *members.entry(&device.pool).or_default() += 1;
+        }
+        let mut numbers: HashMap<&str, usize> = HashMap::new();
+        let shared: Vec<_> = devices
+            .iter()
+            .map(|device| {
+                let number = numbers.len();
+                (members[device.pool.as_str()] > 1)
+                    .then(|| *numbers.entry(device.pool.as_str()).or_insert(number))
+            })
+            .collect();
+
+        let read_before = (0..devices.len())
+            .map(|device| {
+                let mut sum = 0_u64;
+                let mut before = vec![0];
+                for block in 0..costs.blocks() {
+                    // A block that the device cannot run is never placed there, whatever it reads.
+                    sum = sum.saturating_add(costs.reads(device, block).unwrap_or(0));
+                    before.push(sum);
+                }
+                before
+            })
+            .collect();
+
+        let shared_pools = numbers.len();
+        Self { devices, costs, stack, shared, shared_pools, rates: rates(devices), read_before }
+    }
+
+    /// The number of a device's pool, if other devices share it.
+    pub(crate) fn shared_pool(&self, device: usize) -> Option<usize> {
+        self.shared[device]
+    }
+
+    /// Seconds that `device` takes to read `blocks` once.
+    pub(crate) fn seconds(&self, device: usize, blocks: &Range<usize>) -> f64 {
+        let before = &self.read_before[device];
+        (before[blocks.end] - before[blocks.start]) as f64 / self.rates[device]
+    }
+
+    /// Tokens a second of an arrangement, if all its devices state their rates.
+    pub(crate) fn tokens_per_second(&self, arrangement: &Arrangement) -> Option<f64> {
+        let mut seconds = HANDOVER_SECONDS * arrangement.len().saturating_sub(1) as f64;
+        for (device, blocks) in arrangement {
+            self.devices[*device].stated_rate()?;
+            seconds += self.seconds(*device, blocks);
+        }
+        (seconds > 0.0).then(|| seconds.recip())
+    }
+
+    /// Bytes that an arrangement takes on each device, or what a device lacks: `(device, why)`.
+    pub(crate) fn held(
+        &self,
+        account: &Account<'_>,
+        arrangement: &Arrangement,
+    ) -> Result<Vec<u64>, (usize, String)> {
+        let mut held = vec![0_u64; self.devices.len()];
+        for (device, blocks) in arrangement {
+            let total = account.total(*device, blocks.clone()).map_err(|why| (*device, why))?;
+            held[*device] = held[*device].saturating_add(total);
+        }
+        Ok(held)
+    }
+
+    /// What is left for `device` when every device holds `held`: its budget and those of the devices
+    /// in its pool that hold anything, less what these others hold.
+    pub(crate) fn available(&self, device: usize, held: &[u64]) -> u64 {
+        let mut limit = self.devices[device].budget;
+        let mut others = 0_u64;
+        for (other, &bytes) in held.iter().enumerate() {
+            if other != device && bytes > 0 && self.devices[other].pool == self.devices[device].pool {
+                limit = limit.min(self.devices[other].budget);
+                others = others.saturating_add(bytes);
+            }
+        }
+        limit.saturating_sub(others)
+    }
+
+    /// Whether an arrangement keeps within every budget and every pool.
+    pub(crate) fn fits(&self, account: &Account<'_>, arrangement: &Arrangement) -> bool {
+        self.held(account, arrangement).is_ok_and(|held| {
+            (0..held.len()).all(|device| held[device] == 0 || held[device] <= self.available(device, &held))
+        })
+    }
+
+    /// The number of a device among the GPUs, as accelerate's maps write it.
+    pub(crate) fn nth_gpu(&self, number: usize) -> Option<usize> {
+        let mut gpus = (0..self.devices.len()).filter(|&d| self.devices[d].kind == DeviceClass::Gpu);
+        gpus.nth(number)
+    }
+}
