@@ -33,7 +33,7 @@ pub struct ChatTemplate {
 }
 
 /// The most steps a template may take: a conversation needs some thousands, an endless loop must end.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 5_000_000;
 
 impl ChatTemplate {
     /// A template from its text; `file` is where it is from, for messages.

@@ -100,6 +100,9 @@ impl Header {
     /// overlapping, or leave holes.
     pub fn parse(file: &str, prefix: &[u8], file_len: u64) -> Result<Header, CheckpointError> {
         let broken = |problem: String| CheckpointError::Header { file: file.to_string(), problem };
+        if prefix.starts_with(b"version https://git-lfs") {
+            return Err(broken("it is a Git LFS pointer, not the weights (run `git lfs pull`)".to_string()));
+        }
         let data_start = Self::prefix_len(file, prefix, file_len)?;
         let json = usize::try_from(data_start)
             .ok()

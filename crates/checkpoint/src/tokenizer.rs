@@ -28,7 +28,12 @@ impl Tokenizer {
             file: file.to_string(),
             problem: format!("not a usable tokenizer: {}; download it again", shown(&error.to_string())),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(broken)?;
+        // The `tokenizers` crate panics on some broken files. A download that broke off is found here;
+        // stranger ones, such as a decoder with an impossible character, are caught.
+        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| broken(Box::new(error)))?;
+        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+            .map_err(|_| broken("the tokenizers library panicked on it".into()))?
+            .map_err(broken)?;
         // A training script may have left these in the file. Cutting and padding are the caller's to decide.
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
