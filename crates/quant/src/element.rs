@@ -40,7 +40,7 @@ mod sealed {
     magnitude!(half::bf16, u16);
 }
 
-/// An element type of unquantized tensors: `f32`, [`f16`] or [`bf16`].
+/// An element type of unquantized tensors: `f32`, [`f16`](half::f16) or [`bf16`](half::bf16).
 pub trait Element: sealed::Magnitude + Pod + Send + Sync {
     /// The exact value in single precision. Compiles to branch-free code, so loops vectorize.
     fn widen(self) -> f32;

@@ -95,7 +95,8 @@ impl Quantized {
 
     /// The whole tensor in the element type of choice, `[len]`.
     pub fn dequantize_to<T: Element>(&self) -> Vec<T> {
-        let mut out = vec![T::zeroed(); self.len];
+        // Zeroed pages from the allocator are first touched by the threads that fill them.
+        let mut out = bytemuck::zeroed_vec(self.len);
         dequantize::dequantize(self, &mut out);
         out
     }
