@@ -32,6 +32,7 @@ pub mod header;
 pub mod index;
 #[cfg(feature = "native")]
 pub mod native;
+pub mod quant_state;
 pub mod quantization;
 pub mod rope;
 mod strftime;
@@ -47,6 +48,7 @@ pub use files::{FileBytes, ModelFiles, TokenizerFiles};
 pub use generation::GenerationConfig;
 pub use header::{Header, TensorInfo};
 pub use index::{ShardIndex, TensorIndex};
+pub use quant_state::{QuantState, QuantizedWeight};
 pub use quantization::QuantizationConfig;
 pub use rope::{RopeKind, RopeScaling};
 pub use tokenizer::Tokenizer;
