@@ -7,6 +7,7 @@ use crate::{Costs, Device, Policy, Request, Wanted, max_context, plan};
 use halfbyte_backend::human_bytes;
 use serde::Serialize;
 use std::fmt;
+use std::iter::once;
 use std::ops::Range;
 
 /// A request that cannot be met.
@@ -228,7 +229,7 @@ fn open_gaps(machine: &Machine<'_>, account: &Account<'_>) -> Vec<Gap> {
                 end = from;
             }
             let available = machine.available(device, &held);
-            (start < end).then(|| Gap { device, ranges: Vec::from_iter([start..end]), available })
+            (start < end).then(|| Gap { device, ranges: once(start..end).collect(), available })
         })
         .collect()
 }
