@@ -1,0 +1,121 @@
+//! A model as blocks of steps, before it lives anywhere.
+
+use halfbyte_backend::{Caps, Fault};
+use halfbyte_backend::{Footprint, Kind, Layout, Purpose, Reg, Step, Stretch, Want, WantId};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Steps that stay together on one device: an embedding, a layer, a head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    /// Its name, as device maps have it: `model.embed_tokens`, `model.layers.0`, `lm_head`.
+    pub name: String,
+    /// Its steps, over the blueprint's wants and registers.
+    pub steps: Vec<Step>,
+    /// The registers that it takes from the block before it: the residual stream. Empty for the first.
+    pub inputs: Vec<Reg>,
+}
+
+/// A model: what it wants and what it does, block by block. Pure data, made from headers alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blueprint {
+    /// The architecture, as in `LlamaForCausalLM`.
+    pub architecture: String,
+    /// All that the steps name by [`WantId`].
+    pub wants: Vec<Want>,
+    /// Width of each register.
+    pub widths: Vec<usize>,
+    /// The model in order.
+    pub blocks: Vec<Block>,
+    /// Rows of the embedding; logits have as many.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Positions that the model was trained for.
+    pub max_positions: usize,
+    /// Positions of each sequence in the KV cache.
+    pub context: usize,
+    /// Sequences at once.
+    pub sequences: usize,
+}
+
+impl Blueprint {
+    /// The blocks of `range` as one stretch: with the wants and registers that they use, renumbered.
+    /// It takes hidden states unless it starts with the first block, and leaves some unless it ends
+    /// with the last. A range beyond the blocks is cut.
+    pub fn stretch(&self, range: Range<usize>) -> Stretch {
+        let range = range.start.min(self.blocks.len())..range.end.min(self.blocks.len());
+        let blocks = self.blocks.get(range.clone()).unwrap_or_default();
+        let mut steps: Vec<Step> = blocks.iter().flat_map(|block| block.steps.iter().copied()).collect();
+        let boundary = |at: usize| self.blocks.get(at).map_or_else(Vec::new, |block| block.inputs.clone());
+        let mut inputs = boundary(range.start);
+        let mut outputs = boundary(range.end);
+
+        let mut wants = Vec::new();
+        let mut want_ids = BTreeMap::new();
+        let mut widths = Vec::new();
+        let mut regs = BTreeMap::new();
+        let mut renumber = |reg: &mut Reg| {
+            let width = self.widths.get(usize::from(reg.0)).copied().unwrap_or(0);
+            *reg = *regs.entry(*reg).or_insert_with(|| {
+                widths.push(width);
+                Reg((widths.len() - 1) as u16)
+            });
+        };
+        inputs.iter_mut().for_each(&mut renumber);
+        for step in &mut steps {
+            step.regs_mut(&mut renumber);
+            step.wants_mut(&mut |id: &mut WantId| {
+                let Some(want) = self.wants.get(id.0 as usize) else { return };
+                *id = *want_ids.entry(*id).or_insert_with(|| {
+                    wants.push(want.clone());
+                    WantId((wants.len() - 1) as u32)
+                });
+            });
+        }
+        outputs.iter_mut().for_each(&mut renumber);
+        Stretch { wants, steps, widths, inputs, outputs }
+    }
+
+    /// All blocks as one stretch.
+    pub fn whole(&self) -> Stretch {
+        self.stretch(0..self.blocks.len())
+    }
+
+    /// The position of the block called `name`.
+    pub fn block(&self, name: &str) -> Option<usize> {
+        self.blocks.iter().position(|block| block.name == name)
+    }
+
+    /// Bytes that the blocks of `range` take on a device of this layout: wants, and a program for
+    /// `caps`. What the device holds anyway ([`Layout::resident`]) is not among them.
+    ///
+    /// # Errors
+    /// [`Fault::Unsupported`] if the device cannot hold or run them.
+    pub fn footprint(
+        &self,
+        layout: &dyn Layout,
+        range: Range<usize>,
+        caps: &Caps,
+    ) -> Result<Footprint, Fault> {
+        let stretch = self.stretch(range);
+        let mut footprint = layout.program(&stretch, caps)?;
+        for want in &stretch.wants {
+            footprint.add(want.purpose, layout.want(&want.kind)?);
+        }
+        Ok(footprint)
+    }
+
+    /// Weights that a token reads: the elements of all linear layers but embeddings, each once.
+    pub fn linear_weights(&self) -> u64 {
+        self.wants.iter().filter(|want| want.purpose == Purpose::Weights).map(elements).sum()
+    }
+}
+
+/// Elements of a matrix; 0 for anything else.
+fn elements(want: &Want) -> u64 {
+    match &want.kind {
+        Kind::Linear(shape) => shape.rows() as u64 * shape.cols() as u64,
+        _ => 0,
+    }
+}

@@ -1,0 +1,131 @@
+//! How likely a model finds a text.
+
+use halfbyte_backend::{Answer, Input, Output, Rows};
+
+use crate::engine::places;
+use crate::session::unexpected;
+use crate::{Engine, ModelError, Session};
+
+/// A sum of negative log likelihoods; scores of several texts add up.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Score {
+    /// In nats, over all scored tokens.
+    pub negative_log_likelihood: f64,
+    /// Tokens that were scored: all of a text but its first.
+    pub tokens: usize,
+}
+
+impl Score {
+    /// `exp` of the mean negative log likelihood; not a number if nothing was scored.
+    pub fn perplexity(&self) -> f64 {
+        (self.negative_log_likelihood / self.tokens as f64).exp()
+    }
+
+    /// Adds another text's.
+    pub fn merge(&mut self, other: Score) {
+        self.negative_log_likelihood += other.negative_log_likelihood;
+        self.tokens += other.tokens;
+    }
+}
+
+/// The logits of every position, `[tokens, vocabulary]`, computed from nothing in one sequence of the
+/// engine; what a session had cached there is lost.
+///
+/// # Errors
+/// As [`Session::extend`].
+pub async fn logits(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
+    let mut all = Vec::new();
+    each_chunk(engine, sequence, tokens, 0, &mut |_, logits| all.extend_from_slice(logits)).await?;
+    Ok(all)
+}
+
+/// Scores a text: each token but the first, given all before it.
+///
+/// A text longer than the context is read in windows of the context's length that overlap by half, so
+/// that every token but the first window's sees at least half a context.
+///
+/// # Errors
+/// As [`Session::extend`], but for the length.
+pub async fn score(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Score, ModelError> {
+    let context = engine.blueprint().context;
+    let vocab = engine.blueprint().vocab;
+    if tokens.len() > context && context < 2 {
+        return Err(ModelError::Invalid(format!("a text of {} tokens in windows of one", tokens.len())));
+    }
+    let mut score = Score::default();
+    let mut begin = 0;
+    // The first token that has not been scored.
+    let mut next = 1;
+    loop {
+        let end = tokens.len().min(begin + context);
+        let window = &tokens[begin..end];
+        let from = next - 1 - begin;
+        each_chunk(engine, sequence, window, from, &mut |at, logits| {
+            for (row, logits) in logits.chunks_exact(vocab).enumerate() {
+                if let Some(&target) = window.get(at + row + 1) {
+                    score.negative_log_likelihood += surprise(logits, target);
+                    score.tokens += 1;
+                }
+            }
+        })
+        .await?;
+        if end == tokens.len() {
+            return Ok(score);
+        }
+        next = end;
+        begin = end - context / 2;
+    }
+}
+
+/// `-log softmax(logits)[target]`, in f64.
+fn surprise(logits: &[f32], target: u32) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
+    let target = logits.get(target as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    sum.ln() - f64::from(target - largest)
+}
+
+/// Runs `tokens` from position 0 on and calls `visit(first row, logits)` with the logits of the rows from
+/// `from` on, a chunk at a time.
+async fn each_chunk(
+    engine: &mut Engine,
+    sequence: u32,
+    tokens: &[u32],
+    from: usize,
+    visit: &mut dyn FnMut(usize, &[f32]),
+) -> Result<(), ModelError> {
+    Session::new(sequence).check(engine, tokens)?;
+    let caps = engine.caps();
+    let mut at = 0;
+    while at < tokens.len() {
+        // Rows before `from` need no logits, and so may be more at once.
+        let (rows, wanted) =
+            if at < from { (caps.rows.min(from - at), false) } else { (caps.rows.min(caps.outputs), true) };
+        let chunk = &tokens[at..tokens.len().min(at + rows)];
+        let places = places(sequence, at, chunk.len());
+        let ids: Vec<u32> = (0..chunk.len() as u32).collect();
+        let output = if wanted { Output::Logits(&ids) } else { Output::Nothing };
+        match engine.forward(&Rows { input: Input::Tokens(chunk), places: &places, output }).await? {
+            Answer::Logits(logits) if wanted => visit(at, &logits),
+            Answer::Nothing if !wanted => {}
+            other => return Err(unexpected("logits", &other)),
+        }
+        at += chunk.len();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn surprise_is_the_log_of_the_softmax() {
+        let logits = [1.0f32, 3.0, -2.0];
+        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        for (target, &logit) in logits.iter().enumerate() {
+            let wanted = -(f64::from(logit).exp() / total).ln();
+            assert!((surprise(&logits, target as u32) - wanted).abs() < 1e-12);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! One sequence of tokens, and what the KV cache holds of it.
+
+use halfbyte_backend::{Answer, Fault};
+
+use crate::ModelError;
+use crate::engine::{Engine, Last, name};
+
+/// A conversation, a text, a prompt: tokens whose keys and values are in the cache of an [`Engine`].
+///
+/// The next prompt may share a beginning with it (the second turn of a conversation does); only the
+/// rest is computed. After an engine was lost and loaded again, everything is.
+#[derive(Debug, Clone)]
+pub struct Session {
+    sequence: u32,
+    /// Tokens whose keys and values are cached, from position 0 on.
+    tokens: Vec<u32>,
+    /// The engine whose cache it is.
+    epoch: u64,
+}
+
+impl Session {
+    /// An empty session in the place of one of the engine's sequences; at most one session may use it.
+    pub fn new(sequence: u32) -> Self {
+        Self { sequence, tokens: Vec::new(), epoch: 0 }
+    }
+
+    /// Which part of the cache it uses.
+    pub fn sequence(&self) -> u32 {
+        self.sequence
+    }
+
+    /// The tokens whose keys and values are cached.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+    }
+
+    /// Makes the session `prompt`: keeps the longest beginning that is cached, computes the rest in
+    /// chunks, and returns the logits after the last token, `[vocabulary]`.
+    ///
+    /// # Errors
+    /// An empty prompt, one longer than the context, an unknown token; what a device says, after which
+    /// the session holds only the beginning.
+    pub async fn extend(&mut self, engine: &mut Engine, prompt: &[u32]) -> Result<Vec<f32>, ModelError> {
+        match self.advance(engine, prompt, Last::Logits).await? {
+            Answer::Logits(logits) => Ok(logits),
+            other => Err(unexpected("logits", &other)),
+        }
+    }
+
+    /// How many of `prompt`'s tokens [`extend`](Self::extend) would not compute.
+    pub fn reusable(&self, engine: &Engine, prompt: &[u32]) -> usize {
+        if self.epoch != engine.epoch() {
+            return 0;
+        }
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        // The last token is always computed: its logits are what is asked for.
+        common.min(prompt.len().saturating_sub(1))
+    }
+
+    /// [`extend`](Self::extend) with another question to the last token.
+    pub(crate) async fn advance(
+        &mut self,
+        engine: &mut Engine,
+        prompt: &[u32],
+        last: Last,
+    ) -> Result<Answer, ModelError> {
+        self.check(engine, prompt)?;
+        let kept = self.reusable(engine, prompt);
+        self.tokens.truncate(kept);
+        self.epoch = engine.epoch();
+        let answer = engine.prefill(self.sequence, kept, &prompt[kept..], last).await?;
+        self.tokens.extend_from_slice(&prompt[kept..]);
+        Ok(answer)
+    }
+
+    /// Notes that a device has been given `token` at the next position.
+    pub(crate) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+    }
+
+    pub(crate) fn check(&self, engine: &Engine, prompt: &[u32]) -> Result<(), ModelError> {
+        let blueprint = engine.blueprint();
+        if self.sequence as usize >= blueprint.sequences {
+            let (wanted, held) = (self.sequence, blueprint.sequences);
+            return Err(ModelError::Invalid(format!("sequence {wanted} of an engine for {held}")));
+        }
+        if prompt.is_empty() {
+            return Err(ModelError::EmptyPrompt);
+        }
+        if prompt.len() > blueprint.context {
+            return Err(ModelError::ContextTooShort {
+                tokens: prompt.len(),
+                context: blueprint.context,
+                max_positions: blueprint.max_positions,
+            });
+        }
+        match prompt.iter().find(|&&token| token as usize >= blueprint.vocab) {
+            Some(&token) => Err(ModelError::Token { token, vocab: blueprint.vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A backend answered another question.
+pub(crate) fn unexpected(wanted: &str, answer: &Answer) -> ModelError {
+    Fault::Internal(format!("{wanted} expected, not {}", name(answer))).into()
+}

@@ -1,0 +1,87 @@
+//! How a model is to be held: its quantization, its context, its KV cache.
+
+use halfbyte_backend::KvType;
+use halfbyte_checkpoint::ModelConfig;
+use halfbyte_quant::QuantSpec;
+
+use crate::ModelError;
+
+/// The context that is taken where nobody asks for one; shorter where the model's own is.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// What the user chooses about a model, apart from where it lives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// How linear layers that are stored in 16 or 32 bits are quantized; `None` keeps them as they
+    /// are. A checkpoint that is already quantized keeps what it has.
+    pub quant: Option<QuantSpec>,
+    /// Element type of cached keys and values.
+    pub kv: KvType,
+    /// Positions of each sequence. `None` takes the model's own, but no more than
+    /// [`DEFAULT_CONTEXT`].
+    pub context: Option<usize>,
+    /// Sequences at once.
+    pub sequences: usize,
+    /// Modules that are not quantized, as `llm_int8_skip_modules` in transformers: their full name,
+    /// its beginning or its end. Output heads and embeddings never are.
+    pub skip_modules: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            quant: Some(QuantSpec::default()),
+            kv: KvType::F16,
+            context: None,
+            sequences: 1,
+            skip_modules: Vec::new(),
+        }
+    }
+}
+
+/// How the linear layers that are stored unquantized will be held.
+#[derive(Debug, Clone)]
+pub(crate) struct Quantization {
+    spec: Option<QuantSpec>,
+    skip: Vec<String>,
+}
+
+impl Quantization {
+    /// The user's wish, unless the checkpoint has been quantized already: what it left alone then
+    /// stays as it is.
+    pub(crate) fn of(config: &ModelConfig, settings: &Settings) -> Result<Self, ModelError> {
+        if let Some(spec) = settings.quant {
+            spec.validate().map_err(|error| ModelError::Unsupported {
+                what: format!("quantization in blocks of {}", spec.blocksize),
+                instead: error.to_string(),
+            })?;
+        }
+        let stored = config.quantization()?;
+        let mut skip = settings.skip_modules.clone();
+        skip.push("lm_head".into());
+        Ok(Self { spec: if stored.is_some() { None } else { settings.quant }, skip })
+    }
+
+    /// How `module` (a tensor's name without `.weight`) is to be quantized, if it is.
+    pub(crate) fn spec(&self, module: &str) -> Option<QuantSpec> {
+        let skipped = self.skip.iter().any(|key| module.starts_with(key) || module.ends_with(key));
+        self.spec.filter(|_| !skipped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skip_lists_match_the_beginning_and_the_end() {
+        let config = ModelConfig::parse("config.json", br#"{"model_type": "llama"}"#).unwrap();
+        let skip = vec!["v_proj".to_owned(), "model.layers.1".to_owned()];
+        let settings = Settings { skip_modules: skip, ..Settings::default() };
+        let quantization = Quantization::of(&config, &settings).unwrap();
+        for kept in ["lm_head", "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj"] {
+            assert_eq!(quantization.spec(kept), None, "{kept}");
+        }
+        assert!(quantization.spec("model.layers.0.self_attn.q_proj").is_some());
+    }
+}

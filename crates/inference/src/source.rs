@@ -1,0 +1,205 @@
+//! A checkpoint's tensors in the bytes that backends hold.
+
+use half::{bf16, f16};
+use halfbyte_backend::{Canonical, DType, Fault, Format, Fut, QuantFormat, Segment, WeightSource};
+use halfbyte_checkpoint::QuantizedWeight;
+use halfbyte_checkpoint::{Checkpoint, TensorDtype, quant_state};
+use halfbyte_quant::{Quantized, Source, SourceType, quantize};
+use std::borrow::Cow;
+
+use crate::ModelError;
+use crate::tensors::{Tensors, check_shape};
+
+/// Reads the weights of a [`Checkpoint`]: 4-bit states as they are, floats converted or quantized as they
+/// are read. Host memory beyond the checkpoint's own (a memory map, mostly): one tensor.
+#[derive(Debug)]
+pub struct CheckpointSource<'c> {
+    checkpoint: &'c Checkpoint,
+}
+
+impl<'c> CheckpointSource<'c> {
+    /// The weights of `checkpoint`.
+    pub fn new(checkpoint: &'c Checkpoint) -> Self {
+        Self { checkpoint }
+    }
+
+    fn read(&self, segment: &Segment) -> Result<Canonical<'_>, ModelError> {
+        match segment.format {
+            Format::Dense(dtype) => {
+                let stored = self.matrix(segment)?;
+                let bytes = convert(stored.bytes, stored.dtype, dtype);
+                Ok(Canonical::Dense { dtype, bytes })
+            }
+            Format::Quant(format) => {
+                let data = match quant_state::read_quantized(self.checkpoint, &segment.tensor)? {
+                    Some(stored) => self.stored(stored, segment, format)?,
+                    None => self.quantize(segment, format)?,
+                };
+                Ok(Canonical::Quantized(Cow::Owned(data)))
+            }
+        }
+    }
+
+    /// A weight that is stored in 4 bits, if it is what the blueprint took it for.
+    fn stored(
+        &self,
+        stored: QuantizedWeight,
+        segment: &Segment,
+        format: QuantFormat,
+    ) -> Result<Quantized, ModelError> {
+        let wanted = [segment.rows, segment.cols];
+        if stored.shape != wanted {
+            let file = self.checkpoint.name.clone();
+            let (tensor, found) = (segment.tensor.clone(), stored.shape);
+            return Err(ModelError::Shape { tensor, file, found, wanted: wanted.to_vec() });
+        }
+        let mut data = stored.data;
+        // Of a single block the headers do not tell the size, and nothing depends on it.
+        if data.len <= data.blocksize && data.len <= format.blocksize {
+            data.blocksize = format.blocksize;
+        }
+        if QuantFormat::from(data.spec()) != format {
+            let (name, tensor, spec) = (&self.checkpoint.name, &segment.tensor, data.spec());
+            let problem =
+                format!("{name}: the quant state of {tensor} says {spec:?}, but its headers {format:?}");
+            return Err(Fault::Source(problem).into());
+        }
+        Ok(data)
+    }
+
+    fn quantize(&self, segment: &Segment, format: QuantFormat) -> Result<Quantized, ModelError> {
+        let stored = self.matrix(segment)?;
+        let (dtype, bytes) = match stored.dtype {
+            TensorDtype::F16 => (SourceType::F16, stored.bytes),
+            TensorDtype::BF16 => (SourceType::Bf16, stored.bytes),
+            TensorDtype::F32 => (SourceType::F32, stored.bytes),
+            other => (SourceType::F32, convert(stored.bytes, other, DType::F32)),
+        };
+        let failed = |error: halfbyte_quant::QuantError| {
+            Fault::Source(format!("{}: quantizing {}: {error}", self.checkpoint.name, segment.tensor))
+        };
+        let source = Source::from_le_bytes(dtype, &bytes).map_err(failed)?;
+        Ok(quantize(source, format.into()).map_err(failed)?)
+    }
+
+    /// A float matrix, `[rows, cols]` after transposition.
+    fn matrix(&self, segment: &Segment) -> Result<Bytes<'_>, ModelError> {
+        let (rows, cols) = (segment.rows, segment.cols);
+        let shape = if segment.transposed { [cols, rows] } else { [rows, cols] };
+        let mut stored = self.floats(&segment.tensor, &shape)?;
+        if segment.transposed {
+            let size = stored.dtype.size().unwrap_or(1);
+            stored.bytes = Cow::Owned(transpose(&stored.bytes, [cols, rows], size));
+        }
+        Ok(stored)
+    }
+
+    /// A tensor of floats of the given shape.
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Bytes<'_>, ModelError> {
+        let index = &self.checkpoint.index;
+        let stored = Tensors::get(index, name)?;
+        let dtype = stored.dtype;
+        if !dtype.is_float() {
+            return Err(ModelError::Dtype {
+                tensor: name.into(),
+                file: stored.file,
+                dtype: dtype.to_string(),
+                instead: "floats of at least 16 bits are needed".into(),
+            });
+        }
+        check_shape(name, stored, shape)?;
+        Ok(Bytes { dtype, bytes: Cow::Borrowed(self.checkpoint.tensor_bytes(name)?) })
+    }
+}
+
+/// Elements as they lie in the file.
+struct Bytes<'a> {
+    dtype: TensorDtype,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl WeightSource for CheckpointSource<'_> {
+    fn segment<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Canonical<'a>> {
+        Box::pin(async move { self.read(segment).map_err(fault) })
+    }
+
+    fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
+        Box::pin(async move {
+            let stored = self.floats(name, &[len]).map_err(fault)?;
+            Ok(floats(&stored.bytes, stored.dtype).collect())
+        })
+    }
+}
+
+fn fault(error: ModelError) -> Fault {
+    match error {
+        ModelError::Fault(fault) => fault,
+        other => Fault::Source(other.to_string()),
+    }
+}
+
+/// Little-endian floats of any type, in f32.
+fn floats(bytes: &[u8], dtype: TensorDtype) -> Box<dyn Iterator<Item = f32> + '_> {
+    match dtype {
+        TensorDtype::F16 => Box::new(words::<2>(bytes).map(|word| f16::from_le_bytes(word).to_f32())),
+        TensorDtype::BF16 => Box::new(words::<2>(bytes).map(|word| bf16::from_le_bytes(word).to_f32())),
+        TensorDtype::F64 => Box::new(words::<8>(bytes).map(|word| f64::from_le_bytes(word) as f32)),
+        _ => Box::new(words::<4>(bytes).map(f32::from_le_bytes)),
+    }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// Little-endian floats of one type as another; borrowed where it is the same.
+fn convert(bytes: Cow<'_, [u8]>, from: TensorDtype, to: DType) -> Cow<'_, [u8]> {
+    match (from, to) {
+        (TensorDtype::F32, DType::F32)
+        | (TensorDtype::F16, DType::F16)
+        | (TensorDtype::BF16, DType::Bf16) => bytes,
+        (_, DType::F32) => floats(&bytes, from).flat_map(f32::to_le_bytes).collect(),
+        (_, DType::F16) => {
+            floats(&bytes, from).flat_map(|value| f16::from_f32(value).to_le_bytes()).collect()
+        }
+        (_, DType::Bf16) => {
+            floats(&bytes, from).flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect()
+        }
+    }
+}
+
+/// `[rows, cols]` elements of `size` bytes as `[cols, rows]`.
+fn transpose(bytes: &[u8], [rows, cols]: [usize; 2], size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for col in 0..cols {
+        for row in 0..rows {
+            let at = (row * cols + col) * size;
+            out.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transposing_twice_gives_the_same() {
+        let bytes: Vec<u8> = (0..3 * 5 * 2).collect();
+        let turned = transpose(&bytes, [3, 5], 2);
+        assert_eq!(turned[..6], [0, 1, 10, 11, 20, 21]);
+        assert_eq!(transpose(&turned, [5, 3], 2), bytes);
+    }
+
+    #[test]
+    fn conversion_rounds_once() {
+        let values = [1.0f32, -2.5, 65504.0, 1e-8];
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let halves = convert(Cow::Borrowed(&bytes), TensorDtype::F32, DType::F16);
+        let wanted: Vec<f32> = values.iter().map(|&value| f16::from_f32(value).to_f32()).collect();
+        assert_eq!(floats(&halves, TensorDtype::F16).collect::<Vec<_>>(), wanted);
+        let same = convert(Cow::Borrowed(&bytes), TensorDtype::F32, DType::F32);
+        assert!(matches!(same, Cow::Borrowed(_)));
+    }
+}
