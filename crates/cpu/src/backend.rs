@@ -1,0 +1,294 @@
+//! The backend: wants in, slots and programs out.
+
+use crate::bound::Binder;
+use crate::buffer::Shortage;
+use crate::layout::{CpuLayout, Sizes};
+use crate::memory;
+use crate::path::Path;
+use crate::program::{CpuProgram, Held, State};
+use crate::slots::{Entry, Slots, Stored};
+use halfbyte_backend::{
+    Backend, Caps, DeviceInfo, DeviceKind, Fault, Fut, Kind, Layout, Ledger, LinearShape, Memory, NormShape,
+    Program, Purpose, Slot, Stretch, Want, WeightSource,
+};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// How a [`CpuBackend`] is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Its name in device maps and errors.
+    pub name: String,
+    /// Its kernels; `None` takes what [`PATH_VARIABLE`](crate::PATH_VARIABLE) says, or the fastest.
+    pub path: Option<Path>,
+    /// Worker threads; `None` takes as many as the machine runs at once.
+    pub threads: Option<usize>,
+    /// The most bytes it may hold, whatever the machine has.
+    pub memory_limit: Option<u64>,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { name: "cpu".into(), path: None, threads: None, memory_limit: None }
+    }
+}
+
+/// The host's processor as a [`Backend`].
+pub struct CpuBackend {
+    info: DeviceInfo,
+    layout: CpuLayout,
+    path: Path,
+    pool: Option<Arc<ThreadPool>>,
+    memory_limit: Option<u64>,
+    ledger: Rc<Ledger>,
+    slots: RefCell<Slots>,
+}
+
+impl CpuBackend {
+    /// The fastest kernels that this processor runs, on all its threads.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] or [`Fault::Unsupported`] if [`PATH_VARIABLE`](crate::PATH_VARIABLE) names no
+    /// path or one that this processor lacks; [`Fault::Internal`] if threads cannot be started.
+    pub fn new() -> Result<Self, Fault> {
+        Self::with(CpuOptions::default())
+    }
+
+    /// The readable reference on one thread: what all kernels are compared to.
+    pub fn scalar() -> Self {
+        Self::assemble(CpuOptions::default(), Path::Scalar, None, 0)
+    }
+
+    /// The fastest kernels under another name.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    pub fn named(name: impl Into<String>) -> Result<Self, Fault> {
+        Self::with(CpuOptions { name: name.into(), ..CpuOptions::default() })
+    }
+
+    /// A backend to measure.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    pub fn with(options: CpuOptions) -> Result<Self, Fault> {
+        let path = match options.path {
+            Some(path) => path.to_string().parse()?,
+            None => Path::from_env()?,
+        };
+        if path == Path::Scalar {
+            return Ok(Self::assemble(options, path, None, 0));
+        }
+        let threads = options.threads.unwrap_or_else(|| CpuLayout::new().threads()).max(1);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("halfbyte-cpu-{index}"))
+            .build()
+            .map_err(|fault| Fault::Internal(format!("{threads} worker threads: {fault}")))?;
+        Ok(Self::assemble(options, path, Some(Arc::new(pool)), threads))
+    }
+
+    fn assemble(options: CpuOptions, path: Path, pool: Option<Arc<ThreadPool>>, threads: usize) -> Self {
+        let layout = CpuLayout::with_threads(threads).named(&options.name);
+        let info = DeviceInfo {
+            name: options.name,
+            adapter: processor(),
+            driver: format!("{path}, {} threads", threads.max(1)),
+            kind: DeviceKind::Cpu,
+            limits: vec![
+                ("kernels".into(), path.to_string()),
+                ("threads".into(), threads.max(1).to_string()),
+            ],
+        };
+        Self {
+            info,
+            layout,
+            path,
+            pool,
+            memory_limit: options.memory_limit,
+            ledger: Rc::default(),
+            slots: RefCell::default(),
+        }
+    }
+
+    /// The kernels that run.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Refuses an allocation that would leave less than nothing: Linux grants it and kills us later.
+    fn admit(&self, name: &str, what: Purpose, wanted: u64) -> Result<(), Fault> {
+        match self.memory().free {
+            Some(free) if wanted > free => Err(self.shortage(name, what, Shortage(wanted))),
+            _ => Ok(()),
+        }
+    }
+
+    fn shortage(&self, name: &str, what: Purpose, shortage: Shortage) -> Fault {
+        Fault::OutOfMemory {
+            device: self.info.name.clone(),
+            name: name.into(),
+            wanted: shortage.0,
+            free: self.memory().free,
+            what,
+        }
+    }
+
+    fn reserve_all(&self, wants: &[Want]) -> Result<Vec<Slot>, Fault> {
+        let sizes: Vec<u64> =
+            wants.iter().map(|want| self.layout.want(&want.kind)).collect::<Result<_, _>>()?;
+        let mut left = self.memory().free;
+        for (want, &size) in wants.iter().zip(&sizes) {
+            left = match left {
+                Some(free) if size > free => {
+                    return Err(Fault::OutOfMemory {
+                        device: self.info.name.clone(),
+                        name: want.name.clone(),
+                        wanted: size,
+                        free: Some(free),
+                        what: want.purpose,
+                    });
+                }
+                Some(free) => Some(free - size),
+                None => None,
+            };
+        }
+        let mut made = Vec::with_capacity(wants.len());
+        for want in wants {
+            let stored = Stored::reserve(&want.kind)
+                .map_err(|shortage| self.shortage(&want.name, want.purpose, shortage))?;
+            made.push(stored);
+        }
+        let mut slots = self.slots.borrow_mut();
+        let entries = wants.iter().zip(made);
+        Ok(entries
+            .map(|(want, stored)| {
+                let ticket = self.ledger.enter(&want.name, want.purpose, stored.bytes());
+                slots.insert(Entry { stored, ticket })
+            })
+            .collect())
+    }
+
+    fn stored(&self, slot: Slot) -> Result<Stored, Fault> {
+        self.slots.borrow().get(slot).cloned()
+    }
+
+    async fn fill(&self, slot: Slot, want: &Want, source: &dyn WeightSource) -> Result<(), Fault> {
+        match (&want.kind, self.stored(slot)?) {
+            (Kind::Linear(shape), Stored::Linear(matrix)) => {
+                same_shape(&want.name, shape, &matrix.read().shape)?;
+                for (index, segment) in shape.segments.iter().enumerate() {
+                    let canonical = source.segment(segment).await?;
+                    matrix.write().fill(index, canonical)?;
+                    if let Some(bias) = &segment.bias {
+                        let values = source.vector(bias, segment.rows).await?;
+                        matrix.write().fill_bias(index, &values)?;
+                    }
+                }
+                Ok(())
+            }
+            (Kind::Norm(NormShape { len, weight, bias }), Stored::Norm(norm)) => {
+                let values = source.vector(weight, *len).await?;
+                copy(weight, &values, &mut norm.write().weight)?;
+                if let Some(bias) = bias {
+                    let values = source.vector(bias, *len).await?;
+                    copy(bias, &values, &mut norm.write().bias)?;
+                }
+                Ok(())
+            }
+            (Kind::Rope(_), Stored::Rope(_)) | (Kind::Kv(_), Stored::Kv(_)) => Ok(()),
+            _ => Err(Fault::Internal(format!("slot {} was not reserved for {}", slot.0, want.name))),
+        }
+    }
+
+    fn program(&self, stretch: &Stretch, slots: &[Slot], caps: Caps) -> Result<CpuProgram, Fault> {
+        let footprint = self.layout.program(stretch, &caps)?;
+        let stored: Vec<Stored> = slots.iter().map(|&slot| self.stored(slot)).collect::<Result<_, _>>()?;
+        let binder = Binder { stored: stored.iter().collect() };
+        let steps = stretch.steps.iter().map(|step| binder.step(step)).collect::<Result<_, _>>()?;
+        self.admit("a program", Purpose::Scratch, footprint.total())?;
+        let sizes = Sizes::of(stretch, &caps)?;
+        let state = State::new(stretch, steps, caps, &sizes, self.layout.threads())
+            .map_err(|shortage| self.shortage("a program", Purpose::Scratch, shortage))?;
+        let tickets = footprint
+            .iter()
+            .map(|(purpose, bytes)| self.ledger.enter(&format!("{purpose} of a program"), purpose, bytes))
+            .collect();
+        let held = Held::new(self.ledger.clone(), tickets);
+        Ok(CpuProgram::new(self.path, self.pool.clone(), state, held))
+    }
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn layout(&self) -> &dyn Layout {
+        &self.layout
+    }
+
+    fn memory(&self) -> Memory {
+        memory::host(self.memory_limit, self.ledger.footprint().total())
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn reserve<'a>(&'a self, wants: &'a [Want]) -> Fut<'a, Vec<Slot>> {
+        Box::pin(async move { self.reserve_all(wants) })
+    }
+
+    fn upload<'a>(&'a self, slot: Slot, want: &'a Want, source: &'a dyn WeightSource) -> Fut<'a, ()> {
+        Box::pin(self.fill(slot, want, source))
+    }
+
+    fn release(&self, slots: &[Slot]) {
+        for &slot in slots {
+            if let Some(entry) = self.slots.borrow_mut().remove(slot) {
+                self.ledger.strike(entry.ticket);
+            }
+        }
+    }
+
+    fn compile<'a>(
+        &'a self,
+        stretch: &'a Stretch,
+        slots: &'a [Slot],
+        caps: Caps,
+    ) -> Fut<'a, Box<dyn Program>> {
+        Box::pin(async move { Ok(Box::new(self.program(stretch, slots, caps)?) as Box<dyn Program>) })
+    }
+}
+
+impl std::fmt::Debug for CpuBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CpuBackend({}, {})", self.info.name, self.path)
+    }
+}
+
+fn same_shape(name: &str, wanted: &LinearShape, held: &LinearShape) -> Result<(), Fault> {
+    if wanted == held {
+        Ok(())
+    } else {
+        Err(Fault::Internal(format!("the slot of {name} has another shape")))
+    }
+}
+
+fn copy(name: &str, from: &[f32], to: &mut [f32]) -> Result<(), Fault> {
+    if from.len() != to.len() {
+        return Err(Fault::Source(format!("{name} has {} values, not {}", from.len(), to.len())));
+    }
+    to.copy_from_slice(from);
+    Ok(())
+}
+
+/// The processor's name as Linux knows it.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}

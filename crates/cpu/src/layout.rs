@@ -1,0 +1,183 @@
+//! The CPU's account of bytes: what wants and programs take, without touching memory.
+
+use crate::matrix;
+use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch};
+use halfbyte_quant::QuantSpec;
+
+/// Rows of activations that one pass over the weights serves. More would read weights less often and
+/// push the rows out of the cache.
+pub(crate) const PASS_ROWS: usize = 64;
+
+/// Columns are padded to this in scratch, so that kernels have no tails.
+pub(crate) const COLUMN_STEP: usize = 32;
+
+/// Floats of decoded weights that a thread keeps: about the second-level cache's share.
+const TILE_FLOATS: usize = 1 << 16;
+
+/// The sizes of a [`CpuBackend`](crate::CpuBackend)'s allocations, as functions of shapes and of the
+/// number of threads alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuLayout {
+    threads: usize,
+    device: String,
+}
+
+impl CpuLayout {
+    /// The layout of a backend with as many threads as this machine runs at once: that of
+    /// [`CpuBackend::new`](crate::CpuBackend::new).
+    pub fn new() -> Self {
+        Self::with_threads(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// The layout of a backend with `threads` threads.
+    pub fn with_threads(threads: usize) -> Self {
+        Self { threads, device: "cpu".into() }
+    }
+
+    /// Worker threads. Each keeps a tile of decoded weights.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// The same layout, with `device` for a name in errors.
+    pub(crate) fn named(self, device: &str) -> Self {
+        Self { device: device.into(), ..self }
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> Fault {
+        Fault::Unsupported { device: self.device.clone(), what: what.into() }
+    }
+
+    /// Refuses sizes whose byte counts would wrap.
+    fn countable(&self, what: &str, factors: &[usize]) -> Result<(), Fault> {
+        let product = factors.iter().try_fold(1u64, |product, &factor| product.checked_mul(factor as u64));
+        match product {
+            Some(count) if count < 1 << 48 => Ok(()),
+            _ => Err(self.unsupported(format!("{what} of {factors:?} elements"))),
+        }
+    }
+}
+
+impl Default for CpuLayout {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Layout for CpuLayout {
+    fn want(&self, kind: &Kind) -> Result<u64, Fault> {
+        match kind {
+            Kind::Linear(shape) => {
+                shape.check()?;
+                for segment in &shape.segments {
+                    self.countable(&segment.tensor, &[segment.rows, segment.cols])?;
+                    if let halfbyte_backend::Format::Quant(format) = segment.format {
+                        let spec: QuantSpec = format.into();
+                        spec.validate().map_err(|fault| self.unsupported(fault.to_string()))?;
+                    }
+                }
+                Ok(matrix::bytes(shape))
+            }
+            Kind::Norm(shape) => {
+                self.countable(&shape.weight, &[shape.len])?;
+                Ok(shape.len as u64 * if shape.bias.is_some() { 8 } else { 4 })
+            }
+            Kind::Rope(shape) => {
+                self.countable("a rope table", &[shape.positions, shape.inv_freq.len(), 2])?;
+                Ok(shape.bytes())
+            }
+            Kind::Kv(shape) => {
+                let factors = [2, shape.sequences, shape.kv_heads, shape.capacity, shape.head_dim];
+                self.countable("a KV cache", &factors)?;
+                Ok(shape.bytes())
+            }
+        }
+    }
+
+    fn program(&self, stretch: &Stretch, caps: &Caps) -> Result<Footprint, Fault> {
+        stretch.check()?;
+        self.countable("registers", &[stretch.widths.iter().sum(), caps.rows])?;
+        Ok(Sizes::of(stretch, caps)?.footprint(self.threads))
+    }
+
+    fn resident(&self) -> Footprint {
+        Footprint::new()
+    }
+}
+
+/// Lengths of a program's buffers, in elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// f32 of each register: `[caps.rows, width]`.
+    pub registers: Vec<usize>,
+    /// f32 of the inputs of a product: `[pass rows, padded columns]`.
+    pub inputs: usize,
+    /// f32 of the results of a product: `[layer rows, pass rows]`.
+    pub results: usize,
+    /// f32 of the decoded weights of one thread: `[tile rows, padded columns]`.
+    pub tile: usize,
+    /// f32 of the logits: `[caps.outputs, vocabulary]`.
+    pub logits: usize,
+    /// Tokens chosen last: `[caps.outputs]` u32.
+    pub chosen: usize,
+    /// Rows whose tokens and spans are kept: `caps.rows`.
+    pub rows: usize,
+}
+
+/// Bytes of what is kept for each row of a submission: its token and its span.
+const ROW_BYTES: usize = size_of::<u32>() + size_of::<crate::request::Span>();
+
+impl Sizes {
+    /// The buffers of `stretch`.
+    pub fn of(stretch: &Stretch, caps: &Caps) -> Result<Self, Fault> {
+        let mut sizes = Self {
+            registers: stretch.widths.iter().map(|width| width * caps.rows).collect(),
+            inputs: 0,
+            results: 0,
+            tile: 0,
+            logits: 0,
+            chosen: 0,
+            rows: caps.rows,
+        };
+        for step in &stretch.steps {
+            let (weight, rows) = match step {
+                Step::Linear(step) => (step.weight, caps.rows.min(PASS_ROWS)),
+                Step::Head(step) => (step.weight, caps.outputs.min(PASS_ROWS)),
+                Step::Embed(_) | Step::Attend(_) => continue,
+            };
+            let Kind::Linear(shape) = &stretch.want(weight)?.kind else {
+                return Err(Fault::Internal(format!("{} is no matrix", stretch.want(weight)?.name)));
+            };
+            let columns = padded(shape.cols());
+            sizes.inputs = sizes.inputs.max(rows * columns);
+            sizes.results = sizes.results.max(rows * shape.rows());
+            sizes.tile = sizes.tile.max(tile_rows(columns) * columns);
+            if matches!(step, Step::Head(_)) {
+                sizes.logits = sizes.logits.max(caps.outputs * shape.rows());
+                sizes.chosen = caps.outputs;
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Bytes by purpose, with a tile for each of `threads`.
+    pub fn footprint(&self, threads: usize) -> Footprint {
+        let floats = |count: usize| count as u64 * 4;
+        let mut footprint = Footprint::new();
+        footprint.add(Purpose::Activations, floats(self.registers.iter().sum()));
+        footprint.add(Purpose::Scratch, floats(self.inputs + self.results + threads * self.tile));
+        footprint.add(Purpose::Scratch, (self.rows * ROW_BYTES) as u64);
+        footprint.add(Purpose::Logits, floats(self.logits + self.chosen));
+        footprint
+    }
+}
+
+/// Columns with their padding in scratch.
+pub(crate) fn padded(cols: usize) -> usize {
+    cols.next_multiple_of(COLUMN_STEP)
+}
+
+/// Rows of weights that a thread decodes at once: a multiple of 4.
+pub(crate) fn tile_rows(padded_cols: usize) -> usize {
+    (TILE_FLOATS / padded_cols.max(1)).clamp(4, 32) / 4 * 4
+}

@@ -1,0 +1,283 @@
+//! Matrices as they are held: the canonical bytes of each segment, untouched.
+
+use crate::buffer::{Shortage, zeroed};
+use half::{bf16, f16};
+use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
+use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized, bytes_for};
+
+/// A linear layer, an embedding table or an output head, `[rows, cols]`.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Which row of which tensor each row is.
+    pub shape: LinearShape,
+    /// The bytes of each of the shape's segments.
+    pub tensors: Vec<Tensor>,
+    /// `[rows]` in the layer's order; empty if no segment has a bias.
+    pub bias: Vec<f32>,
+}
+
+/// The bytes of one segment, `[rows, cols]`.
+#[derive(Debug)]
+pub(crate) enum Tensor {
+    /// Elements in row-major order, little-endian.
+    Dense {
+        /// Element type.
+        dtype: DType,
+        /// `[rows * cols * dtype.size()]`
+        bytes: Vec<u8>,
+    },
+    /// bitsandbytes' codes and scales.
+    Quant(Codes),
+}
+
+/// 4-bit codes with their scales over the flattened `[rows, cols]`.
+#[derive(Debug)]
+pub(crate) struct Codes {
+    /// Weights that share a scale; blocks may cross rows.
+    pub blocksize: usize,
+    /// The value of each code.
+    pub code: [f32; 16],
+    /// Two codes a byte, the even element in the high nibble: `[len.div_ceil(2)]`.
+    pub packed: Vec<u8>,
+    /// A scale for each block.
+    pub scales: Scales,
+}
+
+/// The scale of each block of weights.
+#[derive(Debug)]
+pub(crate) enum Scales {
+    /// `[blocks]`
+    Plain(Vec<f32>),
+    /// `map[codes[i]] * absmax[i / 256] + offset`, product and sum rounded separately.
+    Nested {
+        /// `[blocks]`
+        codes: Vec<u8>,
+        /// `[blocks.div_ceil(256)]`
+        absmax: Vec<f32>,
+        /// Values of the 8-bit codes, `[256]`.
+        map: Vec<f32>,
+        /// The mean of the scales.
+        offset: f32,
+    },
+}
+
+/// Bytes of the arrays of a [`Matrix`] of this shape.
+pub(crate) fn bytes(shape: &LinearShape) -> u64 {
+    let tensors: u64 = shape.segments.iter().map(tensor_bytes).sum();
+    tensors + if shape.has_bias() { shape.rows() as u64 * 4 } else { 0 }
+}
+
+/// Bytes of one segment's arrays. With double quantization the 8-bit map is held beside the codes,
+/// since a checkpoint may store its own.
+fn tensor_bytes(segment: &Segment) -> u64 {
+    let len = segment.rows * segment.cols;
+    match segment.format {
+        Format::Dense(dtype) => len as u64 * dtype.size(),
+        Format::Quant(format) => bytes_for(len, format.into()) + if format.double_quant { 1024 } else { 0 },
+    }
+}
+
+impl Matrix {
+    /// Allocates the arrays of a matrix, filled with zeros.
+    pub fn reserve(shape: &LinearShape) -> Result<Self, Shortage> {
+        let tensors = shape.segments.iter().map(Tensor::reserve).collect::<Result<_, _>>()?;
+        let bias = zeroed(if shape.has_bias() { shape.rows() } else { 0 })?;
+        Ok(Self { rows: shape.rows(), cols: shape.cols(), shape: shape.clone(), tensors, bias })
+    }
+
+    /// Bytes of its arrays, as allocated.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(Tensor::bytes).sum::<u64>() + size_of_val(self.bias.as_slice()) as u64
+    }
+
+    /// Copies the canonical bytes of segment `index` in.
+    pub fn fill(&mut self, index: usize, from: Canonical<'_>) -> Result<(), Fault> {
+        let segment = &self.shape.segments[index];
+        self.tensors[index].fill(segment, from)
+    }
+
+    /// Copies the bias of segment `index`, `[segment.rows]`, to the rows of the layer that it belongs to.
+    pub fn fill_bias(&mut self, index: usize, values: &[f32]) -> Result<(), Fault> {
+        for row in 0..self.rows {
+            let (segment, at) = self.shape.source_row(row);
+            if segment == index {
+                self.bias[row] = *values.get(at).ok_or_else(|| {
+                    let tensor = &self.shape.segments[index].tensor;
+                    Fault::Source(format!("the bias of {tensor} has {} values", values.len()))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensor that holds `row` of the layer, and the row's number in it.
+    pub fn source(&self, row: usize) -> (&Tensor, usize) {
+        let (segment, at) = self.shape.source_row(row);
+        (&self.tensors[segment], at)
+    }
+
+    /// The bias of `row`.
+    pub fn bias(&self, row: usize) -> f32 {
+        self.bias.get(row).copied().unwrap_or(0.0)
+    }
+
+    /// The weight at `[row, col]`.
+    pub fn weight(&self, row: usize, col: usize) -> f32 {
+        let (tensor, at) = self.source(row);
+        tensor.element(at * self.cols + col)
+    }
+}
+
+impl Tensor {
+    fn reserve(segment: &Segment) -> Result<Self, Shortage> {
+        let len = segment.rows * segment.cols;
+        Ok(match segment.format {
+            Format::Dense(dtype) => Tensor::Dense { dtype, bytes: zeroed(len * dtype.size() as usize)? },
+            Format::Quant(format) => Tensor::Quant(Codes::reserve(len, format)?),
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            Tensor::Dense { bytes, .. } => bytes.len() as u64,
+            Tensor::Quant(codes) => codes.bytes(),
+        }
+    }
+
+    fn fill(&mut self, segment: &Segment, from: Canonical<'_>) -> Result<(), Fault> {
+        match (self, from) {
+            (Tensor::Dense { dtype, bytes }, Canonical::Dense { dtype: found, bytes: source })
+                if *dtype == found =>
+            {
+                copy(&segment.tensor, "bytes", bytes, &source)
+            }
+            (Tensor::Quant(codes), Canonical::Quantized(source)) => codes.fill(&segment.tensor, &source),
+            (_, Canonical::Dense { dtype, .. }) => Err(Fault::Source(format!(
+                "{} is wanted as {:?} and came as {dtype:?}",
+                segment.tensor, segment.format
+            ))),
+            (_, Canonical::Quantized(source)) => Err(Fault::Source(format!(
+                "{} is wanted as {:?} and came as {}",
+                segment.tensor, segment.format, source.quant_type
+            ))),
+        }
+    }
+
+    /// Element `index` of the flattened tensor.
+    pub fn element(&self, index: usize) -> f32 {
+        match self {
+            Tensor::Dense { dtype, bytes } => element(*dtype, bytes, index),
+            Tensor::Quant(codes) => codes.element(index),
+        }
+    }
+}
+
+/// Element `index` of little-endian `bytes`.
+pub(crate) fn element(dtype: DType, bytes: &[u8], index: usize) -> f32 {
+    match dtype {
+        DType::F32 => {
+            let at = &bytes[index * 4..index * 4 + 4];
+            f32::from_le_bytes([at[0], at[1], at[2], at[3]])
+        }
+        DType::F16 => f16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f32(),
+        DType::Bf16 => bf16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]).to_f32(),
+    }
+}
+
+impl Codes {
+    fn reserve(len: usize, format: QuantFormat) -> Result<Self, Shortage> {
+        let blocks = len.div_ceil(format.blocksize);
+        let scales = if format.double_quant {
+            Scales::Nested {
+                codes: zeroed(blocks)?,
+                absmax: zeroed(blocks.div_ceil(NESTED_BLOCKSIZE))?,
+                map: zeroed(256)?,
+                offset: 0.0,
+            }
+        } else {
+            Scales::Plain(zeroed(blocks)?)
+        };
+        Ok(Self {
+            blocksize: format.blocksize,
+            code: *format.quant_type.codebook(),
+            packed: zeroed(len.div_ceil(2))?,
+            scales,
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        let scales = match &self.scales {
+            Scales::Plain(values) => size_of_val(values.as_slice()),
+            Scales::Nested { codes, absmax, map, .. } => {
+                codes.len() + size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())
+            }
+        };
+        (self.packed.len() + scales) as u64
+    }
+
+    fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
+        if from.blocksize != self.blocksize {
+            return Err(Fault::Source(format!(
+                "{tensor} is wanted in blocks of {} and came in blocks of {}",
+                self.blocksize, from.blocksize
+            )));
+        }
+        copy(tensor, "packed bytes", &mut self.packed, &from.packed)?;
+        self.code = from.code;
+        match (&mut self.scales, &from.absmax) {
+            (Scales::Plain(values), Absmax::Plain(source)) => copy(tensor, "scales", values, source),
+            (
+                Scales::Nested { codes, absmax, map, offset },
+                Absmax::Nested {
+                    codes: from_codes,
+                    absmax: from_absmax,
+                    offset: from_offset,
+                    code,
+                    blocksize,
+                },
+            ) => {
+                if *blocksize != NESTED_BLOCKSIZE {
+                    return Err(Fault::Source(format!(
+                        "{tensor}: scales come in blocks of {blocksize}, not {NESTED_BLOCKSIZE}"
+                    )));
+                }
+                copy(tensor, "codes of scales", codes, from_codes)?;
+                copy(tensor, "scales of scales", absmax, from_absmax)?;
+                copy(tensor, "values of 8-bit codes", map, code.as_slice())?;
+                *offset = *from_offset;
+                Ok(())
+            }
+            (Scales::Plain(_), _) => Err(Fault::Source(format!("{tensor} came with nested scales"))),
+            (Scales::Nested { .. }, _) => Err(Fault::Source(format!("{tensor} came without nested scales"))),
+        }
+    }
+
+    /// Weight `index` of the flattened tensor: its code's value times its block's scale, in f32.
+    pub fn element(&self, index: usize) -> f32 {
+        let nibble = self.packed[index / 2] >> (4 * (1 - index % 2)) & 15;
+        self.code[usize::from(nibble)] * self.scale(index / self.blocksize)
+    }
+
+    /// The scale of one block.
+    #[inline(always)]
+    pub fn scale(&self, block: usize) -> f32 {
+        match &self.scales {
+            Scales::Plain(values) => values[block],
+            Scales::Nested { codes, absmax, map, offset } => {
+                map[usize::from(codes[block])] * absmax[block / NESTED_BLOCKSIZE] + offset
+            }
+        }
+    }
+}
+
+fn copy<T: Copy>(tensor: &str, what: &str, to: &mut [T], from: &[T]) -> Result<(), Fault> {
+    if to.len() != from.len() {
+        return Err(Fault::Source(format!("{tensor} has {} {what}, not {}", from.len(), to.len())));
+    }
+    to.copy_from_slice(from);
+    Ok(())
+}

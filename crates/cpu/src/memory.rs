@@ -1,0 +1,145 @@
+//! How much memory the host has, as the kernel that would kill us counts it.
+
+use halfbyte_backend::Memory;
+use std::path::Path;
+
+/// Devices that share the host's memory name this pool.
+const POOL: &str = "host";
+
+/// The host's memory: the smaller of what Linux says is available and what the control group of this
+/// process leaves. `limit` and `held` cap it further: no more than `limit` bytes in all, of which `held`
+/// are in use.
+pub(crate) fn host(limit: Option<u64>, held: u64) -> Memory {
+    let mut memory = system(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
+    if let Some(limit) = limit {
+        memory.total = Some(memory.total.map_or(limit, |total| total.min(limit)));
+        let left = limit.saturating_sub(held);
+        memory.free = Some(memory.free.map_or(left, |free| free.min(left)));
+        memory.source.push_str(" and a limit that was set");
+    }
+    memory
+}
+
+fn system(proc: &Path, cgroup: &Path) -> Memory {
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let Some(meminfo) = read(&proc.join("meminfo")) else {
+        return Memory { pool: POOL.into(), total: None, free: None, source: "unknown".into() };
+    };
+    let mut memory = Memory {
+        pool: POOL.into(),
+        total: kibibytes(&meminfo, "MemTotal:"),
+        free: kibibytes(&meminfo, "MemAvailable:"),
+        source: "/proc/meminfo".into(),
+    };
+    let groups = read(&proc.join("self/cgroup")).unwrap_or_default();
+    for (limit, used) in groups.lines().flat_map(|line| group_limits(line, cgroup)) {
+        let free = limit.saturating_sub(used);
+        if memory.total.is_none_or(|total| limit < total) {
+            memory.total = Some(limit);
+        }
+        if memory.free.is_none_or(|known| free < known) {
+            memory.free = Some(free);
+            memory.source = "the control group's limit".into();
+        }
+    }
+    memory
+}
+
+/// The value of a line of /proc/meminfo, in bytes.
+fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Limits and usage in bytes of the group in a line of /proc/self/cgroup (`id:controllers:path`), and of
+/// all groups above it. Page cache that the kernel would drop does not count as used.
+fn group_limits(line: &str, cgroup: &Path) -> Vec<(u64, u64)> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
+    let (root, limit, used, inactive) = if controllers.is_empty() {
+        (cgroup.to_path_buf(), "memory.max", "memory.current", "inactive_file ")
+    } else if controllers.split(',').any(|name| name == "memory") {
+        let root = cgroup.join("memory");
+        (root, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+    } else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    let mut folder = root.join(path.trim_start_matches('/'));
+    while folder.starts_with(&root) {
+        let number = |name| {
+            let text = std::fs::read_to_string(folder.join(name)).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        if let (Some(limit), Some(used)) = (number(limit), number(used)) {
+            let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+            let dropped = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
+            found.push((limit, used.saturating_sub(dropped.unwrap_or(0))));
+        }
+        if !folder.pop() {
+            break;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A folder that looks like /proc and /sys/fs/cgroup to [`system`].
+    fn host_with(groups: &str, files: &[(&str, &str)]) -> Memory {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("halfbyte-memory-{}-{count}", std::process::id()));
+        fs::create_dir_all(root.join("proc/self")).unwrap();
+        fs::write(root.join("proc/meminfo"), "MemTotal: 1000 kB\nMemAvailable:   800 kB\n").unwrap();
+        fs::write(root.join("proc/self/cgroup"), groups).unwrap();
+        for (path, text) in files {
+            let path = root.join("cgroup").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let memory = system(&root.join("proc"), &root.join("cgroup"));
+        fs::remove_dir_all(root).unwrap();
+        memory
+    }
+
+    #[test]
+    fn no_group_means_meminfo() {
+        let memory = host_with("0::/\n", &[]);
+        assert_eq!((memory.total, memory.free), (Some(1_024_000), Some(819_200)));
+    }
+
+    #[test]
+    fn version_2_takes_the_tightest_group_and_discounts_dropped_cache() {
+        let files = [
+            ("a/memory.max", "max\n"),
+            ("a/memory.current", "5\n"),
+            ("a/b/memory.max", "500000\n"),
+            ("a/b/memory.current", "300000\n"),
+            ("a/b/memory.stat", "anon 5\ninactive_file 100000\n"),
+        ];
+        let memory = host_with("0::/a/b\n", &files);
+        assert_eq!((memory.total, memory.free), (Some(500_000), Some(300_000)));
+    }
+
+    #[test]
+    fn version_1_reads_its_own_files() {
+        let files = [
+            ("memory/x/memory.limit_in_bytes", "400000\n"),
+            ("memory/x/memory.usage_in_bytes", "100000\n"),
+            ("memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory/memory.usage_in_bytes", "100000\n"),
+        ];
+        let memory = host_with("4:cpu:/y\n3:memory:/x\n", &files);
+        assert_eq!((memory.total, memory.free), (Some(400_000), Some(300_000)));
+    }
+
+    #[test]
+    fn a_limit_caps_what_is_free() {
+        let memory = host(Some(1000), 300);
+        assert_eq!((memory.total, memory.free), (Some(1000), Some(700)));
+    }
+}

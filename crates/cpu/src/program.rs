@@ -1,0 +1,429 @@
+//! A compiled stretch: registers, the steps in order, and the checks before them.
+
+use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, PreView};
+use crate::buffer::{Shortage, zeroed};
+use crate::layout::{PASS_ROWS, Sizes, padded};
+use crate::matrix::Matrix;
+use crate::path::Path;
+use crate::request::{Limits, Span, spans};
+use halfbyte_backend::{
+    Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
+    Ticket, argmax,
+};
+use rayon::ThreadPool;
+use std::future::ready;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+
+/// The work of each step, as the scalar reference and the fast kernels both do it. Slices hold exactly
+/// the rows of one pass.
+pub(crate) trait Kernels: Send + Sync {
+    /// Looks rows up: `out` is `[rows, hidden]`.
+    fn embed(&self, view: &EmbedView<'_>, out: &mut [f32]);
+
+    /// Prepares the input of a product: `x` is `[rows, padded(width)]`, its padding zero; `emitted` is
+    /// `[rows, width]`, empty if nothing is emitted.
+    fn pre(&self, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]);
+
+    /// Multiplies: `x` is `[rows, padded(cols)]` and may be reordered; `y` is `[layer rows, rows]`. The
+    /// results of gated pairs are left in the even layer rows.
+    fn product(
+        &self,
+        weight: &Matrix,
+        epilogue: &Epilogue,
+        rows: usize,
+        x: &mut [f32],
+        y: &mut [f32],
+        tiles: &[Mutex<Vec<f32>>],
+    );
+
+    /// Attends: `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]` and is overwritten, `out` is
+    /// `[rows, heads * head_dim]`.
+    fn attend(
+        &self,
+        view: &AttendView<'_>,
+        cache: Option<&mut crate::cache::Cache>,
+        qkv: &mut [f32],
+        out: &mut [f32],
+    );
+
+    /// Transposes `y`, `[layer rows, rows]`, into columns `at..` of `out`, `[rows, width]`, taking every
+    /// `step`-th layer row, and adds them to `residual`: `None` overwrites, `Some(&[])` adds to `out`
+    /// itself.
+    fn place(
+        &self,
+        y: &[f32],
+        step: usize,
+        at: usize,
+        residual: Option<&[f32]>,
+        rows: usize,
+        out: &mut [f32],
+    );
+}
+
+/// A program on the CPU.
+pub(crate) struct CpuProgram {
+    path: Path,
+    pool: Option<Arc<ThreadPool>>,
+    state: State,
+    held: Held,
+}
+
+/// Rows in the ledger that last as long as this value.
+pub(crate) struct Held {
+    ledger: Rc<Ledger>,
+    tickets: Vec<u64>,
+}
+
+impl Held {
+    /// The rows of `tickets`.
+    pub fn new(ledger: Rc<Ledger>, tickets: Vec<u64>) -> Self {
+        Self { ledger, tickets }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.tickets.iter().for_each(|&ticket| self.ledger.strike(ticket));
+    }
+}
+
+/// Everything that a submission reads and writes: it moves to the worker threads as a whole.
+pub(crate) struct State {
+    steps: Vec<BoundStep>,
+    caps: Caps,
+    limits: Limits,
+    widths: Vec<usize>,
+    inputs: Vec<Reg>,
+    outputs: Vec<Reg>,
+    /// `[caps.rows, width]` each.
+    registers: Vec<Vec<f32>>,
+    /// Inputs of a product, `[pass rows, padded columns]`.
+    x: Vec<f32>,
+    /// Results of a product, `[layer rows, pass rows]`.
+    y: Vec<f32>,
+    /// Decoded weights, `[tile rows, padded columns]` for each thread.
+    tiles: Vec<Mutex<Vec<f32>>>,
+    /// `[outputs, vocabulary]`
+    logits: Vec<f32>,
+    /// What the last [`Output::Greedy`] chose.
+    chosen: Vec<u32>,
+    /// Token of each row.
+    tokens: Vec<u32>,
+    /// Sequence of each row.
+    spans: Vec<Span>,
+    done: (u64, u64),
+}
+
+impl State {
+    /// Allocates the buffers of a stretch and takes its steps.
+    pub fn new(
+        stretch: &halfbyte_backend::Stretch,
+        steps: Vec<BoundStep>,
+        caps: Caps,
+        sizes: &Sizes,
+        threads: usize,
+    ) -> Result<Self, Shortage> {
+        let floats = |len: &usize| zeroed::<f32>(*len);
+        let mut state = Self {
+            limits: Limits::of(&steps),
+            steps,
+            caps,
+            widths: stretch.widths.clone(),
+            inputs: stretch.inputs.clone(),
+            outputs: stretch.outputs.clone(),
+            registers: sizes.registers.iter().map(floats).collect::<Result<_, _>>()?,
+            x: zeroed(sizes.inputs)?,
+            y: zeroed(sizes.results)?,
+            tiles: (0..threads).map(|_| zeroed(sizes.tile).map(Mutex::new)).collect::<Result<_, _>>()?,
+            logits: zeroed(sizes.logits)?,
+            chosen: zeroed(sizes.chosen)?,
+            tokens: zeroed(sizes.rows)?,
+            spans: zeroed(sizes.rows)?,
+            done: (0, 0),
+        };
+        state.chosen.clear();
+        Ok(state)
+    }
+
+    fn width(&self, reg: Reg) -> usize {
+        self.widths[usize::from(reg.0)]
+    }
+
+    /// Checks a submission, runs its steps and collects its answer.
+    fn run(&mut self, rows: &Rows<'_>, kernels: &dyn Kernels) -> Result<Answer, Fault> {
+        self.admit(rows)?;
+        for index in 0..self.steps.len() {
+            self.step(index, rows, kernels);
+            self.done.0 += 1;
+        }
+        self.done.1 += 1;
+        self.answer(rows)
+    }
+
+    /// Refuses what contradicts the program, before anything is changed; then takes the input in.
+    fn admit(&mut self, rows: &Rows<'_>) -> Result<(), Fault> {
+        let input_width = self.inputs.iter().map(|&reg| self.width(reg)).sum();
+        rows.check(&self.caps, input_width)?;
+        let count = rows.places.len();
+        let wants_head = matches!(rows.output, Output::Logits(_) | Output::Greedy(_));
+        if wants_head && !self.limits.head {
+            return Err(Fault::Invalid("logits of a program without an output head".into()));
+        }
+        let tokens = match rows.input {
+            Input::Tokens(tokens) => Some(tokens),
+            Input::Chosen if self.chosen.len() < count => {
+                let chosen = self.chosen.len();
+                return Err(Fault::Invalid(format!("{count} rows take the {chosen} tokens chosen last")));
+            }
+            Input::Chosen => Some(&self.chosen[..count]),
+            Input::Hidden(_) => None,
+        };
+        self.limits.check(tokens, rows.places, !self.inputs.is_empty())?;
+        spans(rows.places, &mut self.spans[..count])?;
+
+        for (register, width) in self.registers.iter_mut().zip(&self.widths) {
+            register[..count * width].fill(0.0);
+        }
+        match rows.input {
+            Input::Tokens(tokens) => self.tokens[..count].copy_from_slice(tokens),
+            Input::Chosen => self.tokens[..count].copy_from_slice(&self.chosen[..count]),
+            Input::Hidden(mut values) => {
+                for reg in &self.inputs {
+                    let (now, later) = values.split_at(count * self.widths[usize::from(reg.0)]);
+                    self.registers[usize::from(reg.0)][..now.len()].copy_from_slice(now);
+                    values = later;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, index: usize, rows: &Rows<'_>, kernels: &dyn Kernels) {
+        let count = rows.places.len();
+        // The steps leave while one of them runs, so that it can borrow the buffers beside it.
+        let steps = std::mem::take(&mut self.steps);
+        match &steps[index] {
+            BoundStep::Embed { step, table, positions, types, norm } => {
+                let mut out = self.take(step.out);
+                let (table, norm) = (table.read(), bound::lock(norm));
+                let positions = positions.as_ref().map(|matrix| matrix.read());
+                let types = types.as_ref().map(|matrix| matrix.read());
+                let view = EmbedView {
+                    table: &table,
+                    scale: step.scale,
+                    positions: positions.as_deref().zip(step.positions).map(|(m, (_, first))| (m, first)),
+                    types: types.as_deref(),
+                    norm: bound::view(&norm),
+                    tokens: &self.tokens[..count],
+                    places: rows.places,
+                };
+                kernels.embed(&view, &mut out[..count * self.width(step.out)]);
+                self.put(step.out, out);
+            }
+            BoundStep::Linear { step, pre, weight } => self.linear(step, pre, &weight.read(), count, kernels),
+            BoundStep::Attend { step, cache, rope, q_norm, k_norm } => {
+                let (q_norm, k_norm) = (bound::lock(q_norm), bound::lock(k_norm));
+                let rope = rope.as_ref().map(|table| table.read());
+                let mut cache = cache.as_ref().map(|cache| cache.write());
+                let (mut qkv, mut out) = (self.take(step.qkv), self.take(step.out));
+                let view = AttendView {
+                    step,
+                    rope: rope.as_deref().zip(step.rope).map(|(table, rope)| (table, rope.dim, rope.pairing)),
+                    q_norm: bound::view(&q_norm),
+                    k_norm: bound::view(&k_norm),
+                    places: rows.places,
+                    spans: &self.spans[..count],
+                };
+                let Attend { heads, head_dim, .. } = *step;
+                let qkv_rows = &mut qkv[..count * view.width()];
+                kernels.attend(&view, cache.as_deref_mut(), qkv_rows, &mut out[..count * heads * head_dim]);
+                self.put(step.qkv, qkv);
+                self.put(step.out, out);
+            }
+            BoundStep::Head { step, pre, weight } => {
+                let wanted = match rows.output {
+                    Output::Logits(wanted) | Output::Greedy(wanted) => wanted,
+                    Output::Nothing | Output::Hidden => &[],
+                };
+                self.head(step, pre, &weight.read(), count, wanted, kernels);
+            }
+        }
+        self.steps = steps;
+    }
+
+    fn linear(
+        &mut self,
+        step: &LinearStep,
+        pre: &BoundPre,
+        weight: &Matrix,
+        count: usize,
+        kernels: &dyn Kernels,
+    ) {
+        let (columns, width) = (padded(weight.cols), self.width(step.out));
+        let epilogue = Epilogue { act: step.act, gated: step.gated, scale: 1.0, softcap: None };
+        for first in (0..count).step_by(PASS_ROWS) {
+            let rows = PASS_ROWS.min(count - first);
+            self.pre(step.input, pre, first, rows, 0, kernels);
+            let x = &mut self.x[..rows * columns];
+            let y = &mut self.y[..rows * weight.rows];
+            kernels.product(weight, &epilogue, rows, x, y, &self.tiles);
+
+            let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
+            let range = first * width..(first + rows) * width;
+            let residual = step.residual.map(|reg| match reg == step.out {
+                true => &[],
+                false => &self.registers[usize::from(reg.0)][range.clone()],
+            });
+            let stride = if step.gated { 2 } else { 1 };
+            kernels.place(&self.y[..rows * weight.rows], stride, step.at, residual, rows, &mut out[range]);
+            self.put(step.out, out);
+        }
+    }
+
+    fn head(
+        &mut self,
+        step: &Head,
+        pre: &BoundPre,
+        weight: &Matrix,
+        count: usize,
+        wanted: &[u32],
+        kernels: &dyn Kernels,
+    ) {
+        if pre.pre.emit.is_some() {
+            // Rows whose logits nobody wants emit too; the product's first input row serves as scratch.
+            for row in 0..count {
+                self.pre(step.input, pre, row, 1, 0, kernels);
+            }
+        }
+        let (columns, vocabulary) = (padded(weight.cols), weight.rows);
+        let epilogue =
+            Epilogue { act: Act::Identity, gated: false, scale: step.scale, softcap: step.softcap };
+        for (pass, wanted) in wanted.chunks(PASS_ROWS).enumerate() {
+            let rows = wanted.len();
+            for (at, &row) in wanted.iter().enumerate() {
+                self.pre(step.input, pre, row as usize, 1, at, kernels);
+            }
+            let y = &mut self.y[..rows * vocabulary];
+            kernels.product(weight, &epilogue, rows, &mut self.x[..rows * columns], y, &self.tiles);
+            let first = pass * PASS_ROWS * vocabulary;
+            let logits = &mut self.logits[first..first + rows * vocabulary];
+            kernels.place(y, 1, 0, None, rows, logits);
+        }
+    }
+
+    /// Runs a [`Pre`](halfbyte_backend::Pre) over `rows` rows from `first` on, into the rows of the
+    /// product's input from `at` on.
+    fn pre(
+        &mut self,
+        input: Reg,
+        pre: &BoundPre,
+        first: usize,
+        rows: usize,
+        at: usize,
+        kernels: &dyn Kernels,
+    ) {
+        let width = self.width(input);
+        let columns = padded(width);
+        let range = first * width..(first + rows) * width;
+        let emit = pre.pre.emit;
+        let mut emitted = emit.map(|emit| self.take(emit.to)).unwrap_or_default();
+        let (post, norm) = pre.lock();
+        let view = PreView {
+            width,
+            input: &self.registers[usize::from(input.0)][range.clone()],
+            residual: pre.pre.residual.map(|reg| &self.registers[usize::from(reg.0)][range.clone()]),
+            post: bound::view(&post),
+            norm: bound::view(&norm),
+            emit: emit.map(|emit| emit.kind),
+        };
+        let kept = if emit.is_some() { &mut emitted[range.clone()] } else { &mut [][..] };
+        kernels.pre(&view, &mut self.x[at * columns..(at + rows) * columns], kept);
+        if let Some(emit) = emit {
+            self.put(emit.to, emitted);
+        }
+    }
+
+    fn answer(&mut self, rows: &Rows<'_>) -> Result<Answer, Fault> {
+        let count = rows.places.len();
+        match rows.output {
+            Output::Nothing => Ok(Answer::Nothing),
+            Output::Hidden => {
+                let len = self.outputs.iter().map(|&reg| count * self.width(reg)).sum();
+                let mut values = answer_buffer(len)?;
+                for &reg in &self.outputs {
+                    let register = &self.registers[usize::from(reg.0)];
+                    values.extend_from_slice(&register[..count * self.width(reg)]);
+                }
+                Ok(Answer::Hidden(values))
+            }
+            Output::Logits(wanted) => {
+                let logits = &self.logits[..wanted.len() * self.limits.vocabulary];
+                let mut values = answer_buffer(logits.len())?;
+                values.extend_from_slice(logits);
+                Ok(Answer::Logits(values))
+            }
+            Output::Greedy(wanted) => {
+                let logits = &self.logits[..wanted.len() * self.limits.vocabulary];
+                self.chosen.clear();
+                self.chosen.extend(logits.chunks(self.limits.vocabulary.max(1)).map(argmax));
+                Ok(Answer::Tokens(self.chosen.clone()))
+            }
+        }
+    }
+
+    /// Takes a register out, so that others can be read while it is written.
+    fn take(&mut self, reg: Reg) -> Vec<f32> {
+        std::mem::take(&mut self.registers[usize::from(reg.0)])
+    }
+
+    fn put(&mut self, reg: Reg, values: Vec<f32>) {
+        self.registers[usize::from(reg.0)] = values;
+    }
+}
+
+/// Memory for an answer, which the caller will own.
+fn answer_buffer(len: usize) -> Result<Vec<f32>, Fault> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(len).map_err(|_| Fault::OutOfMemory {
+        device: "cpu".into(),
+        name: "the answer of a submission".into(),
+        wanted: len as u64 * 4,
+        free: None,
+        what: halfbyte_backend::Purpose::Staging,
+    })?;
+    Ok(values)
+}
+
+impl CpuProgram {
+    /// A program over `state`.
+    pub fn new(path: Path, pool: Option<Arc<ThreadPool>>, state: State, held: Held) -> Self {
+        Self { path, pool, state, held }
+    }
+}
+
+impl Program for CpuProgram {
+    fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let (state, kernels) = (&mut self.state, self.path.kernels());
+        let answer = match &self.pool {
+            Some(pool) => pool.install(|| state.run(rows, kernels)),
+            None => state.run(rows, kernels),
+        }?;
+        Ok(Box::pin(ready(Ok(answer))))
+    }
+
+    fn drain(&mut self) -> Fut<'_, ()> {
+        Box::pin(ready(Ok(())))
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        self.state.done
+    }
+}
+
+impl std::fmt::Debug for CpuProgram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let held = self.held.tickets.len();
+        write!(f, "CpuProgram({}, {} steps, {held} ledger rows)", self.path, self.state.steps.len())
+    }
+}

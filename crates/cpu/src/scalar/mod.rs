@@ -1,0 +1,56 @@
+//! The reference: plain loops in f64 over weights decoded one by one.
+//!
+//! Nothing here is meant to be fast. It is meant to be read beside the definitions in
+//! [`halfbyte_backend::Step`] and believed.
+
+mod attend;
+mod embed;
+mod linear;
+mod norm;
+
+use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
+use crate::cache::Cache;
+use crate::matrix::Matrix;
+use crate::program::Kernels;
+use std::sync::Mutex;
+
+/// The reference kernels.
+pub(crate) struct Scalar;
+
+impl Kernels for Scalar {
+    fn embed(&self, view: &EmbedView<'_>, out: &mut [f32]) {
+        embed::embed(view, out);
+    }
+
+    fn pre(&self, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]) {
+        norm::pre(view, x, emitted);
+    }
+
+    fn product(
+        &self,
+        weight: &Matrix,
+        epilogue: &Epilogue,
+        rows: usize,
+        x: &mut [f32],
+        y: &mut [f32],
+        _: &[Mutex<Vec<f32>>],
+    ) {
+        linear::product(weight, epilogue, rows, x, y);
+    }
+
+    fn attend(&self, view: &AttendView<'_>, cache: Option<&mut Cache>, qkv: &mut [f32], out: &mut [f32]) {
+        attend::attend(view, cache, qkv, out);
+    }
+
+    fn place(
+        &self,
+        y: &[f32],
+        step: usize,
+        at: usize,
+        residual: Option<&[f32]>,
+        rows: usize,
+        out: &mut [f32],
+    ) {
+        linear::place(y, step, at, residual, rows, out);
+    }
+}
