@@ -1,0 +1,241 @@
+//! Kernels, their flags, and which combinations are legal.
+
+use crate::preprocess::{ShaderError, render};
+
+/// A fused step's file in `wgsl/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kernel {
+    /// The decode product of 1 to 8 rows of activations with its prologue and epilogue.
+    NormLinear,
+    /// The prompt's product.
+    LinearTiled,
+    /// Attention over one slice of the keys.
+    Attend,
+    /// Keys and values into the cache, ahead of attention.
+    KvStore,
+    /// Token ids to vectors.
+    Embed,
+    /// Residual sum and norms as a step of their own.
+    Pre,
+    /// The greedy choice.
+    Argmax,
+}
+
+/// What a variant has beyond its kernel's bare form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Flag {
+    /// Sums over subgroups; the bare form needs no feature.
+    Subgroups,
+    /// Weights in 4 bits; the bare form is dense.
+    Q4,
+    /// A bias is added.
+    Bias,
+    /// A residual is added that is not the output itself.
+    Residual,
+    /// The input is normed first.
+    Norm,
+    /// The input is an attention output in splits.
+    Merge,
+    /// Queries and keys are rotated.
+    Rope,
+    /// Queries are normed per head.
+    QNorm,
+    /// Keys are normed per head.
+    KNorm,
+    /// The row's own key and value are made, used and stored in the same dispatch.
+    Fresh,
+    /// The output is left in splits.
+    Parts,
+    /// Learned positions are added.
+    Positions,
+    /// Token types are added.
+    Types,
+    /// The input is normed before the residual is added.
+    Post,
+    /// The sum or its norm is kept beside.
+    Emit,
+}
+
+/// A set of [`Flag`]s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Flags(u32);
+
+/// A kernel with flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Variant {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Its flags.
+    pub flags: Flags,
+}
+
+impl Flag {
+    /// All flags.
+    pub const ALL: [Flag; 15] = [
+        Flag::Subgroups,
+        Flag::Q4,
+        Flag::Bias,
+        Flag::Residual,
+        Flag::Norm,
+        Flag::Merge,
+        Flag::Rope,
+        Flag::QNorm,
+        Flag::KNorm,
+        Flag::Fresh,
+        Flag::Parts,
+        Flag::Positions,
+        Flag::Types,
+        Flag::Post,
+        Flag::Emit,
+    ];
+
+    /// Its name in `#if`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flag::Subgroups => "SUBGROUPS",
+            Flag::Q4 => "Q4",
+            Flag::Bias => "BIAS",
+            Flag::Residual => "RESIDUAL",
+            Flag::Norm => "NORM",
+            Flag::Merge => "MERGE",
+            Flag::Rope => "ROPE",
+            Flag::QNorm => "Q_NORM",
+            Flag::KNorm => "K_NORM",
+            Flag::Fresh => "FRESH",
+            Flag::Parts => "PARTS",
+            Flag::Positions => "POSITIONS",
+            Flag::Types => "TYPES",
+            Flag::Post => "POST",
+            Flag::Emit => "EMIT",
+        }
+    }
+
+    /// The flag named `name` in `#if`.
+    pub(crate) fn from_name(name: &str) -> Option<Flag> {
+        Flag::ALL.into_iter().find(|flag| flag.name() == name)
+    }
+}
+
+impl Flags {
+    /// The set of `flags`.
+    pub fn of(flags: &[Flag]) -> Self {
+        flags.iter().fold(Self::default(), |set, &flag| set.with(flag, true))
+    }
+
+    /// The set with `flag` in it if `present`.
+    #[must_use]
+    pub fn with(self, flag: Flag, present: bool) -> Self {
+        if present { Self(self.0 | 1 << flag as u32) } else { self }
+    }
+
+    /// Whether `flag` is in the set.
+    pub fn has(self, flag: Flag) -> bool {
+        self.0 >> (flag as u32) & 1 == 1
+    }
+}
+
+impl Kernel {
+    /// All kernels.
+    pub const ALL: [Kernel; 7] = [
+        Kernel::NormLinear,
+        Kernel::LinearTiled,
+        Kernel::Attend,
+        Kernel::KvStore,
+        Kernel::Embed,
+        Kernel::Pre,
+        Kernel::Argmax,
+    ];
+
+    /// Its file's name without the ending.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kernel::NormLinear => "norm_linear",
+            Kernel::LinearTiled => "linear_tiled",
+            Kernel::Attend => "attend",
+            Kernel::KvStore => "kv_store",
+            Kernel::Embed => "embed",
+            Kernel::Pre => "pre",
+            Kernel::Argmax => "argmax",
+        }
+    }
+
+    pub(crate) fn source(self) -> &'static str {
+        match self {
+            Kernel::NormLinear => include_str!("../wgsl/norm_linear.wgsl"),
+            Kernel::LinearTiled => include_str!("../wgsl/linear_tiled.wgsl"),
+            Kernel::Attend => include_str!("../wgsl/attend.wgsl"),
+            Kernel::KvStore => include_str!("../wgsl/kv_store.wgsl"),
+            Kernel::Embed => include_str!("../wgsl/embed.wgsl"),
+            Kernel::Pre => include_str!("../wgsl/pre.wgsl"),
+            Kernel::Argmax => include_str!("../wgsl/argmax.wgsl"),
+        }
+    }
+
+    /// The flags that the kernel knows.
+    pub fn flags(self) -> &'static [Flag] {
+        match self {
+            Kernel::NormLinear => {
+                &[Flag::Subgroups, Flag::Q4, Flag::Bias, Flag::Residual, Flag::Norm, Flag::Merge]
+            }
+            Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual],
+            Kernel::Attend => &[Flag::Rope, Flag::QNorm, Flag::KNorm, Flag::Fresh, Flag::Parts],
+            Kernel::KvStore => &[Flag::Rope, Flag::KNorm],
+            Kernel::Embed => &[Flag::Positions, Flag::Types],
+            Kernel::Pre => &[Flag::Subgroups, Flag::Residual, Flag::Post, Flag::Norm, Flag::Emit],
+            Kernel::Argmax => &[],
+        }
+    }
+}
+
+impl Variant {
+    /// Whether the flags make sense together.
+    pub fn is_legal(self) -> bool {
+        let known = Flags::of(self.kernel.flags());
+        if self.flags.0 & !known.0 != 0 {
+            return false;
+        }
+        match self.kernel {
+            Kernel::NormLinear => !(self.flags.has(Flag::Norm) && self.flags.has(Flag::Merge)),
+            Kernel::Attend => self.flags.has(Flag::Fresh) || !self.flags.has(Flag::KNorm),
+            _ => true,
+        }
+    }
+
+    /// Every legal variant.
+    pub fn all() -> Vec<Variant> {
+        let mut all = Vec::new();
+        for kernel in Kernel::ALL {
+            let flags = kernel.flags();
+            for bits in 0..1u32 << flags.len() {
+                let chosen = flags.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1);
+                let set = chosen.fold(Flags::default(), |set, (_, &flag)| set.with(flag, true));
+                let variant = Variant { kernel, flags: set };
+                if variant.is_legal() {
+                    all.push(variant);
+                }
+            }
+        }
+        all
+    }
+
+    /// Its name, as in `norm_linear+Q4+NORM`.
+    pub fn name(self) -> String {
+        let mut name = self.kernel.name().to_owned();
+        for flag in Flag::ALL.into_iter().filter(|&flag| self.flags.has(flag)) {
+            name.push('+');
+            name.push_str(flag.name());
+        }
+        name
+    }
+
+    /// Its WGSL.
+    ///
+    /// # Errors
+    /// [`ShaderError`] if the flags contradict each other or a directive in the file is broken.
+    pub fn wgsl(self) -> Result<String, ShaderError> {
+        if !self.is_legal() {
+            return Err(ShaderError::Illegal(self.name()));
+        }
+        render(self.kernel.name(), self.kernel.source(), self.flags)
+    }
+}

@@ -1,0 +1,16 @@
+//! The files of `wgsl/snippets`, by the name that `#include` uses.
+
+/// The snippet `name`.
+pub(crate) fn snippet(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "act" => include_str!("../wgsl/snippets/act.wgsl"),
+        "dense" => include_str!("../wgsl/snippets/dense.wgsl"),
+        "epilogue" => include_str!("../wgsl/snippets/epilogue.wgsl"),
+        "heads" => include_str!("../wgsl/snippets/heads.wgsl"),
+        "kv" => include_str!("../wgsl/snippets/kv.wgsl"),
+        "places" => include_str!("../wgsl/snippets/places.wgsl"),
+        "reduce" => include_str!("../wgsl/snippets/reduce.wgsl"),
+        "weights" => include_str!("../wgsl/snippets/weights.wgsl"),
+        _ => return None,
+    })
+}

@@ -1,0 +1,94 @@
+// A shard of a linear layer's weights, rows in layer order, columns padded to GROUPS groups of 32.
+override ROWS: u32 = 4u; // rows of the shard
+override COLS: u32 = 32u; // columns without padding
+override GROUPS: u32 = 1u;
+override SHARD_ROW: u32 = 0u; // the shard's first row in the layer
+
+// 4 bits: `[ROWS, GROUPS]`, one vec4 a group; in each word the low nibbles of bytes 0 to 3 are
+// elements 0 to 3, the high nibbles elements 4 to 7. Dense: `[ROWS, GROUPS * 32]` in DTYPE.
+@group(0) @binding(3) var<storage, read> weights: array<vec4<u32>>;
+
+#if Q4
+// Scales of the whole layer: u8 codes, four a word, if NESTED, else f32.
+@group(0) @binding(4) var<storage, read> absmax: array<u32>;
+// Codebook [16], 8-bit map [256], then at ROW_AT the element in block space at which each row starts,
+// at BIAS_AT the biases, at NESTED_AT pairs of (absmax of 256 codes, offset).
+@group(0) @binding(5) var<storage, read> tables: array<u32>;
+
+override NESTED: bool = true;
+override RAGGED: bool = false; // blocks may begin within a group: scales are per element
+override BLOCK_SHIFT: u32 = 6u;
+override ROW_AT: u32 = 272u;
+override BIAS_AT: u32 = 272u;
+override NESTED_AT: u32 = 272u;
+
+// Tables that are indexed by data live in workgroup memory: constants and private arrays would be
+// spilled to memory per thread.
+var<workgroup> codebook: array<f32, 16>;
+var<workgroup> code_map: array<f32, 256>;
+
+// Ends without a barrier.
+fn load_tables(thread: u32) {
+    if (thread < 16u) {
+        codebook[thread] = bitcast<f32>(tables[thread]);
+    }
+    if (NESTED) {
+        for (var i = thread; i < 256u; i += THREADS) {
+            code_map[i] = bitcast<f32>(tables[16u + i]);
+        }
+    }
+}
+
+fn row_start(row: u32) -> u32 {
+    return tables[ROW_AT + SHARD_ROW + row];
+}
+
+fn scale_of(element: u32) -> f32 {
+    let block = element >> BLOCK_SHIFT;
+    if (NESTED) {
+        let code = (absmax[block >> 2u] >> ((block & 3u) * 8u)) & 255u;
+        let at = NESTED_AT + (block >> 8u) * 2u;
+        return code_map[code] * bitcast<f32>(tables[at]) + bitcast<f32>(tables[at + 1u]);
+    }
+    return bitcast<f32>(absmax[block]);
+}
+
+// Scales of four elements from column `col` of a row. Padding columns take the last column's: their
+// inputs are zero.
+fn scales_of(start: u32, col: u32) -> vec4<f32> {
+    return vec4<f32>(
+        scale_of(start + min(col, COLS - 1u)),
+        scale_of(start + min(col + 1u, COLS - 1u)),
+        scale_of(start + min(col + 2u, COLS - 1u)),
+        scale_of(start + min(col + 3u, COLS - 1u)),
+    );
+}
+
+fn look_up(nibbles: u32) -> vec4<f32> {
+    let code = unpack4xU8(nibbles & 0x0f0f0f0fu);
+    return vec4<f32>(codebook[code.x], codebook[code.y], codebook[code.z], codebook[code.w]);
+}
+
+fn bias_of(row: u32) -> f32 {
+    return bitcast<f32>(tables[BIAS_AT + SHARD_ROW + row]);
+}
+#else
+override DTYPE: u32 = 0u;
+
+#include "dense"
+
+fn load_tables(thread: u32) {}
+
+fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
+    let at = row * GROUPS * 8u + quad;
+    return dense_quad(weights[dense_word(at, DTYPE)], at, DTYPE);
+}
+
+#if BIAS
+@group(0) @binding(5) var<storage, read> tables: array<u32>;
+
+fn bias_of(row: u32) -> f32 {
+    return bitcast<f32>(tables[SHARD_ROW + row]);
+}
+#endif
+#endif
