@@ -29,6 +29,8 @@ pub mod error;
 pub mod files;
 pub mod generation;
 pub mod header;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod index;
 #[cfg(feature = "native")]
 pub mod native;
@@ -47,6 +49,8 @@ pub use error::CheckpointError;
 pub use files::{FileBytes, ModelFiles, TokenizerFiles};
 pub use generation::GenerationConfig;
 pub use header::{Header, TensorInfo};
+#[cfg(feature = "hub")]
+pub use hub::{HubOptions, Progress, resolve};
 pub use index::{ShardIndex, TensorIndex};
 pub use quant_state::{QuantState, QuantizedWeight};
 pub use quantization::QuantizationConfig;

@@ -176,6 +176,9 @@ fn a_missing_tensor_names_the_files_and_what_is_near() {
     assert!(error.contains("another kind of model"), "{error}");
 }
 
+/// File names with their contents.
+type Files<'a> = Vec<(&'a str, &'a [u8])>;
+
 #[test]
 fn directories_that_are_no_model() {
     let write = |dir: &Path, files: &[(&str, &[u8])]| {
@@ -188,7 +191,7 @@ fn directories_that_are_no_model() {
     let escape: &[u8] = br#"{"weight_map": {"a": "../x.safetensors"}}"#;
     let shard = tensors(&[("a", "F32", "[1]", 0, 4)], 4);
     #[rustfmt::skip]
-    let table: Vec<(&str, Vec<(&str, &[u8])>, &str)> = vec![
+    let table: Vec<(&str, Files, &str)> = vec![
         ("empty", vec![], "the directory is empty"),
         ("only a config", vec![("config.json", config)], "has no model.safetensors or model.safetensors.index.json: give the directory"),
         ("pickle", vec![("config.json", config), ("pytorch_model.bin", b"x")], "pytorch_model.bin is a PyTorch pickle"),

@@ -1,0 +1,199 @@
+//! Models from the Hugging Face Hub: only the files that are needed, into the cache that Python shares.
+
+mod cache;
+mod options;
+mod progress;
+mod refusal;
+mod wanted;
+
+pub use options::HubOptions;
+pub use progress::Progress;
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{CheckpointError, shown};
+use crate::files::ModelFiles;
+use crate::index::ShardIndex;
+use crate::native::SHARD_INDEX;
+use cache::{Cache, is_complete};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::{Repo, RepoType};
+use options::Settings;
+use progress::Forward;
+use refusal::Refusal;
+use std::path::{Path, PathBuf};
+use wanted::{SMALL, Weights};
+
+/// Opens a model: a directory if `model` is one, else the model of this id on the Hub.
+///
+/// # Errors
+/// If it is neither, cannot be downloaded, or its files are unusable.
+pub fn resolve(
+    model: &str,
+    options: &HubOptions,
+    progress: &mut dyn Progress,
+) -> Result<Checkpoint, CheckpointError> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Checkpoint::open(path);
+    }
+    if path.is_file() {
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        return Err(CheckpointError::Unsupported {
+            what: format!("{}: a single file as a model", shown(model)),
+            instead: format!(
+                "give the directory that also holds its config.json, {}",
+                parent.unwrap_or(Path::new(".")).display()
+            ),
+        });
+    }
+    if !is_hub_id(model) {
+        return Err(CheckpointError::NoSuchModel { model: shown(model) });
+    }
+    let mut files = ModelFiles::open(&download(model, options, progress)?)?;
+    files.name = model.to_string();
+    Checkpoint::new(files)
+}
+
+/// Whether a text can be a model's id on the Hub: `name` or `organization/name`.
+pub fn is_hub_id(model: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(['.', '-'])
+            && !part.ends_with(['.', '-'])
+            && !part.contains("..")
+            && !part.contains("--")
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+    };
+    let parts: Vec<&str> = model.split('/').collect();
+    parts.len() <= 2 && parts.into_iter().all(part)
+}
+
+/// Makes sure that the files of a model are in the cache and returns their directory.
+///
+/// Asks the Hub for the revision's commit and downloads what the cache lacks of it. Offline, or if the
+/// Hub cannot be reached, what the cache has of the revision is used if it is complete.
+///
+/// # Errors
+/// [`CheckpointError::Hub`] with what happened and what to do about it.
+pub fn download(
+    model: &str,
+    options: &HubOptions,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, CheckpointError> {
+    let settings = Settings::new(options, &|name| std::env::var(name).ok());
+    let hub_error = |problem: String| CheckpointError::Hub {
+        model: model.to_string(),
+        problem: settings.without_token(problem),
+    };
+    if !is_hub_id(model) {
+        return Err(CheckpointError::NoSuchModel { model: shown(model) });
+    }
+    settings.check().map_err(hub_error)?;
+    let cache = Cache::new(settings.cache_dir().map_err(hub_error)?, model);
+    let cached = cache.snapshot(&settings.revision).filter(|snapshot| is_complete(snapshot));
+    if settings.offline {
+        return cached.ok_or_else(|| {
+            hub_error(format!(
+                "offline, and the cache {} does not have all of revision {}; run it once without --offline (HF_HUB_OFFLINE)",
+                cache.root().display(),
+                settings.revision
+            ))
+        });
+    }
+    match fetch(model, &settings, &cache, progress) {
+        Ok(snapshot) => Ok(snapshot),
+        Err(refusal) => match cached {
+            Some(cached) if refusal.is_unreachable() => Ok(cached),
+            _ => Err(hub_error(refusal.explain(model, &settings))),
+        },
+    }
+}
+
+/// Downloads what the cache lacks of a revision.
+fn fetch(
+    model: &str,
+    settings: &Settings,
+    cache: &Cache,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf, Refusal> {
+    let api = ApiBuilder::from_cache(hf_hub::Cache::new(cache.root().to_path_buf()))
+        .with_endpoint(settings.endpoint.clone())
+        .with_token(settings.token.clone())
+        .with_progress(false)
+        .with_retries(3)
+        .with_user_agent("halfbyte", env!("CARGO_PKG_VERSION"))
+        .build()
+        .map_err(|error| Refusal::new("", error))?;
+    let at = |revision: &str| {
+        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
+        api.repo(repo)
+    };
+    let info = at(&settings.revision).info().map_err(|error| Refusal::new("", error))?;
+    if !cache::is_commit(&info.sha) {
+        let problem = format!("its commit is {}", shown(&info.sha));
+        return Err(Refusal::Malformed(problem));
+    }
+    let names: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    // All files come from this one commit, even if the branch moves meanwhile.
+    let mut source = Source { repo: at(&info.sha), snapshot: cache.snapshot_dir(&info.sha), progress };
+    let weights = Weights::of(&names).map_err(Refusal::NoWeights)?;
+    for file in SMALL.iter().filter(|file| names.contains(file)) {
+        source.get(file)?;
+    }
+    match weights {
+        Weights::Single(file) => {
+            source.get(file)?;
+        }
+        Weights::Sharded => {
+            let index = source.get(SHARD_INDEX)?;
+            let json = std::fs::read(&index).map_err(Refusal::Disk)?;
+            let shards = ShardIndex::parse(&index.display().to_string(), &json)
+                .map_err(|error| Refusal::Malformed(error.to_string()))?;
+            for shard in shards.shards() {
+                source.get(shard)?;
+            }
+        }
+    }
+    cache.point(&settings.revision, &info.sha).map_err(Refusal::Disk)?;
+    Ok(source.snapshot)
+}
+
+/// Where files come from, and where they go.
+struct Source<'a> {
+    repo: ApiRepo,
+    snapshot: PathBuf,
+    progress: &'a mut dyn Progress,
+}
+
+impl Source<'_> {
+    /// The path of a file in the cache, downloaded if need be.
+    fn get(&mut self, file: &str) -> Result<PathBuf, Refusal> {
+        let path = self.snapshot.join(file);
+        if path.is_file() {
+            return Ok(path);
+        }
+        self.repo
+            .download_with_progress(file, Forward::new(self.progress))
+            .map_err(|error| Refusal::new(file, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_the_hub() {
+        for id in ["gpt2", "meta-llama/Llama-2-7b-hf", "a/b_c.d", "Qwen/Qwen2.5-0.5B"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        let long = "x".repeat(97);
+        for id in [
+            "", "/", "a/", "/a", "a/b/c", "../a", "a/..", ".hidden", "a b", "a\\b", "a/b\n", "a?b", "a--b",
+            &long,
+        ] {
+            assert!(!is_hub_id(id), "{id}");
+        }
+    }
+}
