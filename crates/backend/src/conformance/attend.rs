@@ -181,6 +181,11 @@ fn variants() -> Vec<Case> {
     };
     cases.push(all.growing("norms, soft cap and window, cache in f16"));
 
+    let mut tiny = Shape { norm: Some((NormKind::Rms, 0.0)), ..GROUPED }
+        .alone("norms of tiny q and k", Fill::Normal(1e-3));
+    grow(&mut tiny);
+    cases.push(tiny);
+
     // Values are the last kv_heads * head_dim columns of q|k|v.
     let mut outlier = GROUPED.alone("an outlier channel in the values", Fill::Outlier(GROUPED.qkv() - 5));
     grow(&mut outlier);

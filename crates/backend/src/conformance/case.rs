@@ -86,6 +86,9 @@ pub struct Case {
     pub tolerance: f64,
     /// Whether it takes more than a tenth of a second on a slow device.
     pub heavy: bool,
+    /// Columns of the first input register that change places, `(first, second, how many)`: mutants
+    /// exchange heads by it.
+    pub(super) exchanged: Option<(usize, usize, usize)>,
 }
 
 impl Case {
@@ -104,6 +107,7 @@ impl Case {
             pipelined: false,
             tolerance: TOLERANCE,
             heavy: false,
+            exchanged: None,
         }
     }
 
@@ -220,7 +224,18 @@ impl Case {
                 });
             }
         }
+        self.exchange(&mut values, rows);
         values
+    }
+
+    fn exchange(&self, values: &mut [f32], rows: usize) {
+        let (Some((first, second, len)), Some(reg)) = (self.exchanged, self.stretch.inputs.first()) else {
+            return;
+        };
+        let width = self.stretch.widths.get(usize::from(reg.0)).copied().unwrap_or(0).max(1);
+        for row in values.chunks_mut(width).take(rows).filter(|row| second + len <= row.len()) {
+            (0..len).for_each(|column| row.swap(first + column, second + column));
+        }
     }
 }
 

@@ -31,6 +31,7 @@ fn judge(case: &Case, right: &[Answer], found: &[Answer], error: &mut f64) -> Ve
                 if right == found {
                     Ok(())
                 } else {
+                    *error = f64::INFINITY;
                     Err(format!("chose {found:?}, not {right:?}"))
                 }
             }

@@ -54,7 +54,7 @@ fn head() -> Vec<Case> {
     for format in [DType::F32, DType::F16, DType::Bf16].map(Format::Dense).into_iter().chain([NF4]) {
         cases.push(logits(named(format), Parts { format, ..PLAIN }));
     }
-    for (vocabulary, hidden) in [(1, 33), (3, 172), (65, 257), (1000, 64)] {
+    for (vocabulary, hidden) in [(1, 33), (3, 172), (65, 257), (1001, 64)] {
         let name = format!("[{vocabulary}, {hidden}]");
         cases.push(logits(name, Parts { vocabulary, hidden, ..PLAIN }));
     }
@@ -65,6 +65,7 @@ fn head() -> Vec<Case> {
         ("bias, scale and soft cap", Parts { bias: true, scale: 2.5, softcap: Some(3.0), ..PLAIN }),
         ("layer norm", Parts { norm: Some(NormKind::Layer), ..PLAIN }),
         ("no norm", Parts { norm: None, bias: true, ..PLAIN }),
+        ("tiny values", Parts { fill: Fill::Normal(1e-3), ..PLAIN }),
         ("an outlier channel", Parts { fill: Fill::Outlier(11), ..PLAIN }),
     ] {
         cases.push(logits(name.to_owned(), parts));
@@ -105,33 +106,45 @@ fn stream() -> Case {
     case
 }
 
+/// Names that [`SeededWeights`](super::SeededWeights) gives a meaning: of both embeddings, of the head,
+/// and of its bias.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    tables: &'static str,
+    head: &'static str,
+    bias: Option<&'static str>,
+}
+
 fn sample() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for (name, vocabulary, tensor, bias) in [
-        ("greedy loop", 257, "table", None),
-        ("greedy loop with a bias", 1000, "table", Some("bias")),
-        ("ties go to the lowest id", 257, "tied", Some("zero")),
-        ("ties go to the lowest id, 5000 tokens", 5000, "tied", Some("zero")),
-        ("all logits are equal", 1000, "zero", Some("zero")),
-    ] {
-        cases.push(greedy(name, vocabulary, tensor, bias));
-    }
-    cases
+    let usual = Named { tables: "table", head: "head", bias: None };
+    // Exact sums in whatever order, and no norm: what ties in the reference ties everywhere.
+    let exact = Named { tables: "exact", head: "exact_head", bias: None };
+    let tied = Named { head: "tied_head", bias: Some("zero"), ..exact };
+    vec![
+        greedy("greedy loop", 257, usual),
+        greedy("greedy loop with a bias", 1003, Named { bias: Some("bias"), ..usual }),
+        greedy("scores in steps of 1/16, 5000 tokens", 5000, exact),
+        greedy("ties go to the lowest id", 257, tied),
+        greedy("ties go to the lowest id, 5000 tokens", 5000, tied),
+        greedy("all logits are equal", 1000, Named { head: "zero", ..tied }),
+    ]
 }
 
 /// Embed and head in one program: greedy choices feed the next submission without a read.
-fn greedy(name: &str, vocabulary: usize, tensor: &str, bias: Option<&str>) -> Case {
+fn greedy(name: &str, vocabulary: usize, named: Named) -> Case {
     let hidden = 64;
     let mut case = Case::new("sample", name);
     let out = case.reg(hidden);
     let table = case.linear(vocabulary, hidden, F16, false);
     let positions = case.linear(64, hidden, F16, false);
-    let norm = case.rms(hidden);
-    let weight = case.linear(vocabulary, hidden, F16, bias.is_some());
-    rename(&mut case, weight, tensor, bias);
+    let weight = case.linear(vocabulary, hidden, F16, named.bias.is_some());
+    rename(&mut case, table, named.tables, None);
+    rename(&mut case, positions, &format!("{}_positions", named.tables), None);
+    rename(&mut case, weight, named.head, named.bias);
+    let pre = if named.head == "head" { Pre::norm(case.rms(hidden)) } else { Pre::default() };
     let embed = Embed { table, scale: 1.0, positions: Some((positions, 0)), types: None, norm: None, out };
     case.step(Step::Embed(embed));
-    case.step(Step::Head(Head { input: out, pre: Pre::norm(norm), weight, scale: 1.0, softcap: None }));
+    case.step(Step::Head(Head { input: out, pre, weight, scale: 1.0, softcap: None }));
 
     let ids = tokens(case.seed, 9, vocabulary);
     case.submit(Feed::Tokens(ids), &[(0, 0, 9)], Take::Greedy(vec![8]));
@@ -139,7 +152,7 @@ fn greedy(name: &str, vocabulary: usize, tensor: &str, bias: Option<&str>) -> Ca
         case.submit(Feed::Chosen, &[(0, position, 1)], Take::Greedy(vec![0]));
     }
     // Three sequences: row r goes on with the token that row r of the choice chose.
-    let ids = tokens(case.seed + 1, 12, vocabulary);
+    let ids = tokens(case.seed ^ 1, 12, vocabulary);
     case.submit(Feed::Tokens(ids), &[(0, 14, 3), (1, 0, 5), (2, 0, 4)], Take::Greedy(vec![2, 7, 11]));
     case.submit(Feed::Chosen, &[(0, 17, 1), (1, 5, 1), (2, 4, 1)], Take::Greedy(vec![0, 1, 2]));
     case.submit(Feed::Chosen, &[(0, 18, 1), (1, 6, 1), (2, 5, 1)], Take::Logits(vec![2, 0]));
@@ -147,13 +160,13 @@ fn greedy(name: &str, vocabulary: usize, tensor: &str, bias: Option<&str>) -> Ca
     case
 }
 
-/// Gives the tensors of a head the names that [`SeededWeights`](super::SeededWeights) makes special.
+/// Gives the tensors of a layer names.
 fn rename(case: &mut Case, weight: WantId, tensor: &str, bias: Option<&str>) {
     let Some(want) = case.stretch.wants.get_mut(weight.0 as usize) else { return };
     want.purpose = Purpose::Embeddings;
     if let Kind::Linear(shape) = &mut want.kind {
         for segment in &mut shape.segments {
-            segment.tensor = format!("head.{tensor}.weight");
+            segment.tensor = format!("{tensor}.weight");
             segment.bias = bias.map(|bias| format!("head.{bias}"));
         }
     }

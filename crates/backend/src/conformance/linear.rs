@@ -197,6 +197,22 @@ fn norm_gate_up() -> Vec<Case> {
     let mut outlier = gate_up("an outlier channel".into(), 33, 172, NF4, Act::GeluTanh, 2);
     outlier.fills[0] = Fill::Outlier(7);
     cases.push(outlier);
+    let mut tiny = gate_up("tiny values".into(), 33, 172, NF4, Act::Silu, 2);
+    tiny.fills[0] = Fill::Normal(1e-3);
+    cases.push(tiny);
+    for tensors in [1, 2] {
+        let name = format!("layer norm, {}", if tensors == 1 { "one tensor" } else { "two tensors" });
+        let mut case = Case::new("norm_gate_up", name);
+        let input = case.input(172, Fill::Shifted(1.0));
+        let out = case.output(33, Fill::Poison);
+        let norm = case.norm(NormKind::Layer, 172, 1e-5, 0.0);
+        let segments = [(66 / tensors, true), (33, true)];
+        let weight = case.stack(&segments[..tensors], 172, F16, Arrangement::Interleaved);
+        let step = LinearStep { act: Act::Silu, gated: true, ..product(input, weight, out) };
+        case.step(Step::Linear(LinearStep { pre: Pre::norm(norm), ..step }));
+        [1, 3, 8].into_iter().for_each(|count| case.hidden(count));
+        cases.push(case);
+    }
 
     let mut biased = Case::new("norm_gate_up", "biases, no norm, at column 5");
     let input = biased.input(172, Fill::Normal(1.0));
@@ -239,10 +255,13 @@ fn down(name: String, (rows, cols): (usize, usize), format: Format, residual: Re
 
 fn linear_residual() -> Vec<Case> {
     let mut cases = Vec::new();
-    for residual in [Residual::Absent, Residual::Separate, Residual::InPlace] {
+    for (residual, name) in [
+        (Residual::Absent, "no residual"),
+        (Residual::Separate, "residual in another register"),
+        (Residual::InPlace, "residual in place"),
+    ] {
         for format in [NF4, F16] {
-            let name = format!("residual {residual:?}, {}", named(format)).to_lowercase();
-            cases.push(down(name, (66, 172), format, residual));
+            cases.push(down(format!("{name}, {}", named(format)), (66, 172), format, residual));
         }
     }
     for format in formats() {
@@ -318,6 +337,7 @@ fn pre() -> Vec<Case> {
         for (suffix, cols, fill, format) in [
             ("", 172, Fill::Normal(1.0), NF4),
             (", an outlier channel", 172, Fill::Outlier(3), NF4),
+            (", tiny values", 172, Fill::Normal(1e-3), NF4),
             (", 257 columns in f16", 257, Fill::Normal(1.0), F16),
         ] {
             cases.push(prepared(format!("{name}{suffix}"), parts, cols, fill, format));
@@ -329,7 +349,8 @@ fn pre() -> Vec<Case> {
 fn prepared(name: String, parts: Parts, cols: usize, fill: Fill, format: Format) -> Case {
     let mut case = Case::new("pre", name);
     let input = case.input(cols, fill);
-    let residual = parts.residual.then(|| case.input(cols, Fill::Normal(2.0)));
+    let stream = if fill == Fill::Normal(1e-3) { fill } else { Fill::Normal(2.0) };
+    let residual = parts.residual.then(|| case.input(cols, stream));
     let out = case.output(66, Fill::Poison);
     let post = parts.post.map(|kind| case.norm(kind, cols, 1e-5, parts.offset));
     let norm = parts.norm.map(|kind| case.norm(kind, cols, 1e-6, parts.offset));

@@ -21,7 +21,7 @@ pub struct Outcome {
     /// The case's name.
     pub case: String,
     /// Worst relative error `‖out - ref‖ / ‖ref‖` over all registers (or logits) of all submissions;
-    /// infinite where an answer has no number, 0 where none was compared.
+    /// infinite where an answer has NaN or another token, 0 where nothing was compared.
     pub error: f64,
     /// The largest error that passes.
     pub tolerance: f64,

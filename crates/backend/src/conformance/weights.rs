@@ -15,9 +15,10 @@ const LARGE: usize = 1 << 18;
 /// A [`WeightSource`] that makes every tensor from its name and a seed.
 ///
 /// Matrices have independent elements of variance `1 / cols`; norm weights lie around 1, biases around
-/// 0. Three words in a tensor's name change that: of a matrix that is `tied` each row equals the one
-/// seven rows above (so that logits tie exactly), and a vector or matrix that is `zero` or `ascending`
-/// holds 0, or for element `i` the value `i / 16`.
+/// 0. Words in a tensor's name change that. A matrix that is `exact` has elements of -1/2 to 1/2 in
+/// steps of 1/4, so that short sums of products are exact in any order; of one that is `tied` each row
+/// besides equals the one seven rows above. A matrix or vector that is `zero` holds 0, and element `i` of
+/// a vector that is `ascending` is `i / 16`.
 #[derive(Debug, Clone, Copy)]
 pub struct SeededWeights {
     seed: u64,
@@ -36,11 +37,15 @@ impl SeededWeights {
             return vec![0.0; len];
         }
         let mut stream = Stream::new(name_seed(self.seed, name));
-        let deviation = 1.0 / (cols as f32).sqrt();
+        let mut exact = || stream.below(5) as f32 / 4.0 - 0.5;
         if name.contains("tied") {
-            let period: Vec<f32> = (0..TIE_PERIOD * cols).map(|_| stream.normal() * deviation).collect();
+            let period: Vec<f32> = (0..TIE_PERIOD * cols).map(|_| exact()).collect();
             return period.iter().copied().cycle().take(len).collect();
         }
+        if name.contains("exact") {
+            return (0..len).map(|_| exact()).collect();
+        }
+        let deviation = 1.0 / (cols as f32).sqrt();
         if len < LARGE {
             return (0..len).map(|_| stream.normal() * deviation).collect();
         }

@@ -35,6 +35,8 @@ pub struct Oracle {
     slots: Slots,
     /// Tickets of the ledger by slot.
     tickets: RefCell<BTreeMap<u64, u64>>,
+    /// Whether greedy choices that rounding could change are a panic.
+    strict: bool,
 }
 
 impl Oracle {
@@ -46,7 +48,14 @@ impl Oracle {
             kind: DeviceKind::Cpu,
             limits: Vec::new(),
         };
-        Self { info, ledger: Rc::default(), slots: Rc::default(), tickets: RefCell::default() }
+        Self { info, ledger: Rc::default(), slots: Rc::default(), tickets: RefCell::default(), strict: false }
+    }
+}
+
+impl Oracle {
+    /// One that panics where a greedy choice hangs on rounding.
+    pub fn strict() -> Self {
+        Self { strict: true, ..Self::new() }
     }
 }
 
@@ -140,8 +149,15 @@ impl Backend for Oracle {
             stretch.check()?;
             let bytes = Layout::program(self, stretch, &caps)?.total();
             let ticket = self.ledger.enter("registers", Purpose::Activations, bytes);
-            let compiled =
-                Compiled::new(stretch, slots, caps, self.slots.clone(), self.ledger.clone(), ticket);
+            let compiled = Compiled::new(
+                stretch,
+                slots,
+                caps,
+                self.slots.clone(),
+                self.ledger.clone(),
+                ticket,
+                self.strict,
+            );
             Ok(Box::new(compiled) as Box<dyn Program>)
         })
     }

@@ -19,6 +19,7 @@ pub struct Compiled {
     ledger: Rc<Ledger>,
     ticket: u64,
     submissions: u64,
+    strict: bool,
 }
 
 impl Compiled {
@@ -29,6 +30,7 @@ impl Compiled {
         held: Slots,
         ledger: Rc<Ledger>,
         ticket: u64,
+        strict: bool,
     ) -> Self {
         Self {
             stretch: stretch.clone(),
@@ -40,6 +42,7 @@ impl Compiled {
             ledger,
             ticket,
             submissions: 0,
+            strict,
         }
     }
 
@@ -112,11 +115,25 @@ impl Compiled {
                 Answer::Logits(wanted.iter().flat_map(|row| logits[row].clone()).collect())
             }
             Output::Greedy(wanted) => {
-                self.chosen = wanted.iter().map(|row| argmax(&logits[row])).collect();
+                self.chosen = wanted.iter().map(|row| choose(&logits[row], self.strict)).collect();
                 Answer::Tokens(self.chosen.clone())
             }
         }
     }
+}
+
+/// The argmax; if `strict`, only where rounding cannot make it another: the best is ahead or equals.
+fn choose(logits: &[f32], strict: bool) -> u32 {
+    let best = argmax(logits);
+    let largest = logits[best as usize];
+    for (id, &logit) in logits.iter().enumerate().filter(|(id, _)| *id != best as usize) {
+        let gap = largest - logit;
+        assert!(
+            !strict || gap == 0.0 || gap > 1e-4 * largest.abs(),
+            "{id} at {logit} is too near {best} at {largest}"
+        );
+    }
+    best
 }
 
 impl Program for Compiled {
