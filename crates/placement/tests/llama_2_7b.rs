@@ -177,6 +177,24 @@ fn an_alternative_may_need_a_smaller_context_too() {
 }
 
 #[test]
+fn a_context_of_no_use_is_no_remedy() {
+    let devices = [gpu("wgpu:0", 4 * GIB)];
+    let (model, small) = (Model::llama_2_7b(F16), Model::llama_2_7b(Q8));
+    let request = Request { context: Wanted::AtMost(4096), min_context: 2048, policy: Policy::Auto };
+    let refusal = plan(&devices, &model, &request).unwrap_err();
+    // Worth knowing, but less than what is of use; and the same costs again are no way out.
+    assert_eq!(refusal.max_context, Some(512));
+    let alternatives: [(String, &dyn Costs); 2] =
+        [("--same".into(), &model), ("--kv-cache q8".into(), &small)];
+    let refusal = refusal_with(refusal, &devices, &request, &alternatives);
+    assert_eq!(refusal.remedies, []);
+    let exactly = Request { context: Wanted::Exactly(2048), ..request };
+    let refusal = plan(&devices, &model, &exactly).unwrap_err();
+    let refusal = refusal_with(refusal, &devices, &exactly, &alternatives[..1]);
+    assert_eq!(refusal.remedies.len(), 1, "only --context 512: {refusal}");
+}
+
+#[test]
 fn device_maps_go_by_the_longest_prefix() {
     let devices = [cpu(12 * GIB), gpu("wgpu:0", 7 * GIB)];
     let model = Model::llama_2_7b(F16);
@@ -255,7 +273,7 @@ fn costs_are_asked_for_seldom() {
     for (devices, context, most) in [
         (&two[..], Wanted::Exactly(2048), 250),
         (&two[..], Wanted::AtMost(4096), 300),
-        (&unified[..], Wanted::AtMost(4096), 600),
+        (&unified[..], Wanted::AtMost(4096), 650),
         (&four[..], Wanted::AtMost(4096), 1500),
     ] {
         let asked = asked(devices, context);
