@@ -1,0 +1,470 @@
+//! `out[:, at..] = residual + act(W norm(x) + b)` with `W` in 4 bits: one launch.
+//!
+//! A *team* of `lanes` units (a warp on NVIDIA) owns `tile_rows` rows of the matrix and walks their
+//! columns in groups of 32, one group a lane, so that a team reads 512 neighbouring bytes of codes in
+//! 16-byte loads. Each group's 32 products are summed first and scaled once, since all of them share
+//! an absmax; the absmax itself is decoded here from its 8-bit code. The codebook and the map of the
+//! 8-bit codes are in shared memory: one conflict-free read a weight.
+//!
+//! `1 / rms` is a factor of a whole row of `x`, so it is applied to the finished sums; only the norm's
+//! weight is multiplied in on the way. `tile_batch` rows of `x` share each decoded weight.
+
+use super::Quad;
+use cubecl::prelude::*;
+use halfbyte_backend::Act;
+
+/// Columns that one lane multiplies at a time, and what rows are padded to: 16 bytes of codes.
+pub(crate) const GROUP: usize = 32;
+/// Quads of `x` in a group.
+const QUADS: usize = GROUP / 4;
+
+/// How the matrix is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Elements {
+    /// 4-bit codes with an absmax for `1 << shift` of them.
+    Codes {
+        /// Logarithm of the block size.
+        shift: u32,
+        /// Whether absmax is 8-bit codes.
+        nested: bool,
+        /// Whether groups of 32 never straddle two blocks: columns are a multiple of 32.
+        aligned: bool,
+    },
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Elements {
+    /// 16-byte loads of one group.
+    pub(crate) fn quads(self) -> usize {
+        match self {
+            Elements::Codes { .. } => 1,
+            Elements::F32 => 8,
+            Elements::F16 | Elements::Bf16 => 4,
+        }
+    }
+
+    fn shift(self) -> u32 {
+        if let Elements::Codes { shift, .. } = self { shift } else { 0 }
+    }
+
+    fn is_codes(self) -> bool {
+        matches!(self, Elements::Codes { .. })
+    }
+
+    fn nested(self) -> bool {
+        matches!(self, Elements::Codes { nested: true, .. })
+    }
+
+    fn straddles(self) -> bool {
+        matches!(self, Elements::Codes { aligned: false, .. })
+    }
+}
+
+/// What is added to the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Residual {
+    /// Nothing.
+    None,
+    /// A register of its own.
+    Read,
+    /// `out` itself.
+    Accumulate,
+}
+
+/// What is fixed when the kernel is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    pub elements: Elements,
+    pub norm: bool,
+    pub bias: bool,
+    pub residual: Residual,
+    pub act: Act,
+    /// Rows come in pairs gate, up.
+    pub gated: bool,
+    /// Whether teams are planes (warps), which sum without shared memory.
+    pub planes: bool,
+    /// Units of a team.
+    pub lanes: usize,
+    /// Teams of a cube.
+    pub teams: usize,
+    /// Rows of the matrix for each team; even.
+    pub tile_rows: usize,
+    /// Rows of `x` for each cube.
+    pub tile_batch: usize,
+}
+
+impl Variant {
+    /// Units of a cube.
+    pub(crate) fn units(&self) -> usize {
+        self.lanes * self.teams
+    }
+
+    /// Rows of the matrix for each cube.
+    pub(crate) fn cube_rows(&self) -> usize {
+        self.teams * self.tile_rows
+    }
+
+    /// Values in shared memory for the map of 8-bit codes; an array cannot be empty.
+    fn map_len(&self) -> usize {
+        if self.elements.nested() { 256 } else { 1 }
+    }
+
+    /// Where the `(absmax, offset)` pairs start in the state.
+    fn pairs_at(&self) -> usize {
+        if self.elements.nested() { 16 + 256 } else { 16 }
+    }
+
+    /// Results of each cube for one row of `x`.
+    fn cube_outputs(&self) -> usize {
+        if self.gated { self.cube_rows() / 2 } else { self.cube_rows() }
+    }
+
+    fn accumulates(&self) -> bool {
+        self.residual == Residual::Accumulate
+    }
+
+    fn reads_residual(&self) -> bool {
+        self.residual == Residual::Read
+    }
+}
+
+/// The kernel. `groups = cols.div_ceil(32)`.
+///
+/// - `codes` `[rows, groups, quads]` of 16 bytes, zero beyond `cols`.
+/// - `scales` `[rows]` first element of each row in the order of absmax, then absmax: four 8-bit codes
+///   or one f32 a word.
+/// - `state` `[16]` codebook, `[256]` map if nested, `[blocks / 256, 2]` absmax and offset if nested,
+///   then from `bias_at` the bias `[rows]`.
+/// - `norm` `[groups * 32]`; `input` `[batch, groups * 32]`, zero beyond `cols`.
+/// - `residual` and `out` `[batch, stride]`, of which `at..` is read and written.
+#[cube(launch_unchecked)]
+pub(crate) fn norm_linear(
+    codes: &Array<Quad<u32>>,
+    scales: &Array<u32>,
+    state: &Array<f32>,
+    norm: &Array<Quad<f32>>,
+    input: &Array<Quad<f32>>,
+    residual: &Array<f32>,
+    out: &mut Array<f32>,
+    rows: u32,
+    cols: u32,
+    batch: u32,
+    stride: u32,
+    at: u32,
+    bias_at: u32,
+    last_block: u32,
+    eps: f32,
+    norm_offset: f32,
+    #[comptime] variant: Variant,
+) {
+    let lanes = comptime!(variant.lanes);
+    let tile_rows = comptime!(variant.tile_rows);
+    let tile_batch = comptime!(variant.tile_batch);
+    let elements = comptime!(variant.elements);
+    let units = comptime!(variant.units());
+    let cube_rows = comptime!(variant.cube_rows());
+
+    let unit = UNIT_POS as usize;
+    let lane = unit % lanes;
+    let team = unit / lanes;
+    let groups = (cols as usize).div_ceil(GROUP);
+    let first_row = CUBE_POS_X as usize * cube_rows;
+    let first_input = CUBE_POS_Y as usize * tile_batch;
+
+    let mut codebook = SharedMemory::<f32>::new(16usize);
+    let mut map = SharedMemory::<f32>::new(comptime!(variant.map_len()));
+    let mut partial = SharedMemory::<f32>::new(units);
+    let mut totals = SharedMemory::<f32>::new(comptime!(variant.cube_rows() * variant.tile_batch));
+    let mut inverse_rms = SharedMemory::<f32>::new(tile_batch);
+
+    if comptime!(elements.is_codes()) {
+        if unit < 16 {
+            codebook[unit] = state[unit];
+        }
+    }
+    if comptime!(elements.nested()) {
+        let mut i = unit;
+        while i < 256 {
+            map[i] = state[16 + i];
+            i += units;
+        }
+    }
+    if comptime!(variant.norm) {
+        #[unroll]
+        for m in 0..tile_batch {
+            let row = min(first_input + m, batch as usize - 1);
+            let mut squares = 0.0f32;
+            let mut quad = unit;
+            while quad < groups * QUADS {
+                let x = input[row * groups * QUADS + quad];
+                squares += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
+                quad += units;
+            }
+            let sum = sum_over_team(squares, &mut partial, variant);
+            if lane == 0 {
+                totals[team] = sum;
+            }
+            sync_cube();
+            if unit == 0 {
+                let mut sum = 0.0f32;
+                for i in 0..comptime!(variant.teams) {
+                    sum += totals[i];
+                }
+                inverse_rms[m] = 1.0f32 / f32::sqrt(sum / f32::cast_from(cols) + eps);
+            }
+            sync_cube();
+        }
+    }
+    sync_cube();
+
+    // Rows beyond the last are computed as copies of it and not written.
+    let mut sums = Array::<f32>::new(comptime!(variant.tile_rows * variant.tile_batch));
+    #[unroll]
+    for i in 0..comptime!(variant.tile_rows * variant.tile_batch) {
+        sums[i] = 0.0f32;
+    }
+    let mut group = lane;
+    while group < groups {
+        let mut products = Array::<f32>::new(comptime!(variant.tile_rows * variant.tile_batch));
+        #[unroll]
+        for i in 0..comptime!(variant.tile_rows * variant.tile_batch) {
+            products[i] = 0.0f32;
+        }
+        // One scale for the group, or, where it straddles two blocks, one for its first `split`
+        // columns and one for the rest.
+        let mut scale = Array::<f32>::new(tile_rows);
+        let mut scale_after = Array::<f32>::new(tile_rows);
+        let mut split = Array::<u32>::new(tile_rows);
+        let mut words = Array::<Quad<u32>>::new(tile_rows);
+        #[unroll]
+        for r in 0..tile_rows {
+            let row = min(first_row + team * tile_rows + r, rows as usize - 1);
+            if comptime!(elements.is_codes()) {
+                words[r] = codes[row * groups + group];
+                let shift = comptime!(elements.shift());
+                let element = scales[row] + (group * GROUP) as u32;
+                let block = element >> shift;
+                scale[r] = absmax(scales, state, &map, rows, block, variant);
+                if comptime!(elements.straddles()) {
+                    split[r] = ((block + 1) << shift) - element;
+                    scale_after[r] = absmax(scales, state, &map, rows, min(block + 1, last_block), variant);
+                }
+            }
+        }
+        #[unroll]
+        for q in 0..QUADS {
+            let mut x = Array::<Quad<f32>>::new(tile_batch);
+            #[unroll]
+            for m in 0..tile_batch {
+                let row = min(first_input + m, batch as usize - 1);
+                let value = input[(row * groups + group) * QUADS + q];
+                if comptime!(variant.norm) {
+                    x[m] = value * (norm[group * QUADS + q] + Quad::<f32>::new(norm_offset));
+                } else {
+                    x[m] = value;
+                }
+            }
+            #[unroll]
+            for r in 0..tile_rows {
+                let mut weight = Quad::<f32>::empty();
+                if comptime!(elements.is_codes()) {
+                    // Low nibbles of a word are columns 0..4 of its eight, high nibbles 4..8.
+                    let word = words[r];
+                    let word = word[q / 2] >> comptime!((q as u32 % 2) * 4);
+                    #[unroll]
+                    for i in 0..4usize {
+                        weight[i] = codebook[((word >> comptime!(i as u32 * 8)) & 15u32) as usize];
+                    }
+                    if comptime!(elements.straddles()) {
+                        #[unroll]
+                        for i in 0..4usize {
+                            let before = comptime!((q * 4 + i) as u32) < split[r];
+                            weight[i] = weight[i] * select(before, scale[r], scale_after[r]);
+                        }
+                    }
+                } else {
+                    let row = min(first_row + team * tile_rows + r, rows as usize - 1);
+                    weight = dense_quad(codes, row * groups + group, q, elements);
+                }
+                #[unroll]
+                for m in 0..tile_batch {
+                    let v = x[m];
+                    products[r * tile_batch + m] +=
+                        weight[0] * v[0] + weight[1] * v[1] + weight[2] * v[2] + weight[3] * v[3];
+                }
+            }
+        }
+        #[unroll]
+        for r in 0..tile_rows {
+            #[unroll]
+            for m in 0..tile_batch {
+                let i = comptime!(r * tile_batch + m);
+                if comptime!(elements.is_codes() && !elements.straddles()) {
+                    sums[i] += scale[r] * products[i];
+                } else {
+                    sums[i] += products[i];
+                }
+            }
+        }
+        group += lanes;
+    }
+
+    #[unroll]
+    for m in 0..tile_batch {
+        #[unroll]
+        for r in 0..tile_rows {
+            let sum = sum_over_team(sums[r * tile_batch + m], &mut partial, variant);
+            if lane == 0 {
+                totals[m * cube_rows + team * tile_rows + r] = sum;
+            }
+        }
+    }
+    sync_cube();
+
+    // One result a unit, neighbouring units at neighbouring columns.
+    let outputs = comptime!(variant.cube_outputs());
+    let mut index = unit;
+    while index < comptime!(variant.cube_outputs() * variant.tile_batch) {
+        let m = index / outputs;
+        let local = index % outputs;
+        let row = if comptime!(variant.gated) { first_row + local * 2 } else { first_row + local };
+        let batch_row = first_input + m;
+        if row < rows as usize && batch_row < batch as usize {
+            let mut factor = 1.0f32;
+            if comptime!(variant.norm) {
+                factor = inverse_rms[m];
+            }
+            let total = m * cube_rows + (row - first_row);
+            let column = at as usize + (first_row * outputs) / cube_rows + local;
+            let place = batch_row * stride as usize + column;
+            let y = finish(totals[total] * factor, state, bias_at as usize + row, variant.bias);
+            let mut y = activate(y, variant.act);
+            if comptime!(variant.gated) {
+                let up = totals[total + 1] * factor;
+                y *= finish(up, state, bias_at as usize + row + 1, variant.bias);
+            }
+            if comptime!(variant.reads_residual()) {
+                y += residual[place];
+            }
+            if comptime!(variant.accumulates()) {
+                y += out[place];
+            }
+            out[place] = y;
+        }
+        index += units;
+    }
+}
+
+/// The sum of `value` over the units of a team, for each of them. Called by all units of the cube.
+#[cube]
+fn sum_over_team(value: f32, partial: &mut SharedMemory<f32>, #[comptime] variant: Variant) -> f32 {
+    if comptime!(variant.planes) {
+        plane_sum(value)
+    } else {
+        let lanes = comptime!(variant.lanes);
+        let unit = UNIT_POS as usize;
+        partial[unit] = value;
+        sync_cube();
+        let first = unit / lanes * lanes;
+        let mut sum = 0.0f32;
+        for i in 0..lanes {
+            sum += partial[first + i];
+        }
+        sync_cube();
+        sum
+    }
+}
+
+/// The scale of `block`: a plain f32, or `map[code] * absmax + offset` (Dettmers et al. 2023, section 3,
+/// "double quantization"). Codes are four to a word after the `rows` starts of rows.
+#[cube]
+fn absmax(
+    scales: &Array<u32>,
+    state: &Array<f32>,
+    map: &SharedMemory<f32>,
+    rows: u32,
+    block: u32,
+    #[comptime] variant: Variant,
+) -> f32 {
+    if comptime!(variant.elements.nested()) {
+        let word = scales[(rows + block / 4) as usize];
+        let code = (word >> (block % 4 * 8)) & 255u32;
+        let pair = comptime!(variant.pairs_at()) + (block / 256 * 2) as usize;
+        map[code as usize] * state[pair] + state[pair + 1]
+    } else {
+        f32::reinterpret(scales[(rows + block) as usize])
+    }
+}
+
+/// Columns `4 q .. 4 q + 4` of a dense group.
+#[cube]
+fn dense_quad(
+    codes: &Array<Quad<u32>>,
+    group: usize,
+    #[comptime] q: usize,
+    #[comptime] elements: Elements,
+) -> Quad<f32> {
+    let mut weight = Quad::<f32>::empty();
+    if comptime!(elements == Elements::F32) {
+        let words = codes[group * 8 + q];
+        #[unroll]
+        for i in 0..4usize {
+            weight[i] = f32::reinterpret(words[i]);
+        }
+    } else {
+        let words = codes[group * 4 + q / 2];
+        #[unroll]
+        for i in 0..4usize {
+            let word = words[comptime!(q % 2 * 2 + i / 2)];
+            let bits = (word >> comptime!(i as u32 % 2 * 16)) & 0xFFFFu32;
+            if comptime!(elements == Elements::Bf16) {
+                weight[i] = f32::reinterpret(bits << 16u32);
+            } else {
+                weight[i] = widen_f16(bits);
+            }
+        }
+    }
+    weight
+}
+
+/// A binary16 number as f32, by its bits: not every runtime has the type. Subnormal ones go through an
+/// integer, since GPUs may flush them.
+#[cube]
+fn widen_f16(bits: u32) -> f32 {
+    let magnitude = bits & 0x7FFFu32;
+    let sign = (bits & 0x8000u32) << 16u32;
+    let subnormal = f32::cast_from(magnitude) * 5.960_464_5e-8f32;
+    // 112 is the difference of the exponents' biases; infinities and NaNs keep all ones.
+    let rebias = select(magnitude >= 0x7C00u32, 224u32 << 23u32, 112u32 << 23u32);
+    let normal = f32::reinterpret((magnitude << 13u32) + rebias);
+    let positive = select(magnitude < 0x400u32, subnormal, normal);
+    select(sign == 0u32, positive, -positive)
+}
+
+/// `sum + bias`.
+#[cube]
+fn finish(sum: f32, state: &Array<f32>, bias: usize, #[comptime] has_bias: bool) -> f32 {
+    if comptime!(has_bias) { sum + state[bias] } else { sum }
+}
+
+/// The activation function.
+#[cube]
+fn activate(x: f32, #[comptime] act: Act) -> f32 {
+    if comptime!(act == Act::Silu) {
+        x / (1.0f32 + f32::exp(-x))
+    } else if comptime!(act == Act::Gelu) {
+        0.5f32 * x * (1.0f32 + Erf::erf(x * 0.707_106_77f32))
+    } else if comptime!(act == Act::GeluTanh) {
+        let inner = 0.797_884_6f32 * (x + 0.044_715f32 * x * x * x);
+        // Some drivers' tanh overflows to NaN; at 15 it has long been 1.
+        0.5f32 * x * (1.0f32 + f32::tanh(clamp(inner, -15.0f32, 15.0f32)))
+    } else if comptime!(act == Act::Relu) {
+        max(x, 0.0f32)
+    } else if comptime!(act == Act::Tanh) {
+        f32::tanh(clamp(x, -15.0f32, 15.0f32))
+    } else {
+        x
+    }
+}

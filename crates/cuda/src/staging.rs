@@ -1,0 +1,94 @@
+//! Uploads through small staging buffers.
+
+use crate::guard::caught;
+use crate::kernels::scatter::{UNITS, scatter};
+use crate::layout::STAGING;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use halfbyte_backend::Fault;
+
+/// Writes host bytes into device buffers that exist already. CubeCL creates buffers from bytes but does not
+/// write into old ones, so a kernel moves them; staging buffers have power-of-two sizes up to
+/// [`STAGING`]` / 2`, so that the pool keeps at most one of each: [`STAGING`] bytes together.
+pub(crate) struct Uploader<'a, R: Runtime> {
+    pub device: &'a str,
+    pub client: &'a ComputeClient<R>,
+}
+
+impl<R: Runtime> Uploader<'_, R> {
+    /// Writes `bytes`, a multiple of 16 or padded to one, to the beginning of `to`.
+    pub(crate) fn write(&self, to: &Handle, bytes: &[u8]) -> Result<(), Fault> {
+        self.write_rows(to, bytes, 1, 0, 1)
+    }
+
+    /// Writes rows of `quads` times 16 bytes to rows `at`, `at + step`, ... of `to`.
+    pub(crate) fn write_rows(
+        &self,
+        to: &Handle,
+        bytes: &[u8],
+        quads: usize,
+        at: usize,
+        step: usize,
+    ) -> Result<(), Fault> {
+        let row_bytes = quads * 16;
+        let chunk_rows = Self::chunk_rows(quads);
+        for (index, chunk) in bytes.chunks(chunk_rows * row_bytes).enumerate() {
+            self.write_chunk(to, chunk, quads, at + index * chunk_rows * step, step)?;
+        }
+        Ok(())
+    }
+
+    /// Rows of `quads` times 16 bytes that are staged at once.
+    pub(crate) fn chunk_rows(quads: usize) -> usize {
+        (STAGING as usize / 2 / (quads * 16)).max(1)
+    }
+
+    fn write_chunk(
+        &self,
+        to: &Handle,
+        chunk: &[u8],
+        quads: usize,
+        at: usize,
+        step: usize,
+    ) -> Result<(), Fault> {
+        let mut staged = Vec::with_capacity(chunk.len().next_power_of_two().max(512));
+        staged.extend_from_slice(chunk);
+        staged.resize(staged.capacity().max(chunk.len()).next_power_of_two(), 0);
+        let count = chunk.len().div_ceil(16) as u32;
+        let cubes = count.div_ceil(UNITS);
+        let (x, y) = if cubes <= 0x8000 { (cubes, 1) } else { (0x8000, cubes.div_ceil(0x8000)) };
+        let capacity = to.size_in_used() as usize / 16;
+        let last = at + (count as usize).div_ceil(quads).saturating_sub(1) * step;
+        if last * quads + quads.min(count as usize) > capacity {
+            return Err(Fault::Internal(format!("row {last} of {quads} quads in a buffer of {capacity}")));
+        }
+        caught(self.device, || {
+            let staging = persistent(self.client, || self.client.create_from_slice(&staged));
+            // SAFETY: `count` quads are staged, and the last row that they go to is within `to`.
+            unsafe {
+                scatter::launch_unchecked::<R>(
+                    self.client,
+                    CubeCount::Static(x, y, 1),
+                    CubeDim::new_1d(UNITS),
+                    ArrayArg::from_raw_parts(staging, staged.len() / 16),
+                    ArrayArg::from_raw_parts(to.clone(), capacity),
+                    quads as u32,
+                    at as u32,
+                    step as u32,
+                    count,
+                );
+            }
+        })
+    }
+}
+
+/// Allocates in `allocate` exactly what is asked for: CubeCL's other pools round up to pages.
+pub(crate) fn persistent<R: Runtime, T: Send>(
+    client: &ComputeClient<R>,
+    allocate: impl FnOnce() -> T + Send,
+) -> T {
+    match client.memory_persistent_allocation((), |()| allocate()) {
+        Ok(value) => value,
+        Err(error) => panic!("{error}"), // callers are in `caught`
+    }
+}
