@@ -103,12 +103,11 @@ impl Engine {
             let slots = backend.reserve(&stretch.wants).await?;
             stages.push(Stage { backend, blocks, stretch, slots, program: None });
         }
-        // Programs before weights, too: what does not fit is known before the long part.
+        fill(&stages, source, progress).await?;
         for stage in &mut stages {
             let backend = Rc::clone(&stage.backend);
             stage.program = Some(backend.compile(&stage.stretch, &stage.slots, caps).await?);
         }
-        fill(&stages, source, progress).await?;
         let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
         Ok(Self { blueprint, stages, caps, epoch })
     }
