@@ -149,7 +149,8 @@ pub struct RopeUse {
 /// Queries and keys are normed per head (`q_norm`, `k_norm`), then rotated; the row's key and value go
 /// into the cache; scores are `scale * q·k`, soft-capped (`cap * tanh(s / cap)`), masked to positions
 /// `<= own` if `causal` and to `> own - window` if there is a window; softmax; weighted sum of values.
-/// Query head `h` reads key-value head `h / (heads / kv_heads)`.
+/// Query head `h` reads key-value head `h / (heads / kv_heads)`. A row that is not causal sees all
+/// positions of its sequence up to the last one in the submission.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attend {
     /// `[rows, (heads + 2 kv_heads) * head_dim]`: q, then k, then v. Backends may overwrite it.
@@ -178,7 +179,7 @@ pub struct Attend {
     /// Whether a row sees only positions up to its own.
     pub causal: bool,
     /// `[rows, heads * head_dim]`. Only a [`LinearStep`] without `pre` reads it, so that a backend may
-    /// keep it in parts and merge them there.
+    /// keep it in parts and merge them there; where it is one of the stretch's outputs, it must be whole.
     pub out: Reg,
 }
 

@@ -2,21 +2,59 @@
 
 mod oracle;
 
-use halfbyte_backend::conformance::{cases, mutants, run, run_mutant};
+use halfbyte_backend::conformance::{cases, mutants, run, run_case, run_mutant};
 use halfbyte_backend::{
     Act, Arrangement, DType, EmitKind, Format, Input, Kind, KvType, NormKind, Output, Pairing, Rows, Step,
 };
 use halfbyte_quant::QuantType;
-use oracle::Oracle;
+use oracle::{Flaw, Oracle};
 use pollster::block_on;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
+/// An oracle with a flaw.
+fn flawed(flaw: Flaw) -> Oracle {
+    let mut oracle = Oracle::new();
+    oracle.flaw = flaw;
+    oracle
+}
+
 #[test]
 fn the_oracle_passes_against_itself() {
-    let report = block_on(run(&Oracle::strict(), &Oracle::strict(), &mut |_| {}));
+    let report = block_on(run(&Oracle::new(), &Oracle::new(), &mut |_| {}));
     assert_eq!((report.failed(), report.unsupported()), (0, 0), "{report}");
     assert!(report.outcomes.iter().all(|outcome| outcome.error == 0.0));
+}
+
+#[test]
+fn flawed_backends_fail() {
+    let cases = cases();
+    for (flaw, steps) in [
+        (Flaw::Layout, &["embed", "attend", "head"][..]),
+        (Flaw::Leak, &["embed", "attend", "head"]),
+        (Flaw::AcceptsAll, &["linear_residual", "attend"]),
+        (Flaw::SeesNext, &["attend", "merge_linear"]),
+        (Flaw::AddsToOutput, &["norm_linear", "norm_gate_up", "linear_residual", "merge_linear", "pre"]),
+        (Flaw::HighestTie, &["sample"]),
+        (Flaw::FirstChoice, &["sample"]),
+        (Flaw::ForgetsChoice, &["sample"]),
+    ] {
+        for step in steps {
+            let caught = cases.iter().filter(|case| case.step == *step && !case.heavy).any(|case| {
+                let outcome = block_on(run_case(case, &Oracle::new(), &flawed(flaw)));
+                outcome.failed()
+            });
+            assert!(caught, "no case of {step} catches {flaw:?}");
+        }
+    }
+}
+
+#[test]
+fn no_choice_hangs_on_rounding() {
+    for case in cases().iter().filter(|case| ["head", "sample"].contains(&case.step)) {
+        let outcome = block_on(run_case(case, &Oracle::new(), &flawed(Flaw::TakesNear)));
+        assert!(outcome.passed(), "{outcome}");
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn norm_linear() -> Vec<Case> {
         cases.push(norm_of(kind, &format!("{name} norm, offset 1"), Fill::Normal(1.0), 1e-6, 1.0));
         cases.push(norm_of(kind, &format!("{name} norm of tiny values"), Fill::Normal(1e-3), 1e-5, 0.0));
         cases.push(norm_of(kind, &format!("{name} norm, an outlier channel"), Fill::Outlier(101), 1e-5, 0.0));
-        cases.push(norm_of(kind, &format!("{name} norm, mean 20"), Fill::Shifted(20.0), 1e-5, 0.0));
+        cases.push(norm_of(kind, &format!("{name} norm, mean 30"), Fill::Shifted(30.0), 1e-5, 0.0));
     }
     for act in ACTS {
         let mut case = Case::new("norm_linear", format!("{act:?} of a sum with bias"));
@@ -281,15 +281,23 @@ fn linear_residual() -> Vec<Case> {
     COUNTS.into_iter().for_each(|count| many.hidden(count));
     cases.push(many);
 
-    let mut part = Case::new("linear_residual", "bias, activation and residual at column 7");
-    let input = part.input(172, Fill::Normal(1.0));
-    let residual = part.input(50, Fill::Normal(1.0));
-    let out = part.output(50, Fill::Normal(1.0));
-    let weight = part.linear(33, 172, NF4, true);
-    let step = LinearStep { act: Act::Silu, residual: Some(residual), at: 7, ..product(input, weight, out) };
-    part.step(Step::Linear(step));
-    [1, 9, 64].into_iter().for_each(|count| part.hidden(count));
-    cases.push(part);
+    for (name, in_place) in [("another register", false), ("place", true)] {
+        let mut part =
+            Case::new("linear_residual", format!("bias, activation and residual in {name} at column 7"));
+        let input = part.input(172, Fill::Normal(1.0));
+        let other = part.input(50, Fill::Normal(1.0));
+        let out = part.output(50, Fill::Normal(1.0));
+        let weight = part.linear(33, 172, NF4, true);
+        let residual = Some(if in_place { out } else { other });
+        part.step(Step::Linear(LinearStep {
+            act: Act::Silu,
+            residual,
+            at: 7,
+            ..product(input, weight, out)
+        }));
+        [1, 9, 64].into_iter().for_each(|count| part.hidden(count));
+        cases.push(part);
+    }
 
     let mut refused = down("too many rows are refused".into(), (33, 172), NF4, Residual::Separate);
     refused.hidden(4);

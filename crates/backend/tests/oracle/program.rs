@@ -1,6 +1,6 @@
 //! A compiled stretch in f64: registers, requests and answers.
 
-use super::{Held, Slots};
+use super::{Flaw, Held, Slots};
 use halfbyte_backend::{
     Answer, Caps, Fault, Fut, Input, Kind, Ledger, Output, Program, Reg, Rows, Slot, Step, Stretch, Ticket,
     WantId, argmax,
@@ -19,7 +19,7 @@ pub struct Compiled {
     ledger: Rc<Ledger>,
     ticket: u64,
     submissions: u64,
-    strict: bool,
+    pub flaw: Flaw,
 }
 
 impl Compiled {
@@ -30,7 +30,7 @@ impl Compiled {
         held: Slots,
         ledger: Rc<Ledger>,
         ticket: u64,
-        strict: bool,
+        flaw: Flaw,
     ) -> Self {
         Self {
             stretch: stretch.clone(),
@@ -42,7 +42,7 @@ impl Compiled {
             ledger,
             ticket,
             submissions: 0,
-            strict,
+            flaw,
         }
     }
 
@@ -82,7 +82,14 @@ impl Compiled {
         let mut tokens = Vec::new();
         match rows.input {
             Input::Tokens(ids) => tokens = ids.to_vec(),
-            Input::Chosen => tokens.clone_from(&self.chosen),
+            Input::Chosen => {
+                tokens.clone_from(&self.chosen);
+                match self.flaw {
+                    Flaw::FirstChoice => tokens.fill(self.chosen[0]),
+                    Flaw::ForgetsChoice => tokens.fill(0),
+                    _ => {}
+                }
+            }
             Input::Hidden(mut values) => {
                 for reg in self.stretch.inputs.clone() {
                     let (first, rest) = values.split_at(count * self.width(reg));
@@ -115,30 +122,31 @@ impl Compiled {
                 Answer::Logits(wanted.iter().flat_map(|row| logits[row].clone()).collect())
             }
             Output::Greedy(wanted) => {
-                self.chosen = wanted.iter().map(|row| choose(&logits[row], self.strict)).collect();
+                self.chosen = wanted.iter().map(|row| choose(&logits[row], self.flaw)).collect();
                 Answer::Tokens(self.chosen.clone())
             }
         }
     }
 }
 
-/// The argmax; if `strict`, only where rounding cannot make it another: the best is ahead or equals.
-fn choose(logits: &[f32], strict: bool) -> u32 {
+/// The argmax, as the flaw has it.
+fn choose(logits: &[f32], flaw: Flaw) -> u32 {
     let best = argmax(logits);
     let largest = logits[best as usize];
-    for (id, &logit) in logits.iter().enumerate().filter(|(id, _)| *id != best as usize) {
-        let gap = largest - logit;
-        assert!(
-            !strict || gap == 0.0 || gap > 1e-4 * largest.abs(),
-            "{id} at {logit} is too near {best} at {largest}"
-        );
-    }
-    best
+    let other = |logit: &f32| match flaw {
+        Flaw::HighestTie => *logit == largest,
+        Flaw::TakesNear => *logit < largest && largest - *logit < 1e-4 * largest.abs(),
+        _ => false,
+    };
+    logits.iter().rposition(other).map_or(best, |other| other as u32)
 }
 
 impl Program for Compiled {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        self.check(rows)?;
+        if let Err(fault) = self.check(rows) {
+            let answer = async { Ok(Answer::Nothing) };
+            return if self.flaw == Flaw::AcceptsAll { Ok(Box::pin(answer)) } else { Err(fault) };
+        }
         self.submissions += 1;
         let answer = self.run(rows);
         Ok(Box::pin(async { Ok(answer) }))

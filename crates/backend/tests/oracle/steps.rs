@@ -1,7 +1,7 @@
 //! The steps in f64.
 
-use super::Held;
 use super::program::Compiled;
+use super::{Flaw, Held};
 use halfbyte_backend::kv::round_trip;
 use halfbyte_backend::{
     Act, Attend, Embed, EmitKind, Head, LinearStep, Norm, NormKind, Pairing, Place, Pre, Reg, RopeUse, WantId,
@@ -39,7 +39,8 @@ impl Compiled {
             for (column, value) in y.iter().enumerate() {
                 let at = row * width + step.at + column;
                 let residual = step.residual.map_or(0.0, |reg| self.register(reg)[at]);
-                self.register(step.out)[at] = residual + value;
+                let before = if self.flaw == Flaw::AddsToOutput { self.register(step.out)[at] } else { 0.0 };
+                self.register(step.out)[at] = before + residual + value;
             }
         }
     }
@@ -74,8 +75,10 @@ impl Compiled {
             let same = |place: &&Place| place.sequence == own.sequence;
             let last = places.iter().filter(same).map(|place| place.position).max().unwrap_or(0);
             let first = places.iter().filter(same).map(|place| place.position).min().unwrap_or(0);
+            let next = u32::from(self.flaw == Flaw::SeesNext);
+            let last = if step.cache.is_some() { last + next } else { last };
             let seen = |position: &u32| {
-                (!step.causal || *position <= own.position)
+                (!step.causal || *position <= own.position + next)
                     && step
                         .window
                         .is_none_or(|window| i64::from(*position) > i64::from(own.position) - window as i64)
