@@ -21,6 +21,10 @@ pub struct DecodeStream<'a> {
     given: String,
 }
 
+/// A character is four bytes at most, so this many ids without one are noise: it is given out as it is, or
+/// the window, which is decoded anew for each id, would grow without end.
+const LONGEST_WAIT: usize = 64;
+
 impl<'a> DecodeStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> DecodeStream<'a> {
         DecodeStream { tokenizer, skip_special, window: Vec::new(), context: 0, given: String::new() }
@@ -34,7 +38,8 @@ impl<'a> DecodeStream<'a> {
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
         // Bytes that are no character yet decode to U+FFFD at the end. Wait for the rest of them.
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+        let waiting = self.window.len() - self.context;
+        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < LONGEST_WAIT {
             return Ok(None);
         }
         let piece = self.new_text(&text)?;

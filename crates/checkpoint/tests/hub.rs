@@ -175,6 +175,11 @@ fn a_sharded_model_is_downloaded_once_then_cached_then_offline() {
         assert_eq!((*total, *seen, *finished), (size, size, true), "{file}");
     }
 
+    // As Python leaves it: one reference, to the commit.
+    let references = cache.path().join("models--org--name/refs");
+    assert_eq!(std::fs::read_to_string(references.join("main")).unwrap(), COMMIT);
+    assert_eq!(std::fs::read_dir(references).unwrap().count(), 1);
+
     hub.requests();
     let mut bars = Bars::default();
     resolve("org/name", &options, &mut bars).unwrap();

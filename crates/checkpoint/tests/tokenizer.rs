@@ -70,6 +70,16 @@ fn byte_level_text_comes_back_whole_and_streams_the_same() {
 }
 
 #[test]
+fn endless_noise_is_given_out() {
+    let tokenizer = tokenizer("stories");
+    // The first byte of a fox, over and over: never a character.
+    let first = tokenizer.encode("🦊", false).unwrap()[0];
+    let mut stream = tokenizer.decode_stream(true);
+    let pieces = (0..200).filter(|_| stream.push(first).unwrap().is_some()).count();
+    assert_eq!(pieces, 3);
+}
+
+#[test]
 fn words_stream_one_by_one() {
     let tokenizer = tokenizer("stories");
     let ids = tokenizer.encode("Once there was a fox.", true).unwrap();

@@ -44,6 +44,8 @@ impl Cache {
 
     /// Notes that a branch or tag is at a commit.
     pub fn point(&self, revision: &str, commit: &str) -> io::Result<()> {
+        // hf-hub, which is asked for a commit's files, notes the commit as if it were a branch.
+        let _ = std::fs::remove_file(self.reference(commit));
         if is_commit(revision) {
             return Ok(());
         }
