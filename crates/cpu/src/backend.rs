@@ -5,7 +5,8 @@ use crate::buffer::Shortage;
 use crate::layout::{CpuLayout, Sizes};
 use crate::memory;
 use crate::path::Path;
-use crate::program::{CpuProgram, Held, State};
+use crate::program::{CpuProgram, Held, Kernels, State};
+use crate::scalar::Scalar;
 use crate::slots::{Entry, Slots, Stored};
 use halfbyte_backend::{
     Backend, Caps, DeviceInfo, DeviceKind, Fault, Fut, Kind, Layout, Ledger, LinearShape, Memory, NormShape,
@@ -40,6 +41,7 @@ pub struct CpuBackend {
     info: DeviceInfo,
     layout: CpuLayout,
     path: Path,
+    kernels: &'static dyn Kernels,
     pool: Option<Arc<ThreadPool>>,
     memory_limit: Option<u64>,
     ledger: Rc<Ledger>,
@@ -58,7 +60,7 @@ impl CpuBackend {
 
     /// The readable reference on one thread: what all kernels are compared to.
     pub fn scalar() -> Self {
-        Self::assemble(CpuOptions::default(), Path::Scalar, None, 0)
+        Self::assemble(CpuOptions::default(), Path::Scalar, &Scalar, None, 0)
     }
 
     /// The fastest kernels under another name.
@@ -75,11 +77,12 @@ impl CpuBackend {
     /// As [`CpuBackend::new`].
     pub fn with(options: CpuOptions) -> Result<Self, Fault> {
         let path = match options.path {
-            Some(path) => path.to_string().parse()?,
+            Some(path) => path,
             None => Path::from_env()?,
         };
+        let kernels = path.detect()?;
         if path == Path::Scalar {
-            return Ok(Self::assemble(options, path, None, 0));
+            return Ok(Self::assemble(options, path, kernels, None, 0));
         }
         let threads = options.threads.unwrap_or_else(|| CpuLayout::new().threads()).max(1);
         let pool = ThreadPoolBuilder::new()
@@ -87,10 +90,16 @@ impl CpuBackend {
             .thread_name(|index| format!("halfbyte-cpu-{index}"))
             .build()
             .map_err(|fault| Fault::Internal(format!("{threads} worker threads: {fault}")))?;
-        Ok(Self::assemble(options, path, Some(Arc::new(pool)), threads))
+        Ok(Self::assemble(options, path, kernels, Some(Arc::new(pool)), threads))
     }
 
-    fn assemble(options: CpuOptions, path: Path, pool: Option<Arc<ThreadPool>>, threads: usize) -> Self {
+    fn assemble(
+        options: CpuOptions,
+        path: Path,
+        kernels: &'static dyn Kernels,
+        pool: Option<Arc<ThreadPool>>,
+        threads: usize,
+    ) -> Self {
         let layout = CpuLayout::with_threads(threads).named(&options.name);
         let info = DeviceInfo {
             name: options.name,
@@ -106,6 +115,7 @@ impl CpuBackend {
             info,
             layout,
             path,
+            kernels,
             pool,
             memory_limit: options.memory_limit,
             ledger: Rc::default(),
@@ -217,7 +227,7 @@ impl CpuBackend {
             .map(|(purpose, bytes)| self.ledger.enter(&format!("{purpose} of a program"), purpose, bytes))
             .collect();
         let held = Held::new(self.ledger.clone(), tickets);
-        Ok(CpuProgram::new(self.path, self.pool.clone(), state, held))
+        Ok(CpuProgram::new(self.kernels, self.pool.clone(), state, held))
     }
 }
 

@@ -115,8 +115,11 @@ pub(crate) fn decode(dtype: KvType, record: &[u8], head: &mut [f32]) {
             }
         }
         KvType::Q8 | KvType::Q4 => {
-            for block in 0..head.len().div_ceil(KV_BLOCK) {
-                decode_block(dtype, record, block, head);
+            let dim = head.len();
+            for block in 0..dim.div_ceil(KV_BLOCK) {
+                let start = block * KV_BLOCK;
+                let end = head.len().min(start + KV_BLOCK);
+                decode_block(dtype, record, dim, block, &mut head[start..end]);
             }
         }
     }
@@ -128,12 +131,11 @@ pub(crate) fn record_scale(record: &[u8], blocks: usize, block: usize) -> f32 {
     f16::from_le_bytes([record[at], record[at + 1]]).to_f32()
 }
 
-/// Reads block `block` of a [`KvType::Q8`] or [`KvType::Q4`] record into its place in `head`.
-pub(crate) fn decode_block(dtype: KvType, record: &[u8], block: usize, head: &mut [f32]) {
-    let scale = record_scale(record, head.len().div_ceil(KV_BLOCK), block);
-    let start = block * KV_BLOCK;
-    let len = KV_BLOCK.min(head.len() - start);
-    let head = &mut head[start..start + len];
+/// Reads block `block` of a [`KvType::Q8`] or [`KvType::Q4`] record of `dim` features: `head` is the
+/// block's features, at most [`KV_BLOCK`].
+pub(crate) fn decode_block(dtype: KvType, record: &[u8], dim: usize, block: usize, head: &mut [f32]) {
+    let scale = record_scale(record, dim.div_ceil(KV_BLOCK), block);
+    let (start, len) = (block * KV_BLOCK, head.len());
     if dtype == KvType::Q8 {
         for (value, code) in head.iter_mut().zip(&record[start..]) {
             *value = f32::from(*code as i8) * scale;

@@ -9,6 +9,7 @@ mod backend;
 mod bound;
 mod buffer;
 mod cache;
+mod kernels;
 mod layout;
 mod matrix;
 mod memory;
@@ -16,6 +17,7 @@ mod path;
 mod program;
 mod request;
 mod scalar;
+mod simd;
 mod slots;
 
 pub use backend::{CpuBackend, CpuOptions};

@@ -2,6 +2,7 @@
 
 use crate::program::Kernels;
 use crate::scalar::Scalar;
+use crate::simd;
 use halfbyte_backend::Fault;
 use std::fmt;
 use std::str::FromStr;
@@ -12,24 +13,30 @@ pub const PATH_VARIABLE: &str = "HALFBYTE_CPU";
 /// A set of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
+    /// AVX-512F: Intel and AMD servers, AMD desktops since Zen 4.
+    Avx512,
+    /// AVX2, FMA and F16C: almost every x86-64 processor since 2013.
+    Avx2,
+    /// NEON: every 64-bit Arm processor.
+    Neon,
+    /// Plain arrays, for the compiler to vectorize.
+    Portable,
     /// The readable reference, on one thread.
     Scalar,
 }
 
 impl Path {
     /// All paths, the best first.
-    pub const ALL: [Path; 1] = [Path::Scalar];
+    pub const ALL: [Path; 5] = [Path::Avx512, Path::Avx2, Path::Neon, Path::Portable, Path::Scalar];
 
     /// Whether this processor can run it.
     pub fn available(self) -> bool {
-        match self {
-            Path::Scalar => true,
-        }
+        self.kernels().is_some()
     }
 
     /// The fastest path that this processor can run.
     pub fn best() -> Self {
-        Path::Scalar
+        Self::ALL.into_iter().find(|path| path.available()).unwrap_or(Path::Scalar)
     }
 
     /// The path that [`PATH_VARIABLE`] names, or [`Path::best`].
@@ -44,9 +51,28 @@ impl Path {
     }
 
     /// Its kernels.
-    pub(crate) fn kernels(self) -> &'static dyn Kernels {
+    ///
+    /// # Errors
+    /// [`Fault::Unsupported`] if this processor cannot run them.
+    pub(crate) fn detect(self) -> Result<&'static dyn Kernels, Fault> {
+        self.kernels().ok_or_else(|| Fault::Unsupported {
+            device: "cpu".into(),
+            what: format!("this processor lacks what the {self} kernels need; it can run {}", Self::best()),
+        })
+    }
+
+    /// Its kernels, if this processor can run them.
+    pub(crate) fn kernels(self) -> Option<&'static dyn Kernels> {
         match self {
-            Path::Scalar => &Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => simd::avx512::Avx512::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 => simd::avx2::Avx2::kernels(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Path::Neon => simd::neon::Neon::kernels(),
+            Path::Portable => simd::portable::Portable::kernels(),
+            Path::Scalar => Some(&Scalar),
+            _ => None,
         }
     }
 }
@@ -54,6 +80,10 @@ impl Path {
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Path::Avx512 => "avx512",
+            Path::Avx2 => "avx2",
+            Path::Neon => "neon",
+            Path::Portable => "portable",
             Path::Scalar => "scalar",
         })
     }
@@ -71,15 +101,6 @@ impl FromStr for Path {
         let path = Self::ALL.into_iter().find(|path| path.to_string() == name);
         let path = path
             .ok_or_else(|| Fault::Invalid(format!("{PATH_VARIABLE} is {name}, which is none of {known}")))?;
-        if !path.available() {
-            return Err(Fault::Unsupported {
-                device: "cpu".into(),
-                what: format!(
-                    "{PATH_VARIABLE} is {path}, which this processor lacks; it has {}",
-                    Self::best()
-                ),
-            });
-        }
-        Ok(path)
+        path.detect().map(|_| path)
     }
 }

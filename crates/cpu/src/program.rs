@@ -4,7 +4,6 @@ use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, P
 use crate::buffer::{Shortage, zeroed};
 use crate::layout::{PASS_ROWS, Sizes, padded};
 use crate::matrix::Matrix;
-use crate::path::Path;
 use crate::request::{Limits, Span, spans};
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
@@ -63,7 +62,7 @@ pub(crate) trait Kernels: Send + Sync {
 
 /// A program on the CPU.
 pub(crate) struct CpuProgram {
-    path: Path,
+    kernels: &'static dyn Kernels,
     pool: Option<Arc<ThreadPool>>,
     state: State,
     held: Held,
@@ -397,14 +396,19 @@ fn answer_buffer(len: usize) -> Result<Vec<f32>, Fault> {
 
 impl CpuProgram {
     /// A program over `state`.
-    pub fn new(path: Path, pool: Option<Arc<ThreadPool>>, state: State, held: Held) -> Self {
-        Self { path, pool, state, held }
+    pub fn new(
+        kernels: &'static dyn Kernels,
+        pool: Option<Arc<ThreadPool>>,
+        state: State,
+        held: Held,
+    ) -> Self {
+        Self { kernels, pool, state, held }
     }
 }
 
 impl Program for CpuProgram {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let (state, kernels) = (&mut self.state, self.path.kernels());
+        let (state, kernels) = (&mut self.state, self.kernels);
         let answer = match &self.pool {
             Some(pool) => pool.install(|| state.run(rows, kernels)),
             None => state.run(rows, kernels),
@@ -424,6 +428,6 @@ impl Program for CpuProgram {
 impl std::fmt::Debug for CpuProgram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let held = self.held.tickets.len();
-        write!(f, "CpuProgram({}, {} steps, {held} ledger rows)", self.path, self.state.steps.len())
+        write!(f, "CpuProgram({} steps, {held} ledger rows)", self.state.steps.len())
     }
 }

@@ -1,0 +1,167 @@
+//! The linear product: every weight is read once for all rows of a pass.
+//!
+//! Up to [`DIRECT_ROWS`] rows (decoding) multiply weights in the registers that they were decoded into.
+//! More rows (prompts) share a tile of decoded weights in the cache, which each thread has of its own.
+
+use super::decode::{self, even_odd};
+use super::tile::Panel;
+use crate::bound::Epilogue;
+use crate::layout::{padded, tile_rows};
+use crate::matrix::{Matrix, Tensor};
+use crate::simd::Lanes;
+use halfbyte_backend::Act;
+use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
+
+/// The most rows of activations that are multiplied without a tile.
+const DIRECT_ROWS: usize = 4;
+
+/// Layer rows in one job of a direct product; even, so that gate and up stay together.
+const JOB_ROWS: usize = 16;
+
+/// See [`Kernels::product`](crate::program::Kernels::product).
+pub(crate) fn product<L: Lanes>(
+    lanes: L,
+    weight: &Matrix,
+    epilogue: &Epilogue,
+    rows: usize,
+    x: &mut [f32],
+    y: &mut [f32],
+    tiles: &[Mutex<Vec<f32>>],
+) {
+    let columns = padded(weight.cols);
+    // All segments have one format.
+    let arranged = even_odd(&weight.tensors[0], weight.cols);
+    if arranged && rows == 1 {
+        decode::arrange(x);
+    } else if arranged {
+        x.par_chunks_mut(columns).for_each(decode::arrange);
+    }
+    let x = &*x;
+    let direct = arranged || matches!(weight.tensors[0], Tensor::Dense { .. });
+    if direct && rows <= DIRECT_ROWS {
+        y.par_chunks_mut(JOB_ROWS * rows).enumerate().for_each(|(job, y)| {
+            lanes.run(
+                #[inline(always)]
+                || match rows {
+                    1 => direct_rows::<L, 1>(lanes, weight, job * JOB_ROWS, x, y),
+                    2 => direct_rows::<L, 2>(lanes, weight, job * JOB_ROWS, x, y),
+                    3 => direct_rows::<L, 3>(lanes, weight, job * JOB_ROWS, x, y),
+                    _ => direct_rows::<L, 4>(lanes, weight, job * JOB_ROWS, x, y),
+                },
+            );
+            finish(weight, epilogue, job * JOB_ROWS, rows, y);
+        });
+        return;
+    }
+    let job_rows = tile_rows(columns);
+    y.par_chunks_mut(job_rows * rows).enumerate().for_each(|(job, y)| {
+        let thread = rayon::current_thread_index().unwrap_or(0) % tiles.len();
+        let mut tile = tiles[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let first = job * job_rows;
+        let tile = &mut tile[..y.len() / rows * columns];
+        lanes.run(
+            #[inline(always)]
+            || {
+                for (j, tile) in tile.chunks_exact_mut(columns).enumerate() {
+                    let (tensor, at) = weight.source(first + j);
+                    decode::decode_row(lanes, tensor, at, weight.cols, tile);
+                }
+                lanes.multiply(Panel { columns, weights: tile, inputs: x, rows }, y);
+            },
+        );
+        finish(weight, epilogue, first, rows, y);
+    });
+}
+
+/// Layer rows from `first` on times `M` rows: `y` is `[job rows, M]`.
+#[inline(always)]
+fn direct_rows<L: Lanes, const M: usize>(lanes: L, weight: &Matrix, first: usize, x: &[f32], y: &mut [f32]) {
+    let (cols, columns) = (weight.cols, padded(weight.cols));
+    let x: [&[f32]; M] = std::array::from_fn(|m| &x[m * columns..][..columns]);
+    for (j, y) in y.chunks_exact_mut(M).enumerate() {
+        let (tensor, at) = weight.source(first + j);
+        let sums = match tensor {
+            Tensor::Quant(codes) => decode::quant_dot(lanes, codes, at * cols, cols, x),
+            Tensor::Dense { dtype, bytes } => {
+                let size = dtype.size() as usize;
+                decode::dense_dot(lanes, *dtype, &bytes[at * cols * size..][..cols * size], x)
+            }
+        };
+        y.copy_from_slice(&sums);
+    }
+}
+
+/// Adds biases and applies the epilogue to layer rows from `first` on: `y` is `[job rows, rows]`.
+fn finish(weight: &Matrix, epilogue: &Epilogue, first: usize, rows: usize, y: &mut [f32]) {
+    if !weight.bias.is_empty() {
+        for (y, bias) in y.chunks_exact_mut(rows).zip(&weight.bias[first..]) {
+            y.iter_mut().for_each(|value| *value += bias);
+        }
+    }
+    if epilogue.gated {
+        for pair in y.chunks_exact_mut(2 * rows) {
+            let (gate, up) = pair.split_at_mut(rows);
+            activate(epilogue.act, gate);
+            gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= *up);
+        }
+    } else {
+        activate(epilogue.act, y);
+    }
+    if epilogue.scale != 1.0 {
+        y.iter_mut().for_each(|value| *value *= epilogue.scale);
+    }
+    if let Some(cap) = epilogue.softcap {
+        y.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
+    }
+}
+
+fn activate(act: Act, values: &mut [f32]) {
+    let each = |f: fn(f32) -> f32, values: &mut [f32]| values.iter_mut().for_each(|value| *value = f(*value));
+    match act {
+        Act::Identity => {}
+        Act::Silu => each(|x| x / (1.0 + (-x).exp()), values),
+        Act::Gelu => each(|x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)), values),
+        Act::GeluTanh => each(
+            |x| {
+                const FACTOR: f32 = 0.797_884_6; // sqrt(2 / pi)
+                0.5 * x * (1.0 + (FACTOR * (x + 0.044715 * x * x * x)).tanh())
+            },
+            values,
+        ),
+        Act::Relu => each(|x| x.max(0.0), values),
+        Act::Tanh => each(f32::tanh, values),
+    }
+}
+
+/// See [`Kernels::place`](crate::program::Kernels::place).
+pub(crate) fn place(
+    y: &[f32],
+    step: usize,
+    at: usize,
+    residual: Option<&[f32]>,
+    rows: usize,
+    out: &mut [f32],
+) {
+    let width = out.len() / rows;
+    let row = |row: usize, out: &mut [f32]| {
+        let y = y[row..].iter().step_by(step * rows);
+        let out = &mut out[at..];
+        match residual {
+            None => out.iter_mut().zip(y).for_each(|(out, value)| *out = *value),
+            Some([]) => out.iter_mut().zip(y).for_each(|(out, value)| *out += value),
+            Some(residual) => {
+                let residual = &residual[row * width + at..];
+                out.iter_mut()
+                    .zip(y)
+                    .zip(residual)
+                    .for_each(|((out, value), residual)| *out = residual + value);
+            }
+        }
+    };
+    if rows == 1 {
+        row(0, out);
+    } else {
+        out.par_chunks_mut(width).enumerate().for_each(|(index, out)| row(index, out));
+    }
+}

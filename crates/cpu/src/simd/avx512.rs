@@ -1,0 +1,137 @@
+//! AVX-512F: sixteen floats are one register, and a codebook is another.
+
+use super::Lanes;
+use crate::kernels::tile::{self, Panel};
+use crate::program::Kernels;
+use std::arch::x86_64::*;
+
+/// Proof that the processor has AVX-512F. Made by [`Avx512::kernels`] alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// The kernels, if this processor can run them.
+    pub fn kernels() -> Option<&'static dyn Kernels> {
+        is_x86_feature_detected!("avx512f").then_some(&crate::kernels::Fast(Avx512(())))
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn enabled<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+impl Lanes for Avx512 {
+    type V = __m512;
+    type Book = __m512;
+
+    #[inline(always)]
+    fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` proves that the processor has AVX-512F.
+        unsafe { enabled(work) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::V {
+        // SAFETY: `self` proves AVX-512F, here and in all methods below.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; 16]) -> Self::V {
+        // SAFETY: AVX-512F; `from` is 64 readable bytes.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::V, to: &mut [f32; 16]) {
+        // SAFETY: AVX-512F; `to` is 64 writable bytes.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, from: &[u8; 64]) -> Self::V {
+        // SAFETY: AVX-512F; `from` is 64 readable bytes, and the load needs no alignment.
+        unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u8; 32]) -> Self::V {
+        // SAFETY: AVX-512F; `from` is 32 readable bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 32]) -> Self::V {
+        // SAFETY: AVX-512F; `from` is 32 readable bytes.
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; 16]) -> Self::V {
+        // SAFETY: AVX-512F; `from` is 16 readable bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn load_nibbles(self, from: &[u8; 16]) -> (Self::V, Self::V) {
+        // SAFETY: AVX-512F; `from` is 16 readable bytes.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            let high = _mm512_srli_epi32::<4>(bytes);
+            let eight = _mm512_set1_epi32(8);
+            let convert = |codes| _mm512_cvtepi32_ps(_mm512_sub_epi32(codes, eight));
+            (convert(low), convert(high))
+        }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        // SAFETY: AVX-512F.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    fn book(self, code: &[f32; 16], scale: f32) -> Self::Book {
+        self.mul(self.load(code), self.splat(scale))
+    }
+
+    #[inline(always)]
+    fn look_up(self, codes: &[u8; 16], book: Self::Book) -> (Self::V, Self::V) {
+        // SAFETY: AVX-512F; `codes` is 16 readable bytes. The permutation takes its index from the low
+        // four bits of each lane, so that nothing has to be masked.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+            let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), book);
+            (even, _mm512_permutexvar_ps(bytes, book))
+        }
+    }
+
+    #[inline(always)]
+    fn multiply(self, panel: Panel<'_>, y: &mut [f32]) {
+        // 16 sums, 4 weights and an activation in 32 registers.
+        tile::multiply::<Self, 4, 4>(self, panel, y);
+    }
+}
