@@ -50,10 +50,7 @@ pub(crate) enum Buffers {
 impl<R: Runtime> CubeBackend<R> {
     /// A backend on a client that is open. `probe` asks the driver for free and total memory.
     pub(crate) fn on(client: ComputeClient<R>, info: DeviceInfo, pool: String, probe: Probe) -> Self {
-        let hardware = &client.properties().hardware;
-        let (least, most) = (hardware.plane_size_min, hardware.plane_size_max);
-        let sums = client.features().plane.contains(Plane::Ops);
-        let planes = (sums && least == most && (4..=64).contains(&least)).then_some(least as usize);
+        let planes = client.features().plane.contains(Plane::Ops).then(|| plane_size(&client)).flatten();
         let ledger = Rc::new(Ledger::new());
         ledger.enter("staging", Purpose::Staging, STAGING);
         Self {
@@ -69,11 +66,18 @@ impl<R: Runtime> CubeBackend<R> {
         }
     }
 
-    /// Sums over planes of `lanes` units, or through shared memory: for tests, which run both.
+    /// The same backend with sums over planes (warps) or without: for tests, which run both kernels.
+    ///
+    /// # Errors
+    /// [`Fault::Unsupported`] if planes have no one size here.
     #[doc(hidden)]
-    pub fn with_planes(mut self, lanes: Option<usize>) -> Self {
-        self.planes = lanes;
-        self
+    pub fn with_planes(mut self, planes: bool) -> Result<Self, Fault> {
+        let size = plane_size(self.client);
+        if planes && size.is_none() {
+            return Err(self.info.unsupported("planes of one size"));
+        }
+        self.planes = size.filter(|_| planes);
+        Ok(self)
     }
 
     /// What CubeCL's own pools hold now, as a witness beside the [`Ledger`]: bytes in use, and bytes taken
@@ -199,6 +203,14 @@ impl<R: Runtime> CubeBackend<R> {
         }
         Ok((handles, total))
     }
+}
+
+/// Units of a plane, if all planes have that many and a cube holds them.
+fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> Option<usize> {
+    let hardware = &client.properties().hardware;
+    let size = hardware.plane_size_min;
+    let known = size == hardware.plane_size_max && size.is_power_of_two() && (4..=64).contains(&size);
+    known.then_some(size as usize)
 }
 
 impl<R: Runtime> Backend for CubeBackend<R> {

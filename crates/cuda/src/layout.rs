@@ -1,6 +1,6 @@
 //! What things cost, without a device.
 
-use crate::kernels::norm_linear::GROUP;
+use crate::kernels::GROUP;
 use crate::program::linear_of;
 use crate::weight::{WeightLayout, aligned, unsupported};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, NormShape, Purpose, Stretch};

@@ -1,6 +1,6 @@
 //! Canonical bytes to device bytes: nibbles permuted, rows padded.
 
-use crate::kernels::norm_linear::GROUP;
+use crate::kernels::GROUP;
 use halfbyte_quant::Quantized;
 
 /// Appends row `row` of a matrix of `cols` columns in 4-bit codes, padded to whole groups with code 0.
@@ -13,15 +13,16 @@ pub(crate) fn codes_row(tensor: &Quantized, row: usize, cols: usize, out: &mut V
     for word in 0..words {
         let column = word * 8;
         let byte = (start + column) / 2;
-        let whole =
-            (start % 2 == 0 && column + 8 <= cols).then(|| tensor.packed.get(byte..byte + 4)).flatten();
+        let whole = (start.is_multiple_of(2) && column + 8 <= cols)
+            .then(|| tensor.packed.get(byte..byte + 4))
+            .flatten();
         let bits = if let Some(&[a, b, c, d]) = whole {
             permute(u32::from_le_bytes([a, b, c, d]))
         } else {
             (column..cols.min(column + 8)).fold(0, |bits, column| {
                 let element = start + column;
                 let byte = tensor.packed.get(element / 2).copied().unwrap_or(0);
-                let code = if element % 2 == 0 { byte >> 4 } else { byte & 15 };
+                let code = byte >> (4 * (1 - element % 2)) & 15;
                 let place = column % 8;
                 bits | u32::from(code) << (place % 4 * 8 + place / 4 * 4)
             })
@@ -34,7 +35,7 @@ pub(crate) fn codes_row(tensor: &Quantized, row: usize, cols: usize, out: &mut V
 fn permute(word: u32) -> u32 {
     let even = word >> 4 & 0x0F0F_0F0F; // elements 0, 2, 4, 6 in bytes 0..4
     let odd = word & 0x0F0F_0F0F; // elements 1, 3, 5, 7
-    let element = |i: u32| (if i % 2 == 0 { even } else { odd }) >> (i / 2 * 8) & 15;
+    let element = |i: u32| [even, odd][i as usize % 2] >> (i / 2 * 8) & 15;
     (0..8).fold(0, |bits, i| bits | element(i) << (i % 4 * 8 + i / 4 * 4))
 }
 

@@ -1,7 +1,9 @@
 //! Compiled steps: which kernel with which buffers.
 
 use crate::guard::{caught, fault};
-use crate::kernels::norm_linear::{GROUP, Residual, Variant, norm_linear};
+use crate::kernels::GROUP;
+use crate::kernels::norm_linear::norm_linear;
+use crate::kernels::variant::{Residual, Variant};
 use crate::pack::pad_rows;
 use crate::staging::Uploader;
 use crate::weight::{WeightLayout, unsupported};

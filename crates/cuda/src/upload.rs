@@ -1,6 +1,7 @@
 //! Weights from their source to their buffers.
 
-use crate::kernels::norm_linear::{Elements, GROUP};
+use crate::kernels::GROUP;
+use crate::kernels::variant::Elements;
 use crate::pack::{codes_row, dense_row};
 use crate::program::WeightBuffers;
 use crate::staging::Uploader;

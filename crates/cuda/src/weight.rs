@@ -1,6 +1,7 @@
 //! How a linear layer lies in device memory: three buffers, from shapes alone.
 
-use crate::kernels::norm_linear::{Elements, GROUP};
+use crate::kernels::GROUP;
+use crate::kernels::variant::Elements;
 use halfbyte_backend::{Arrangement, DType, Fault, Format, LinearShape};
 
 /// Buffers are multiples of this: what CUDA aligns allocations to.

@@ -9,126 +9,13 @@
 //! `1 / rms` is a factor of a whole row of `x`, so it is applied to the finished sums; only the norm's
 //! weight is multiplied in on the way. `tile_batch` rows of `x` share each decoded weight.
 
-use super::Quad;
+use super::variant::{Elements, Variant};
+use super::{GROUP, Quad};
 use cubecl::prelude::*;
 use halfbyte_backend::Act;
 
-/// Columns that one lane multiplies at a time, and what rows are padded to: 16 bytes of codes.
-pub(crate) const GROUP: usize = 32;
 /// Quads of `x` in a group.
 const QUADS: usize = GROUP / 4;
-
-/// How the matrix is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Elements {
-    /// 4-bit codes with an absmax for `1 << shift` of them.
-    Codes {
-        /// Logarithm of the block size.
-        shift: u32,
-        /// Whether absmax is 8-bit codes.
-        nested: bool,
-        /// Whether groups of 32 never straddle two blocks: columns are a multiple of 32.
-        aligned: bool,
-    },
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Elements {
-    /// 16-byte loads of one group.
-    pub(crate) fn quads(self) -> usize {
-        match self {
-            Elements::Codes { .. } => 1,
-            Elements::F32 => 8,
-            Elements::F16 | Elements::Bf16 => 4,
-        }
-    }
-
-    fn shift(self) -> u32 {
-        if let Elements::Codes { shift, .. } = self { shift } else { 0 }
-    }
-
-    fn is_codes(self) -> bool {
-        matches!(self, Elements::Codes { .. })
-    }
-
-    fn nested(self) -> bool {
-        matches!(self, Elements::Codes { nested: true, .. })
-    }
-
-    fn straddles(self) -> bool {
-        matches!(self, Elements::Codes { aligned: false, .. })
-    }
-}
-
-/// What is added to the result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Residual {
-    /// Nothing.
-    None,
-    /// A register of its own.
-    Read,
-    /// `out` itself.
-    Accumulate,
-}
-
-/// What is fixed when the kernel is compiled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Variant {
-    pub elements: Elements,
-    pub norm: bool,
-    pub bias: bool,
-    pub residual: Residual,
-    pub act: Act,
-    /// Rows come in pairs gate, up.
-    pub gated: bool,
-    /// Whether teams are planes (warps), which sum without shared memory.
-    pub planes: bool,
-    /// Units of a team.
-    pub lanes: usize,
-    /// Teams of a cube.
-    pub teams: usize,
-    /// Rows of the matrix for each team; even.
-    pub tile_rows: usize,
-    /// Rows of `x` for each cube.
-    pub tile_batch: usize,
-}
-
-impl Variant {
-    /// Units of a cube.
-    pub(crate) fn units(&self) -> usize {
-        self.lanes * self.teams
-    }
-
-    /// Rows of the matrix for each cube.
-    pub(crate) fn cube_rows(&self) -> usize {
-        self.teams * self.tile_rows
-    }
-
-    /// Values in shared memory for the map of 8-bit codes; an array cannot be empty.
-    fn map_len(&self) -> usize {
-        if self.elements.nested() { 256 } else { 1 }
-    }
-
-    /// Where the `(absmax, offset)` pairs start in the state.
-    fn pairs_at(&self) -> usize {
-        if self.elements.nested() { 16 + 256 } else { 16 }
-    }
-
-    /// Results of each cube for one row of `x`.
-    fn cube_outputs(&self) -> usize {
-        if self.gated { self.cube_rows() / 2 } else { self.cube_rows() }
-    }
-
-    fn accumulates(&self) -> bool {
-        self.residual == Residual::Accumulate
-    }
-
-    fn reads_residual(&self) -> bool {
-        self.residual == Residual::Read
-    }
-}
 
 /// The kernel. `groups = cols.div_ceil(32)`.
 ///
@@ -180,16 +67,10 @@ pub(crate) fn norm_linear(
     let mut inverse_rms = SharedMemory::<f32>::new(tile_batch);
 
     if comptime!(elements.is_codes()) {
-        if unit < 16 {
-            codebook[unit] = state[unit];
-        }
+        load(&mut codebook, state, 0usize, 16usize, units);
     }
     if comptime!(elements.nested()) {
-        let mut i = unit;
-        while i < 256 {
-            map[i] = state[16 + i];
-            i += units;
-        }
+        load(&mut map, state, 16usize, 256usize, units);
     }
     if comptime!(variant.norm) {
         #[unroll]
@@ -354,6 +235,22 @@ pub(crate) fn norm_linear(
             out[place] = y;
         }
         index += units;
+    }
+}
+
+/// `count` values of the state from `from` on, into shared memory.
+#[cube]
+fn load(
+    to: &mut SharedMemory<f32>,
+    state: &Array<f32>,
+    #[comptime] from: usize,
+    #[comptime] count: usize,
+    #[comptime] units: usize,
+) {
+    let mut i = UNIT_POS as usize;
+    while i < count {
+        to[i] = state[from + i];
+        i += units;
     }
 }
 
