@@ -1,0 +1,205 @@
+//! A blueprint that is wrong in one thing is noticed: each mutant is far from some model's reference.
+
+mod fixture;
+
+use fixture::{Fixture, WHOLE, distance, exact};
+use halfbyte_backend::{Act, Kind, Pairing, Step};
+use halfbyte_inference::{Blueprint, logits};
+use pollster::block_on;
+
+fn steps(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Step)) {
+    blueprint.blocks.iter_mut().flat_map(|block| &mut block.steps).for_each(&mut change);
+}
+
+fn attends(blueprint: &mut Blueprint, mut change: impl FnMut(&mut halfbyte_backend::Attend)) {
+    steps(blueprint, |step| {
+        if let Step::Attend(attend) = step {
+            change(attend);
+        }
+    });
+}
+
+fn linears(blueprint: &mut Blueprint, mut change: impl FnMut(&mut halfbyte_backend::LinearStep)) {
+    steps(blueprint, |step| {
+        if let Step::Linear(linear) = step {
+            change(linear);
+        }
+    });
+}
+
+fn biases(blueprint: &mut Blueprint, module: &str) {
+    for want in &mut blueprint.wants {
+        if let Kind::Linear(shape) = &mut want.kind {
+            let mut matching = shape.segments.iter_mut().filter(|segment| segment.tensor.contains(module));
+            if let Some(segment) = matching.next() {
+                segment.bias = None;
+            }
+        }
+    }
+}
+
+fn ropes(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Vec<f64>)) {
+    for want in &mut blueprint.wants {
+        if let Kind::Rope(shape) = &mut want.kind {
+            change(&mut shape.inv_freq);
+        }
+    }
+}
+
+/// Swaps two segments of each layer that has both.
+fn swap(blueprint: &mut Blueprint, first: &str, second: &str) {
+    for want in &mut blueprint.wants {
+        if let Kind::Linear(shape) = &mut want.kind {
+            let at = |name: &str| shape.segments.iter().position(|segment| segment.tensor.contains(name));
+            if let (Some(first), Some(second)) = (at(first), at(second)) {
+                shape.segments.swap(first, second);
+            }
+        }
+    }
+}
+
+type Mutant = (&'static str, &'static str, fn(&mut Blueprint));
+
+const MUTANTS: &[Mutant] = &[
+    ("epsilon", "llama_mha", |blueprint| {
+        linears(blueprint, |linear| {
+            if let Some(norm) = &mut linear.pre.norm {
+                norm.eps = 1e-2;
+            }
+        });
+    }),
+    ("rope base", "llama_mha", |blueprint| {
+        ropes(blueprint, |frequencies| {
+            let n = frequencies.len() as f64;
+            *frequencies = (0..frequencies.len()).map(|i| 20_000f64.powf(-(i as f64) / n)).collect();
+        });
+    }),
+    ("linear scaling left out", "llama_bias_linearrope", |blueprint| {
+        ropes(blueprint, |frequencies| frequencies.iter_mut().for_each(|frequency| *frequency *= 2.0));
+    }),
+    ("llama3 scaling left out", "llama_gqa_tied_llama3rope", |blueprint| {
+        ropes(blueprint, |frequencies| {
+            let n = frequencies.len();
+            *frequencies = (0..n).map(|i| frequencies[1].powf(i as f64)).collect();
+        });
+    }),
+    ("pairing", "llama_mha", |blueprint| {
+        attends(blueprint, |attend| {
+            if let Some(rope) = &mut attend.rope {
+                rope.pairing = Pairing::Adjacent;
+            }
+        });
+    }),
+    ("no rope", "llama_mha", |blueprint| attends(blueprint, |attend| attend.rope = None)),
+    ("k and v swapped", "llama_gqa_tied_llama3rope", |blueprint| swap(blueprint, "k_proj", "v_proj")),
+    ("gate and up swapped", "llama_mha", |blueprint| swap(blueprint, "gate_proj", "up_proj")),
+    ("score scale", "llama_mha", |blueprint| attends(blueprint, |attend| attend.scale *= 1.01)),
+    ("not causal", "llama_mha", |blueprint| attends(blueprint, |attend| attend.causal = false)),
+    ("window one less", "mistral_sw8", |blueprint| {
+        attends(blueprint, |attend| attend.window = attend.window.map(|window| window - 1));
+    }),
+    ("no window", "mistral_sw8", |blueprint| attends(blueprint, |attend| attend.window = None)),
+    ("q bias missing", "qwen2_bias", |blueprint| biases(blueprint, "q_proj")),
+    ("o bias missing", "llama_bias_linearrope", |blueprint| biases(blueprint, "o_proj")),
+    ("up bias missing", "llama_bias_linearrope", |blueprint| biases(blueprint, "up_proj")),
+    ("down bias missing", "llama_bias_linearrope", |blueprint| biases(blueprint, "down_proj")),
+    ("k norm missing", "qwen3_qknorm", |blueprint| attends(blueprint, |attend| attend.k_norm = None)),
+    ("q and k norms swapped", "gemma3_text", |blueprint| {
+        attends(blueprint, |attend| std::mem::swap(&mut attend.q_norm, &mut attend.k_norm));
+    }),
+    ("activation", "llama_mha", |blueprint| {
+        linears(blueprint, |linear| {
+            if linear.gated {
+                linear.act = Act::Gelu;
+            }
+        });
+    }),
+    ("exact for tanh gelu", "gemma2_softcap", |blueprint| {
+        linears(blueprint, |linear| {
+            if linear.gated {
+                linear.act = Act::Gelu;
+            }
+        });
+    }),
+    ("post-norm missing", "gemma2_softcap", |blueprint| {
+        linears(blueprint, |linear| linear.pre.post = None);
+    }),
+    ("norm offset", "gemma2_softcap", |blueprint| {
+        linears(blueprint, |linear| {
+            if let Some(norm) = &mut linear.pre.norm {
+                norm.offset = 0.0;
+            }
+        });
+    }),
+    ("score cap", "gemma2_softcap", |blueprint| attends(blueprint, |attend| attend.softcap = None)),
+    ("logit cap", "gemma2_softcap", |blueprint| {
+        steps(blueprint, |step| {
+            if let Step::Head(head) = step {
+                head.softcap = None;
+            }
+        });
+    }),
+    ("embedding scale", "gemma3_text", |blueprint| {
+        steps(blueprint, |step| {
+            if let Step::Embed(embed) = step {
+                embed.scale = 1.0;
+            }
+        });
+    }),
+    ("one rope for all", "gemma3_text", |blueprint| {
+        let mut first = None;
+        attends(blueprint, |attend| {
+            if let Some(rope) = &mut attend.rope {
+                rope.table = *first.get_or_insert(rope.table);
+            }
+        });
+    }),
+];
+
+fn distance_of(model: &str, mutate: fn(&mut Blueprint)) -> f64 {
+    let fixture = Fixture::open(&format!("models/{model}"));
+    let mut blueprint = fixture.blueprint(&exact(None));
+    let before = blueprint.clone();
+    mutate(&mut blueprint);
+    assert!(blueprint != before || std::ptr::fn_addr_eq(mutate, UNCHANGED), "nothing to change in {model}");
+    let mut engine = fixture.load(blueprint, WHOLE);
+    let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
+    distance(&found, &fixture.floats("logits"))
+}
+
+const UNCHANGED: fn(&mut Blueprint) = |_| {};
+
+#[test]
+fn every_mutant_is_noticed() {
+    for &(name, model, mutate) in MUTANTS {
+        let distance = distance_of(model, mutate);
+        println!("{name} in {model}: {distance:.1e}");
+        // The families' tests allow 2e-5.
+        assert!(distance > 1e-4, "{name} in {model} makes a difference of {distance:e} only");
+    }
+}
+
+/// Grouped heads: query head `h` reads key-value head `h / group`, not `h % kv_heads`. The mapping is the
+/// backend's, so the blueprint mutates the rows: q's heads in the order that the wrong mapping would read.
+#[test]
+fn a_wrong_head_mapping_is_noticed() {
+    let fixture = Fixture::open("models/llama_gqa_tied_llama3rope");
+    let mut blueprint = fixture.blueprint(&exact(None));
+    attends(&mut blueprint, |attend| {
+        assert!(attend.kv_heads > 1 && attend.kv_heads < attend.heads);
+        // The same columns read as more, smaller groups of heads of half the size.
+        attend.heads *= 2;
+        attend.kv_heads *= 2;
+        attend.head_dim /= 2;
+        attend.rope = None;
+    });
+    for want in &mut blueprint.wants {
+        if let Kind::Kv(kv) = &mut want.kind {
+            kv.kv_heads *= 2;
+            kv.head_dim /= 2;
+        }
+    }
+    let mut engine = fixture.load(blueprint, WHOLE);
+    let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
+    assert!(distance(&found, &fixture.floats("logits")) > 1e-2);
+}
