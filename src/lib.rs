@@ -1,1 +1,53 @@
 //! Run Hugging Face models in 4 bits on any GPU, the CPU, or both at once.
+//!
+//! ```
+//! use halfbyte::{CausalLm, Flow, GenerateOptions};
+//!
+//! # fn main() -> Result<(), halfbyte::Error> {
+//! // A Hub id such as "meta-llama/Llama-2-7b-hf", a local directory, or the bundled "stories".
+//! let mut model = CausalLm::from_pretrained("stories")?;
+//! let options = GenerateOptions { max_new_tokens: 20, ..model.default_options() };
+//! let story = model.generate("Once there was", &options, &mut |text| {
+//!     print!("{text}");
+//!     Flow::Continue
+//! })?;
+//! assert_eq!(story.token_ids.len(), 20);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What Python spells `AutoModelForCausalLM.from_pretrained(id, device_map="auto",
+//! quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+//! bnb_4bit_use_double_quant=True))` is the default here; [`LoadOptions`] has the counterpart of every
+//! word of it.
+//!
+//! Before anything is loaded, [`plan`] says what will live where, in bytes, and whether it fits; loading
+//! follows that plan. Calls block: this crate is the outermost door. Underneath, everything is futures.
+
+#![forbid(unsafe_code)]
+
+mod causal_lm;
+mod chat;
+mod devices;
+mod doctor;
+mod error;
+mod model_source;
+mod options;
+mod planning;
+mod progress;
+mod witness;
+
+pub use causal_lm::{CausalLm, GenerateOptions, Generation, MemoryRow, Stop};
+pub use chat::Chat;
+pub use devices::{DeviceReport, DevicesReport, devices};
+pub use doctor::{DoctorCase, DoctorDevice, DoctorReport, doctor};
+pub use error::Error;
+pub use halfbyte_backend::{KvType, SampleParams, argmax, human_bytes};
+pub use halfbyte_checkpoint::Checkpoint;
+pub use halfbyte_inference::{Flow, Score};
+pub use halfbyte_quant::{QuantSpec, QuantType};
+pub use model_source::ModelSource;
+pub use options::{ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory};
+pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
+pub use progress::{Progress, Silent};
+pub use witness::{peak_resident, private_resident};

@@ -38,6 +38,16 @@ pub enum ComputeDtype {
     Float32,
 }
 
+/// A secret: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
 /// Everything that can be said about loading a model.
 ///
 /// ```
@@ -65,10 +75,13 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Tokens of a prompt that are processed at once.
     pub chunk: usize,
+    /// Positions whose logits are computed at once. 1 is all that generating needs; more speeds up
+    /// [`CausalLm::logits`](crate::CausalLm::logits) and [`CausalLm::perplexity`](crate::CausalLm::perplexity).
+    pub outputs: usize,
     /// Branch, tag or commit on the Hub.
     pub revision: Option<String>,
     /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
-    pub token: Option<String>,
+    pub token: Option<Token>,
     /// Use only what is already in the cache.
     pub offline: bool,
     /// Where downloads live. `None`: `HF_HOME`, shared with Python.
@@ -85,6 +98,7 @@ impl Default for LoadOptions {
             kv_cache: KvType::F16,
             context: None,
             chunk: 256,
+            outputs: 1,
             revision: None,
             token: None,
             offline: false,
@@ -132,9 +146,9 @@ impl DeviceMap {
             ))
         })?;
         match map.iter().find(|(_, device)| !is_device_name(device)) {
-            Some((module, device)) => {
-                Err(Error::Usage(format!("--device-map {file}: {module:?} is to go to {device:?}, which is no device")))
-            }
+            Some((module, device)) => Err(Error::Usage(format!(
+                "--device-map {file}: {module:?} is to go to {device:?}, which is no device"
+            ))),
             None => Ok(Self::Given(map)),
         }
     }
@@ -170,7 +184,8 @@ impl fmt::Display for ComputeDtype {
 /// # Errors
 /// [`Error::Usage`] for anything else.
 pub fn parse_bytes(text: &str) -> Result<u64, Error> {
-    let wrong = || Error::Usage(format!("{text:?} is no size: expected bytes as in 6GiB, 500MB or 1073741824"));
+    let wrong =
+        || Error::Usage(format!("{text:?} is no size: expected bytes as in 6GiB, 500MB or 1073741824"));
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -198,7 +213,9 @@ pub fn parse_max_memory(text: &str) -> Result<BTreeMap<String, u64>, Error> {
     let mut limits = BTreeMap::new();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
         let Some((device, bytes)) = part.split_once('=') else {
-            return Err(Error::Usage(format!("--max-memory {part}: expected DEVICE=SIZE, as in wgpu:0=6GiB")));
+            return Err(Error::Usage(format!(
+                "--max-memory {part}: expected DEVICE=SIZE, as in wgpu:0=6GiB"
+            )));
         };
         let device = device.trim();
         if !is_device_name(device) {
@@ -217,9 +234,14 @@ mod tests {
 
     #[test]
     fn sizes_as_people_write_them() {
-        for (text, bytes) in
-            [("6GiB", 6 << 30), ("1.5GiB", 3 << 29), ("500MB", 500_000_000), ("0", 0), ("4096", 4096), ("2g", 2 << 30)]
-        {
+        for (text, bytes) in [
+            ("6GiB", 6 << 30),
+            ("1.5GiB", 3 << 29),
+            ("500MB", 500_000_000),
+            ("0", 0),
+            ("4096", 4096),
+            ("2g", 2 << 30),
+        ] {
             assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
         }
         for text in ["", "GiB", "six", "-1GiB", "1e30TiB", "1.2.3", "5 parsecs"] {

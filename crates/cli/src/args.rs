@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
     ComputeDtype, DeviceMap, Error, KvType, LoadOptions, ModelSource, QuantSpec, QuantType, SampleParams,
-    parse_max_memory,
+    Token, parse_max_memory,
 };
 use std::path::PathBuf;
 
@@ -116,8 +116,9 @@ impl ModelArgs {
             kv_cache: parse_kv(&self.kv_cache)?,
             context: self.context,
             chunk: self.chunk,
+            outputs: 1,
             revision: self.revision.clone(),
-            token: self.token.clone(),
+            token: self.token.clone().map(Token),
             offline: self.offline,
             cache_dir: self.cache_dir.clone(),
         })
@@ -132,8 +133,7 @@ impl ModelArgs {
             "fp4" => QuantType::Fp4,
             other => return Err(Error::Usage(format!("--quant {other}: expected nf4, fp4 or none"))),
         };
-        let spec =
-            QuantSpec { quant_type, blocksize: self.blocksize, double_quant: !self.no_double_quant };
+        let spec = QuantSpec { quant_type, blocksize: self.blocksize, double_quant: !self.no_double_quant };
         spec.validate().map_err(|error| Error::Usage(format!("--blocksize {}: {error}", self.blocksize)))?;
         Ok(Some(spec))
     }

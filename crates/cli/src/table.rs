@@ -22,9 +22,8 @@ impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cell = |row: &Vec<String>, column: usize| row.get(column).cloned().unwrap_or_default();
-        let width = |column: usize| {
-            self.rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0)
-        };
+        let width =
+            |column: usize| self.rows.iter().map(|row| cell(row, column).chars().count()).max().unwrap_or(0);
         let numeric = |column: usize| {
             self.rows[1..].iter().all(|row| {
                 cell(row, column).chars().next().is_none_or(|c| c.is_ascii_digit() || c == '-' || c == '?')

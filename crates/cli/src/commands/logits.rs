@@ -34,7 +34,8 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
 fn write(file: &Path, logits: &[f32], tokens: usize, vocabulary: usize) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("{}: {error}", file.display()));
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, vec![1, tokens, vocabulary], &bytes).map_err(|error| failed(&error))?;
+    let view =
+        TensorView::new(Dtype::F32, vec![1, tokens, vocabulary], &bytes).map_err(|error| failed(&error))?;
     let data = safetensors::serialize([("logits", view)], None).map_err(|error| failed(&error))?;
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}.part", std::process::id()));

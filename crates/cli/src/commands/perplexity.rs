@@ -12,7 +12,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
     let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
     let score = model.perplexity(&text)?;
     if args.model.json {
-        return print_json(&json!({ "perplexity": score.perplexity, "tokens": score.tokens }));
+        return print_json(&json!({ "perplexity": score.perplexity(), "tokens": score.tokens }));
     }
-    print(&format!("perplexity {:.4} over {} tokens\n", score.perplexity, score.tokens))
+    print(&format!("perplexity {:.4} over {} tokens\n", score.perplexity(), score.tokens))
 }

@@ -14,7 +14,15 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         return print_json(&value);
     }
     let mut table = Table::new(&[
-        "device", "blocks", "weights", "KV cache", "activations", "scratch", "planned", "budget", "budget from",
+        "device",
+        "blocks",
+        "weights",
+        "KV cache",
+        "activations",
+        "scratch",
+        "planned",
+        "budget",
+        "budget from",
     ]);
     for device in &report.devices {
         let blocks = report.layers.iter().filter(|layer| layer.device == device.device).count();

@@ -1,0 +1,451 @@
+//! A causal language model: loaded, and asked.
+
+use crate::chat::Chat;
+use crate::devices::candidates;
+use crate::model_source::{Model, ModelSource};
+use crate::planning::{ModelCosts, Planning, caps};
+use crate::witness::private_resident;
+use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
+use halfbyte_backend::{Backend, Fault};
+use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
+use halfbyte_inference::{DeviceFootprint, Engine, Finish, ModelError, Score, Session};
+use halfbyte_placement::{Plan, after_failure};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// How to generate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GenerateOptions {
+    /// The most tokens to generate.
+    pub max_new_tokens: usize,
+    /// How each is chosen.
+    pub sample: SampleParams,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// The model said so.
+    EndOfText,
+    /// [`GenerateOptions::max_new_tokens`] were generated.
+    MaxNewTokens,
+    /// The context is full.
+    ContextFull,
+    /// The receiver of the text said [`Flow::Stop`].
+    Cancelled,
+}
+
+/// A generated text.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The new text, without the prompt.
+    pub text: String,
+    /// The new tokens, without the one that ends the text.
+    pub token_ids: Vec<u32>,
+    /// Tokens of the prompt, those that were still in the cache included.
+    pub prompt_tokens: usize,
+    /// Why it ended.
+    pub stop: Stop,
+    /// Tokens of the prompt that were computed, a second.
+    pub prefill_tokens_per_second: Option<f64>,
+    /// New tokens after the first, a second.
+    pub decode_tokens_per_second: Option<f64>,
+}
+
+/// One device's memory: what was planned, what our ledger holds, what the system says.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct MemoryRow {
+    /// The device.
+    pub device: String,
+    /// Bytes that the plan gave it.
+    pub planned_bytes: u64,
+    /// Bytes of all allocations on it, by its ledger.
+    pub measured_bytes: u64,
+    /// Bytes by an independent witness: for the CPU, the growth of this process's private resident memory
+    /// since before loading. `None` where nothing tells.
+    pub witnessed_bytes: Option<u64>,
+}
+
+/// A causal language model that is loaded and ready.
+pub struct CausalLm {
+    engine: Engine,
+    session: Session,
+    tokenizer: Option<Tokenizer>,
+    generation: GenerationConfig,
+    name: String,
+    load_seconds: f64,
+    events: Vec<String>,
+    planned: Vec<DeviceFootprint>,
+    resident_before: Option<u64>,
+    // Kept last: the engine gives its memory back to these when it is dropped.
+    backends: Vec<Rc<dyn Backend>>,
+}
+
+impl std::fmt::Debug for CausalLm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CausalLm").field("name", &self.name).field("device_map", &self.device_map()).finish()
+    }
+}
+
+impl CausalLm {
+    /// Loads a model in NF4 with double quantization, wherever it fits: a Hub id, a local directory, or
+    /// the bundled `stories`.
+    ///
+    /// # Errors
+    /// What is wrong with the model, or why it does not fit, in one line.
+    pub fn from_pretrained(model: &str) -> Result<Self, Error> {
+        Self::load(&ModelSource::named(model), &LoadOptions::default(), &mut Silent)
+    }
+
+    /// Plans, then loads by the plan. If an allocation fails although it was planned, blocks move to the
+    /// next device; what happened is in [`events`](Self::events).
+    ///
+    /// # Errors
+    /// What is wrong with the model or the options, or why it does not fit, in one line.
+    pub fn load(
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let model = source.open(options, progress)?;
+        let tokenizer = match model.checkpoint() {
+            Some(checkpoint) if checkpoint.has_tokenizer() => Some(checkpoint.tokenizer()?),
+            _ => None,
+        };
+        note_settings(&model, options, progress)?;
+        pollster::block_on(async {
+            let planning = Planning::new(&model, options, candidates(options).await?)?;
+            let resident_before = private_resident();
+            let (engine, events) = load_by_plan(&model, &planning, progress).await?;
+            Ok(Self {
+                planned: engine.footprints()?,
+                engine,
+                session: Session::new(0),
+                tokenizer,
+                generation: model.checkpoint().map(|one| one.generation.clone()).unwrap_or_default(),
+                name: model.name().to_owned(),
+                load_seconds: start.elapsed().as_secs_f64(),
+                events,
+                resident_before,
+                backends: planning.candidates.iter().map(|one| Rc::clone(&one.backend)).collect(),
+            })
+        })
+    }
+
+    /// The model's name: its directory, Hub id or shape.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Tokens that a prompt and its continuation may have together.
+    pub fn context(&self) -> usize {
+        self.engine.blueprint().context
+    }
+
+    /// Seconds from the call to [`load`](Self::load) to its return.
+    pub fn load_seconds(&self) -> f64 {
+        self.load_seconds
+    }
+
+    /// What happened while loading that was not planned.
+    pub fn events(&self) -> &[String] {
+        &self.events
+    }
+
+    /// Blocks and their devices, as accelerate's `hf_device_map`.
+    pub fn device_map(&self) -> BTreeMap<String, String> {
+        let blocks = &self.engine.blueprint().blocks;
+        self.engine
+            .placement()
+            .flat_map(|(device, range)| {
+                blocks[range].iter().map(move |block| (block.name.clone(), device.to_owned()))
+            })
+            .collect()
+    }
+
+    /// How many blocks live on `device`.
+    pub fn blocks_on(&self, device: &str) -> usize {
+        self.engine.placement().filter(|(name, _)| *name == device).map(|(_, range)| range.len()).sum()
+    }
+
+    /// Planned, allocated and witnessed memory of each device that holds a part of the model.
+    pub fn memory(&self) -> Vec<MemoryRow> {
+        self.planned
+            .iter()
+            .map(|device| {
+                let ledger = self.backends.iter().find(|backend| backend.info().name == device.device);
+                let witnessed = private_resident().zip(self.resident_before);
+                MemoryRow {
+                    device: device.device.clone(),
+                    planned_bytes: device.planned.total(),
+                    measured_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().total()),
+                    witnessed_bytes: witnessed
+                        .filter(|_| device.device == "cpu")
+                        .map(|(now, before)| now.saturating_sub(before)),
+                }
+            })
+            .collect()
+    }
+
+    /// Dispatches and submissions so far, `(dispatches, submissions)`.
+    pub fn counts(&self) -> (u64, u64) {
+        self.engine.counts()
+    }
+
+    /// Sampling as the model's generation_config.json wants it; greedy if it says nothing.
+    pub fn default_sampling(&self) -> SampleParams {
+        let config = &self.generation;
+        let drawn = config.do_sample.unwrap_or(false);
+        SampleParams {
+            temperature: if drawn { config.temperature.unwrap_or(1.0) as f32 } else { 0.0 },
+            top_k: config.top_k.unwrap_or(if drawn { 50 } else { 0 }),
+            top_p: config.top_p.unwrap_or(1.0) as f32,
+            repetition_penalty: config.repetition_penalty.unwrap_or(1.0) as f32,
+            seed: 0,
+        }
+    }
+
+    /// The most new tokens as generation_config.json wants it.
+    pub fn default_max_new_tokens(&self) -> Option<usize> {
+        self.generation.max_new_tokens
+    }
+
+    /// The model's own way of generating.
+    pub fn default_options(&self) -> GenerateOptions {
+        GenerateOptions {
+            max_new_tokens: self.default_max_new_tokens().unwrap_or(256),
+            sample: self.default_sampling(),
+        }
+    }
+
+    /// Whether the model came with a tokenizer; without one only token ids go in and out.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Whether the model came with a chat template.
+    pub fn has_chat_template(&self) -> bool {
+        self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template)
+    }
+
+    /// Continues `prompt`, giving each piece of text to `on_text` as it comes. What a former call left in
+    /// the KV cache is used as far as the beginnings agree.
+    ///
+    /// # Errors
+    /// An empty prompt, one longer than the context, a failed device. The model can be asked again.
+    pub fn generate(
+        &mut self,
+        prompt: &str,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> Flow,
+    ) -> Result<Generation, Error> {
+        if prompt.is_empty() {
+            return Err(ModelError::EmptyPrompt.into());
+        }
+        let ids = self.needed_tokenizer()?.encode(prompt, true)?;
+        self.generate_ids(&ids, options, on_text)
+    }
+
+    /// [`generate`](Self::generate) from token ids. Without a tokenizer no text is made.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_ids(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> Flow,
+    ) -> Result<Generation, Error> {
+        let mut stream = self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode_stream(true));
+        let mut failed = None;
+        if let Some(stream) = &mut stream {
+            // The end of the prompt decides whether the first new token begins with a space.
+            for &id in &prompt[prompt.len().saturating_sub(8)..] {
+                stream.push(id)?;
+            }
+        }
+        let inner = halfbyte_inference::GenerateOptions {
+            max_new_tokens: options.max_new_tokens,
+            sample: options.sample,
+            stop: self.generation.eos_token_ids.clone(),
+        };
+        let mut text = String::new();
+        let mut on_token = |token| {
+            let Some(stream) = &mut stream else { return on_text("") };
+            match stream.push(token) {
+                Ok(Some(piece)) => {
+                    text += &piece;
+                    on_text(&piece)
+                }
+                // A token that only begins a character must be able to stop, too.
+                Ok(None) => on_text(""),
+                Err(error) => {
+                    failed = Some(error);
+                    Flow::Stop
+                }
+            }
+        };
+        let generation = pollster::block_on(halfbyte_inference::generate(
+            &mut self.engine,
+            &mut self.session,
+            prompt,
+            &inner,
+            &mut on_token,
+        ))?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        if let Some(rest) = stream.map(|stream| stream.finish()).transpose()?.flatten() {
+            text += &rest;
+            on_text(&rest);
+        }
+        let timings = generation.timings;
+        let rate = |tokens: usize, rate: f64| (tokens > 0 && rate > 0.0).then_some(rate);
+        Ok(Generation {
+            text,
+            token_ids: generation.tokens,
+            prompt_tokens: prompt.len(),
+            stop: match generation.finish {
+                Finish::Stop(_) => Stop::EndOfText,
+                Finish::MaxTokens => Stop::MaxNewTokens,
+                Finish::ContextFull => Stop::ContextFull,
+                Finish::Cancelled => Stop::Cancelled,
+            },
+            prefill_tokens_per_second: rate(timings.prefill_tokens, timings.prefill_tokens_per_second()),
+            decode_tokens_per_second: rate(timings.decode_tokens, timings.decode_tokens_per_second()),
+        })
+    }
+
+    /// Begins a conversation.
+    pub fn chat(&mut self, system: Option<&str>) -> Chat<'_> {
+        Chat::new(self, system)
+    }
+
+    /// The model's answer to a conversation, by its chat template.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and if there is no chat template.
+    pub fn answer(
+        &mut self,
+        messages: &[ChatMessage],
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> Flow,
+    ) -> Result<Generation, Error> {
+        let tokenizer = self.needed_tokenizer()?;
+        let prompt = tokenizer.apply_chat_template(messages, true)?;
+        let ids = tokenizer.encode(&prompt, false)?;
+        self.generate_ids(&ids, options, on_text)
+    }
+
+    /// Float32 logits of every position, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        self.session.clear();
+        Ok(pollster::block_on(halfbyte_inference::logits(&mut self.engine, self.session.sequence(), ids))?)
+    }
+
+    /// How well the model predicts a text, its first token given. Texts longer than the context are read
+    /// in windows that overlap by half.
+    ///
+    /// # Errors
+    /// A text of fewer than two tokens; as [`generate`](Self::generate).
+    pub fn perplexity(&mut self, text: &str) -> Result<Score, Error> {
+        let ids = self.needed_tokenizer()?.encode(text, true)?;
+        if ids.len() < 2 {
+            return Err(Error::Usage(format!(
+                "perplexity needs a text of two tokens or more, not {}",
+                ids.len()
+            )));
+        }
+        self.session.clear();
+        Ok(pollster::block_on(halfbyte_inference::score(&mut self.engine, self.session.sequence(), &ids))?)
+    }
+
+    fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Usage(format!(
+                "{} has no tokenizer.json, so text cannot be used; `halfbyte logits --ids` works without one",
+                self.name
+            ))
+        })
+    }
+}
+
+/// Says which settings a checkpoint overrules.
+fn note_settings(model: &Model, options: &LoadOptions, progress: &mut dyn Progress) -> Result<(), Error> {
+    let Some(stored) = model.checkpoint().map(|one| one.config.quantization()).transpose()?.flatten() else {
+        return Ok(());
+    };
+    let asked = options.quant.map_or_else(|| "none".to_owned(), |spec| spec.quant_type.to_string());
+    let kept = stored.quant_type.to_string();
+    if asked != kept {
+        progress.note(&format!("{} is quantized already: it stays {kept}, not {asked}", model.name()));
+    }
+    Ok(())
+}
+
+/// Loads by the plan; when an allocation fails, by the next one.
+async fn load_by_plan(
+    model: &Model,
+    planning: &Planning<'_>,
+    progress: &mut dyn Progress,
+) -> Result<(Engine, Vec<String>), Error> {
+    let mut devices = planning.devices();
+    let costs = planning.costs();
+    let mut plan = planning.plan(&devices, &costs)?;
+    let mut events = Vec::new();
+    loop {
+        let fault = match load_plan(model, planning, &costs, &plan, progress).await {
+            Ok(engine) => return Ok((engine, events)),
+            Err(Error::Model(ModelError::Fault(fault @ Fault::OutOfMemory { .. }))) => fault,
+            Err(error) => return Err(error),
+        };
+        let Fault::OutOfMemory { device, wanted, free, .. } = &fault else { return Err(fault.into()) };
+        let Some(index) = devices.iter().position(|one| one.name == *device) else {
+            return Err(fault.into());
+        };
+        let shortfall = free.map_or(0, |free| wanted.saturating_sub(free));
+        let (lowered, next) = after_failure(&devices, &costs, &planning.request, &plan, index, shortfall);
+        devices = lowered;
+        plan = next.map_err(|refusal| planning.with_remedies(refusal, &devices))?;
+        let moved = plan
+            .stages
+            .iter()
+            .map(|stage| format!("{} blocks on {}", stage.blocks.len(), devices[stage.device].name));
+        let event = format!("{fault}; planned again: {}", moved.collect::<Vec<_>>().join(", "));
+        tracing::warn!("{event}");
+        progress.note(&event);
+        events.push(event);
+    }
+}
+
+async fn load_plan(
+    model: &Model,
+    planning: &Planning<'_>,
+    costs: &ModelCosts<'_>,
+    plan: &Plan,
+    progress: &mut dyn Progress,
+) -> Result<Engine, Error> {
+    let blueprint = costs.blueprint(plan.context)?;
+    let placement: Vec<(Rc<dyn Backend>, Range<usize>)> = plan
+        .stages
+        .iter()
+        .map(|stage| (Rc::clone(&planning.candidates[stage.device].backend), stage.blocks.clone()))
+        .collect();
+    let weights = model.weights();
+    let engine = Engine::load(
+        (*blueprint).clone(),
+        placement,
+        caps(planning.options, plan.context),
+        &*weights,
+        &mut |step| progress.load(step.name, step.done, step.total),
+    )
+    .await?;
+    Ok(engine)
+}

@@ -1,0 +1,247 @@
+//! The devices of this machine, and how much of each may be used.
+
+use crate::options::{DeviceMap, LoadOptions};
+use crate::{Error, human_bytes};
+use halfbyte_backend::{Backend, DeviceKind, Fault, Memory};
+use halfbyte_cpu::CpuBackend;
+use halfbyte_placement::{Device, DeviceClass};
+use std::rc::Rc;
+
+/// A device as `halfbyte devices` lists it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DeviceReport {
+    /// As device maps name it: `cpu`, `wgpu:0`.
+    pub device: String,
+    /// The maker's name for it.
+    pub adapter: String,
+    /// API and driver.
+    pub driver: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// Bytes in all, where known.
+    pub total_bytes: Option<u64>,
+    /// Bytes free now, where known.
+    pub free_bytes: Option<u64>,
+    /// Where these figures come from.
+    pub memory_source: String,
+    /// Limits and features worth knowing, by name.
+    pub limits: Vec<(String, String)>,
+}
+
+impl DeviceReport {
+    /// The kind in words.
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            DeviceKind::DiscreteGpu => "discrete GPU",
+            DeviceKind::IntegratedGpu => "integrated GPU",
+            DeviceKind::Cpu => "CPU",
+            DeviceKind::Software => "software GPU",
+        }
+    }
+}
+
+/// All devices, and what is not there.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DevicesReport {
+    /// The devices.
+    pub devices: Vec<DeviceReport>,
+    /// Kinds of device that were looked for and not found, a sentence each.
+    pub absent: Vec<String>,
+}
+
+/// Lists the devices of this machine.
+///
+/// # Errors
+/// If the CPU backend cannot be had (a forced instruction set that the processor lacks).
+pub fn devices() -> Result<DevicesReport, Error> {
+    let found = pollster::block_on(open_all())?;
+    let devices = found
+        .backends
+        .iter()
+        .map(|backend| {
+            let info = backend.info();
+            let memory = backend.memory();
+            DeviceReport {
+                device: info.name.clone(),
+                adapter: info.adapter.clone(),
+                driver: info.driver.clone(),
+                kind: info.kind,
+                total_bytes: memory.total,
+                free_bytes: memory.free,
+                memory_source: memory.source,
+                limits: info.limits.clone(),
+            }
+        })
+        .collect();
+    Ok(DevicesReport { devices, absent: found.absent })
+}
+
+/// Every backend that opened, the CPU first.
+pub(crate) struct Found {
+    pub(crate) backends: Vec<Rc<dyn Backend>>,
+    pub(crate) absent: Vec<String>,
+}
+
+/// Opens every device.
+pub(crate) async fn open_all() -> Result<Found, Fault> {
+    open(&|_| true).await
+}
+
+/// Opens the CPU, and the GPUs that `wanted` names.
+async fn open(wanted: &dyn Fn(&str) -> bool) -> Result<Found, Fault> {
+    let mut found = Found { backends: vec![Rc::new(CpuBackend::new()?)], absent: Vec::new() };
+    open_wgpu(wanted, &mut found).await;
+    found
+        .absent
+        .push("CUDA devices are not run yet: an NVIDIA GPU is used through Vulkan, as wgpu:N".to_owned());
+    Ok(found)
+}
+
+/// Opens the GPUs that `wanted` names.
+#[cfg(feature = "wgpu")]
+async fn open_wgpu(wanted: &dyn Fn(&str) -> bool, found: &mut Found) {
+    match halfbyte_wgpu::WgpuBackend::enumerate().await {
+        Ok(adapters) => {
+            for index in 0..adapters.len() {
+                if !wanted(&format!("wgpu:{index}")) {
+                    continue;
+                }
+                match halfbyte_wgpu::WgpuBackend::open(index, halfbyte_wgpu::Options::default()).await {
+                    Ok(backend) => found.backends.push(Rc::new(backend)),
+                    Err(fault) => found.absent.push(fault.to_string()),
+                }
+            }
+        }
+        Err(fault) => found.absent.push(fault.to_string()),
+    }
+}
+
+/// Says that there are none.
+#[cfg(not(feature = "wgpu"))]
+async fn open_wgpu(_wanted: &dyn Fn(&str) -> bool, found: &mut Found) {
+    found.absent.push("built without the feature `wgpu`: no GPUs".to_owned());
+}
+
+/// A backend that may be used, with its budget.
+pub(crate) struct Candidate {
+    pub(crate) backend: Rc<dyn Backend>,
+    pub(crate) device: Device,
+}
+
+/// Part of the free memory that is left to others.
+const HEADROOM: f64 = 0.10;
+
+/// Opens what the options may use and gives each device its budget.
+///
+/// `cpu` alone does not touch any GPU driver. A software GPU is slower than the CPU that emulates it: it
+/// is used only where the options name it.
+pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, Error> {
+    let named = |name: &str| {
+        options.max_memory.contains_key(name)
+            || match &options.device_map {
+                DeviceMap::Only(only) => only == name,
+                DeviceMap::Given(map) => map.values().any(|device| device == name),
+                _ => false,
+            }
+    };
+    let wanted = |name: &str| match &options.device_map {
+        DeviceMap::Only(only) => only == name,
+        DeviceMap::Given(map) => map.values().any(|device| device == name),
+        _ => true,
+    };
+    let found = open(&wanted).await?;
+    let exists = |name: &str| found.backends.iter().any(|backend| backend.info().name == name);
+    let asked = options.max_memory.keys().filter(|name| *name != "disk").cloned();
+    let mapped: Vec<String> = match &options.device_map {
+        DeviceMap::Only(only) => vec![only.clone()],
+        DeviceMap::Given(map) => map.values().cloned().collect(),
+        _ => Vec::new(),
+    };
+    // A limit for a device that the map leaves out limits nothing: only what is mapped must exist.
+    let must_exist = if mapped.is_empty() { asked.collect() } else { mapped };
+    if let Some(missing) = must_exist.iter().find(|name| !exists(name)) {
+        let there: Vec<&str> = found.backends.iter().map(|b| b.info().name.as_str()).collect();
+        let why = found.absent.first().map(|why| format!(" ({why})")).unwrap_or_default();
+        return Err(Error::Usage(format!("there is no {missing} here, only {}{why}", there.join(", "))));
+    }
+
+    let mut candidates = Vec::new();
+    for backend in found.backends {
+        let info = backend.info();
+        let software = info.kind == DeviceKind::Software;
+        let skip = (software && !named(&info.name)) || (info.name == "cpu" && !wanted("cpu"));
+        if skip {
+            tracing::info!(device = info.name, "not used unless it is named");
+            continue;
+        }
+        let device = device(&*backend, options);
+        candidates.push(Candidate { backend, device });
+    }
+    share_host_memory(&mut candidates, options);
+    Ok(candidates)
+}
+
+/// A device as the planner sees it.
+fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
+    let info = backend.info();
+    let memory = backend.memory();
+    let (budget, budget_source) = budget(&memory, options.max_memory.get(&info.name).copied());
+    Device {
+        name: info.name.clone(),
+        pool: memory.pool,
+        budget,
+        budget_source,
+        kind: if info.kind == DeviceKind::Cpu { DeviceClass::Cpu } else { DeviceClass::Gpu },
+        rate: None,
+    }
+}
+
+/// Bytes that may be held, and who says so.
+fn budget(memory: &Memory, limit: Option<u64>) -> (u64, String) {
+    let free = memory.free.map(|free| (free as f64 * (1.0 - HEADROOM)) as u64);
+    match (limit, free) {
+        (Some(limit), Some(free)) if limit > free => (free, free_source(memory)),
+        (Some(limit), _) => (limit, "--max-memory".into()),
+        (None, Some(free)) => (free, free_source(memory)),
+        // Nothing tells: half of what there is, or whatever the allocations will show.
+        (None, None) => match memory.total {
+            Some(total) => (total / 2, format!("half of {}, free memory unknown", human_bytes(total))),
+            None => (1 << 46, "unknown, found by trying".into()),
+        },
+    }
+}
+
+fn free_source(memory: &Memory) -> String {
+    format!("{} less {:.0} %", memory.source, HEADROOM * 100.0)
+}
+
+/// A device with a limit of its own that lives in the host's memory: its limit is taken from the host's
+/// budget once, and then each is counted by itself.
+fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
+    let Some(host) = candidates.iter().find(|one| one.device.kind == DeviceClass::Cpu) else { return };
+    let (pool, host_limited) = (host.device.pool.clone(), options.max_memory.contains_key("cpu"));
+    let mut taken = 0;
+    for candidate in candidates.iter_mut() {
+        let device = &mut candidate.device;
+        let limited = options.max_memory.contains_key(&device.name);
+        if device.kind == DeviceClass::Gpu && device.pool == pool && limited {
+            device.pool = device.name.clone();
+            taken += device.budget;
+        }
+    }
+    let host_free = budget_of_host(candidates);
+    for candidate in candidates.iter_mut().filter(|one| one.device.kind == DeviceClass::Cpu) {
+        let left = host_free.saturating_sub(taken);
+        if taken > 0 && (!host_limited || candidate.device.budget > left) {
+            candidate.device.budget = candidate.device.budget.min(left);
+        }
+    }
+}
+
+/// What the host has free, less headroom, whatever limits were given.
+fn budget_of_host(candidates: &[Candidate]) -> u64 {
+    candidates
+        .iter()
+        .find(|one| one.device.kind == DeviceClass::Cpu)
+        .map_or(0, |one| budget(&one.backend.memory(), None).0)
+}

@@ -1,0 +1,109 @@
+//! The conformance table on the devices of this machine.
+
+use crate::Error;
+use crate::devices::open_all;
+use halfbyte_backend::conformance::{self, Verdict};
+use halfbyte_cpu::CpuBackend;
+
+/// One case on one device.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DoctorCase {
+    /// The device.
+    pub device: String,
+    /// The step, a row of the table.
+    pub step: String,
+    /// The case.
+    pub case: String,
+    /// `passed`, `failed: why`, `unsupported: what`.
+    pub result: String,
+    /// Worst relative error.
+    pub error: f64,
+    /// The largest error that passes.
+    pub tolerance: f64,
+}
+
+/// One device's counts.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct DoctorDevice {
+    /// The device.
+    pub device: String,
+    /// The maker's name for it.
+    pub adapter: String,
+    /// Cases that passed.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+    /// Cases that the device cannot run.
+    pub unsupported: usize,
+}
+
+/// All devices.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct DoctorReport {
+    /// Cases that passed, on all devices.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+    /// Cases that a device cannot run.
+    pub unsupported: usize,
+    /// Counts by device.
+    pub devices: Vec<DoctorDevice>,
+    /// Every case.
+    pub cases: Vec<DoctorCase>,
+}
+
+/// Runs the conformance table of every fused step on every device here, or only on `device`, against the
+/// scalar CPU code. `on_case` sees each case as it ends.
+///
+/// # Errors
+/// If there is no such device. Cases that fail are in the report.
+pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Result<DoctorReport, Error> {
+    pollster::block_on(async {
+        let reference = CpuBackend::scalar();
+        let found = open_all().await?;
+        let mut report = DoctorReport::default();
+        for backend in &found.backends {
+            let info = backend.info().clone();
+            if device.is_some_and(|name| name != info.name) {
+                continue;
+            }
+            let mut cases = Vec::new();
+            let table = conformance::run(&reference, &**backend, &mut |outcome| {
+                let case = DoctorCase {
+                    device: info.name.clone(),
+                    step: outcome.step.to_owned(),
+                    case: outcome.case.clone(),
+                    result: match &outcome.result {
+                        Verdict::Passed => "passed".to_owned(),
+                        Verdict::Failed(why) => format!("failed: {why}"),
+                        Verdict::Unsupported(what) => format!("unsupported: {what}"),
+                    },
+                    error: outcome.error,
+                    tolerance: outcome.tolerance,
+                };
+                on_case(&case);
+                cases.push(case);
+            })
+            .await;
+            report.passed += table.passed();
+            report.failed += table.failed();
+            report.unsupported += table.unsupported();
+            report.cases.append(&mut cases);
+            report.devices.push(DoctorDevice {
+                device: info.name,
+                adapter: info.adapter,
+                passed: table.passed(),
+                failed: table.failed(),
+                unsupported: table.unsupported(),
+            });
+        }
+        match (report.devices.is_empty(), device) {
+            (true, Some(name)) => {
+                let there: Vec<&str> =
+                    found.backends.iter().map(|backend| backend.info().name.as_str()).collect();
+                Err(Error::Usage(format!("there is no {name} here, only {}", there.join(", "))))
+            }
+            _ => Ok(report),
+        }
+    })
+}

@@ -1,0 +1,138 @@
+//! Which model: by name, bundled, or made up.
+
+use crate::{Error, LoadOptions, Progress};
+use halfbyte_backend::WeightSource;
+use halfbyte_checkpoint::hub::{self, HubOptions};
+use halfbyte_checkpoint::{Checkpoint, ModelConfig, ModelFiles};
+use halfbyte_inference::{CheckpointSource, SyntheticModel, Tensors};
+use halfbyte_models::Bundled;
+use std::path::Path;
+use std::rc::Rc;
+
+/// Which model.
+#[derive(Debug, Clone)]
+pub enum ModelSource {
+    /// A local directory, or a Hub id (`org/name`).
+    Named(String),
+    /// A model that is embedded in this library: `stories`.
+    Bundled(String),
+    /// Seeded random weights of a true shape: `llama-160m`, `tinyllama-1.1b`, `llama-2-7b`. Nothing is
+    /// downloaded.
+    Synthetic(String),
+    /// An open checkpoint, wherever its bytes came from.
+    Checkpoint(Rc<Checkpoint>),
+}
+
+impl ModelSource {
+    /// What a person means by `name`: a bundled model, unless a directory is called so.
+    pub fn named(name: &str) -> Self {
+        if Bundled::by_name(name).is_some() && !Path::new(name).exists() {
+            Self::Bundled(name.to_owned())
+        } else {
+            Self::Named(name.to_owned())
+        }
+    }
+
+    /// Opens it: headers and configuration only.
+    pub(crate) fn open(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Model, Error> {
+        match self {
+            Self::Checkpoint(checkpoint) => Ok(Model::Checkpoint(Rc::clone(checkpoint))),
+            Self::Bundled(name) => Ok(Model::Checkpoint(Rc::new(bundled(name)?))),
+            Self::Synthetic(shape) => Ok(Model::Synthetic(shape.clone(), SyntheticModel::named(shape, 0)?)),
+            Self::Named(name) => Ok(Model::Checkpoint(Rc::new(resolve(name, options, progress)?))),
+        }
+    }
+}
+
+fn resolve(name: &str, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Checkpoint, Error> {
+    let options = HubOptions {
+        revision: options.revision.clone(),
+        token: options.token.as_ref().map(|token| token.0.clone()),
+        cache_dir: options.cache_dir.clone(),
+        offline: options.offline,
+        endpoint: None,
+    };
+    Ok(hub::resolve(name, &options, &mut Downloads { progress, file: String::new(), done: 0, total: 0 })?)
+}
+
+/// Passes the Hub's reports on.
+struct Downloads<'a> {
+    progress: &'a mut dyn Progress,
+    file: String,
+    done: u64,
+    total: u64,
+}
+
+impl hub::Progress for Downloads<'_> {
+    fn started(&mut self, file: &str, bytes: u64) {
+        (self.file, self.done, self.total) = (file.to_owned(), 0, bytes);
+        self.progress.download(file, 0, bytes);
+    }
+
+    fn advanced(&mut self, bytes: u64) {
+        self.done += bytes;
+        self.progress.download(&self.file, self.done, self.total);
+    }
+
+    fn finished(&mut self) {
+        self.progress.download(&self.file, self.total, self.total);
+    }
+}
+
+fn bundled(name: &str) -> Result<Checkpoint, Error> {
+    let unknown = || Error::Usage(format!("no model called {name} is bundled"));
+    let model = Bundled::by_name(name).ok_or_else(unknown)?;
+    let config = model.file("config.json").ok_or_else(unknown)?;
+    let weights = model.file("model.safetensors").ok_or_else(unknown)?;
+    let tokenizer = model.file("tokenizer.json");
+    let generation = model.file("generation_config.json");
+    let mut files = ModelFiles::from_bytes(name, config, weights, tokenizer, generation);
+    files.tokenizer.config = model
+        .file("tokenizer_config.json")
+        .map(|bytes| halfbyte_checkpoint::FileBytes::new(format!("{name}/tokenizer_config.json"), bytes));
+    Ok(Checkpoint::new(files)?)
+}
+
+/// An open model: headers read, weights not yet.
+pub(crate) enum Model {
+    Checkpoint(Rc<Checkpoint>),
+    Synthetic(String, SyntheticModel),
+}
+
+impl Model {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Checkpoint(checkpoint) => &checkpoint.name,
+            Self::Synthetic(name, _) => name,
+        }
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Checkpoint(checkpoint) => &checkpoint.config,
+            Self::Synthetic(_, model) => model.config(),
+        }
+    }
+
+    pub(crate) fn tensors(&self) -> &dyn Tensors {
+        match self {
+            Self::Checkpoint(checkpoint) => &checkpoint.index,
+            Self::Synthetic(_, model) => model,
+        }
+    }
+
+    /// Where the weights come from, as often as they are asked for.
+    pub(crate) fn weights(&self) -> Box<dyn WeightSource + '_> {
+        match self {
+            Self::Checkpoint(checkpoint) => Box::new(CheckpointSource::new(checkpoint)),
+            Self::Synthetic(_, model) => Box::new(model.clone()),
+        }
+    }
+
+    pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
+        match self {
+            Self::Checkpoint(checkpoint) => Some(checkpoint),
+            Self::Synthetic(..) => None,
+        }
+    }
+}

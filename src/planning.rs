@@ -1,0 +1,293 @@
+//! What will live where, from headers alone.
+
+use crate::devices::{Candidate, candidates};
+use crate::model_source::{Model, ModelSource};
+use crate::options::{DeviceMap, LoadOptions};
+use crate::{Error, KvType, Progress};
+use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
+use halfbyte_inference::settings::DEFAULT_CONTEXT;
+use halfbyte_inference::{Blueprint, Settings, build};
+use halfbyte_placement::{Costs, Device, Plan, Policy, Refusal, Request, Wanted, max_context, refusal_with};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The least context that is worth loading a model for, where the user names none.
+const MIN_CONTEXT: usize = 256;
+
+/// A block of the model and where it will live.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct LayerReport {
+    /// Its name: `model.embed_tokens`, `model.layers.0`, `lm_head`.
+    pub name: String,
+    /// Its device.
+    pub device: String,
+    /// Bytes of its weights and KV cache there.
+    pub bytes: u64,
+}
+
+/// What a device will hold.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PlannedDevice {
+    /// The device.
+    pub device: String,
+    /// Bytes that may be held on it.
+    pub budget_bytes: u64,
+    /// Where the budget comes from.
+    pub budget_source: String,
+    /// Bytes that will be held on it, of all purposes.
+    pub planned_bytes: u64,
+    /// Weights, embeddings and rope tables.
+    pub weights_bytes: u64,
+    /// Keys and values.
+    pub kv_cache_bytes: u64,
+    /// Registers and logits.
+    pub activation_bytes: u64,
+    /// Scratch and staging.
+    pub scratch_bytes: u64,
+}
+
+/// Whether a model fits, and how.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PlanReport {
+    /// The model.
+    pub model: String,
+    /// Whether it fits.
+    pub fits: bool,
+    /// Every device that may be used.
+    pub devices: Vec<PlannedDevice>,
+    /// Every block, in order; empty if it does not fit.
+    pub layers: Vec<LayerReport>,
+    /// Tokens of context that are planned for.
+    pub context: usize,
+    /// The largest context that fits at all, up to what the model was made for.
+    pub max_context: Option<usize>,
+    /// Bytes that are still to be downloaded: 0, the headers having come from local files.
+    pub download_bytes: u64,
+    /// What the rates predict, where they are known.
+    pub predicted_tokens_per_second: Option<f64>,
+    /// What would fit, each planned: options to give.
+    pub remedies: Vec<String>,
+    /// Why it does not fit, in one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+}
+
+/// Says what will live where, without loading anything.
+///
+/// # Errors
+/// What is wrong with the model or the options. That it does not fit is no error: see
+/// [`PlanReport::fits`].
+pub fn plan(
+    source: &ModelSource,
+    options: &LoadOptions,
+    progress: &mut dyn Progress,
+) -> Result<PlanReport, Error> {
+    let model = source.open(options, progress)?;
+    let candidates = pollster::block_on(candidates(options))?;
+    let planning = Planning::new(&model, options, candidates)?;
+    planning.report()
+}
+
+/// Everything that a plan is made from; kept while loading, for the ladder.
+pub(crate) struct Planning<'a> {
+    model: &'a Model,
+    pub(crate) options: &'a LoadOptions,
+    pub(crate) candidates: Vec<Candidate>,
+    pub(crate) request: Request,
+    model_context: usize,
+}
+
+impl<'a> Planning<'a> {
+    pub(crate) fn new(
+        model: &'a Model,
+        options: &'a LoadOptions,
+        candidates: Vec<Candidate>,
+    ) -> Result<Self, Error> {
+        // The smallest blueprint shows everything that is wrong with the model before bytes are counted.
+        let blueprint = build(model.config(), model.tensors(), &settings(options, Some(1)))?;
+        let model_context = blueprint.max_positions;
+        let context = match options.context {
+            Some(0) => {
+                return Err(Error::Usage("--context 0: a context holds at least one token".into()));
+            }
+            Some(exact) => Wanted::Exactly(exact),
+            None => Wanted::AtMost(model_context.clamp(1, DEFAULT_CONTEXT)),
+        };
+        let policy = match &options.device_map {
+            DeviceMap::Auto => Policy::Auto,
+            DeviceMap::Balanced => Policy::Balanced,
+            DeviceMap::Sequential => Policy::Sequential,
+            DeviceMap::Only(name) => Policy::Only(name.clone()),
+            DeviceMap::Given(map) => Policy::Given(map.clone()),
+        };
+        let request = Request { context, min_context: MIN_CONTEXT.min(model_context.max(1)), policy };
+        Ok(Self { model, options, candidates, request, model_context })
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        self.candidates.iter().map(|one| one.device.clone()).collect()
+    }
+
+    pub(crate) fn costs(&self) -> ModelCosts<'_> {
+        self.costs_with(self.options.kv_cache)
+    }
+
+    fn costs_with(&self, kv_cache: KvType) -> ModelCosts<'_> {
+        let options = LoadOptions { kv_cache, ..self.options.clone() };
+        ModelCosts {
+            model: self.model,
+            options,
+            candidates: &self.candidates,
+            blueprints: RefCell::default(),
+        }
+    }
+
+    /// A plan, or a refusal whose remedies have been planned.
+    pub(crate) fn plan(&self, devices: &[Device], costs: &ModelCosts<'_>) -> Result<Plan, Box<Refusal>> {
+        halfbyte_placement::plan(devices, costs, &self.request)
+            .map_err(|refusal| self.with_remedies(refusal, devices))
+    }
+
+    /// Adds smaller KV caches to a refusal's remedies where they would fit.
+    pub(crate) fn with_remedies(&self, refusal: Box<Refusal>, devices: &[Device]) -> Box<Refusal> {
+        let smaller: &[(KvType, &str)] = match self.options.kv_cache {
+            KvType::F32 => &[(KvType::F16, "f16"), (KvType::Q8, "q8"), (KvType::Q4, "q4")],
+            KvType::F16 => &[(KvType::Q8, "q8"), (KvType::Q4, "q4")],
+            KvType::Q8 => &[(KvType::Q4, "q4")],
+            KvType::Q4 => &[],
+        };
+        let costs: Vec<(String, ModelCosts<'_>)> =
+            smaller.iter().map(|&(kv, name)| (format!("--kv-cache {name}"), self.costs_with(kv))).collect();
+        let alternatives: Vec<(String, &dyn Costs)> =
+            costs.iter().map(|(name, costs)| (name.clone(), costs as &dyn Costs)).collect();
+        refusal_with(refusal, devices, &self.request, &alternatives)
+    }
+
+    fn report(&self) -> Result<PlanReport, Error> {
+        let devices = self.devices();
+        let costs = self.costs();
+        let planned = self.plan(&devices, &costs);
+        let longest = max_context(&devices, &costs, &self.request.policy, self.model_context);
+        let footprints: Vec<Footprint> = (0..devices.len())
+            .map(|device| planned.as_ref().map(|plan| plan.footprint(device)).unwrap_or_default())
+            .collect();
+        let rows = devices.iter().zip(&footprints).map(|(device, bytes)| PlannedDevice {
+            device: device.name.clone(),
+            budget_bytes: device.budget,
+            budget_source: device.budget_source.clone(),
+            planned_bytes: bytes.total(),
+            weights_bytes: bytes.get(Purpose::Weights)
+                + bytes.get(Purpose::Embeddings)
+                + bytes.get(Purpose::RopeTable),
+            kv_cache_bytes: bytes.get(Purpose::KvCache),
+            activation_bytes: bytes.get(Purpose::Activations) + bytes.get(Purpose::Logits),
+            scratch_bytes: bytes.get(Purpose::Scratch) + bytes.get(Purpose::Staging),
+        });
+        let layers = match &planned {
+            Ok(plan) => self.layers(plan, &devices, &costs)?,
+            Err(_) => Vec::new(),
+        };
+        Ok(PlanReport {
+            model: self.model.name().to_owned(),
+            fits: planned.is_ok(),
+            devices: rows.collect(),
+            layers,
+            context: planned.as_ref().map_or_else(|refusal| refusal.context, |plan| plan.context),
+            max_context: longest,
+            download_bytes: 0,
+            predicted_tokens_per_second: planned
+                .as_ref()
+                .ok()
+                .and_then(|plan| plan.predicted_tokens_per_second),
+            remedies: planned.as_ref().err().map_or_else(Vec::new, |refusal| {
+                refusal.remedies.iter().map(|remedy| remedy.options.clone()).collect()
+            }),
+            refusal: planned.err().map(|refusal| refusal.to_string()),
+        })
+    }
+
+    /// Each block's own wants; a tied tensor is counted with each block that holds it.
+    fn layers(
+        &self,
+        plan: &Plan,
+        devices: &[Device],
+        costs: &ModelCosts<'_>,
+    ) -> Result<Vec<LayerReport>, Error> {
+        let blueprint = costs.blueprint(plan.context)?;
+        let mut layers = Vec::new();
+        for (index, block) in blueprint.blocks.iter().enumerate() {
+            let Some(device) = plan.device_of(index) else { continue };
+            let layout = self.candidates[device].backend.layout();
+            let mut bytes = 0;
+            for want in &blueprint.stretch(index..index + 1).wants {
+                if !matches!(want.kind, Kind::Rope(_)) {
+                    bytes += layout.want(&want.kind)?;
+                }
+            }
+            layers.push(LayerReport {
+                name: block.name.clone(),
+                device: devices[device].name.clone(),
+                bytes,
+            });
+        }
+        Ok(layers)
+    }
+}
+
+/// The settings of a blueprint for `context` tokens.
+fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {
+    Settings { quant: options.quant, kv: options.kv_cache, context, ..Settings::default() }
+}
+
+/// What a program for this context may be asked.
+pub(crate) fn caps(options: &LoadOptions, context: usize) -> Caps {
+    let rows = options.chunk.clamp(1, context.max(1));
+    Caps { rows, outputs: options.outputs.clamp(1, rows) }
+}
+
+/// Exact costs: the blueprint's wants and programs by each backend's own layout.
+pub(crate) struct ModelCosts<'a> {
+    model: &'a Model,
+    options: LoadOptions,
+    candidates: &'a [Candidate],
+    blueprints: RefCell<BTreeMap<usize, Rc<Blueprint>>>,
+}
+
+impl ModelCosts<'_> {
+    /// The blueprint for `context` tokens, made once.
+    pub(crate) fn blueprint(&self, context: usize) -> Result<Rc<Blueprint>, Error> {
+        if let Some(blueprint) = self.blueprints.borrow().get(&context) {
+            return Ok(Rc::clone(blueprint));
+        }
+        let settings = settings(&self.options, Some(context));
+        let blueprint = Rc::new(build(self.model.config(), self.model.tensors(), &settings)?);
+        self.blueprints.borrow_mut().insert(context, Rc::clone(&blueprint));
+        Ok(blueprint)
+    }
+}
+
+impl Costs for ModelCosts<'_> {
+    fn blocks(&self) -> usize {
+        self.blueprint(MIN_CONTEXT).map_or(0, |blueprint| blueprint.blocks.len())
+    }
+
+    fn name(&self, block: usize) -> String {
+        self.blueprint(MIN_CONTEXT)
+            .ok()
+            .and_then(|blueprint| blueprint.blocks.get(block).map(|block| block.name.clone()))
+            .unwrap_or_default()
+    }
+
+    fn stretch(&self, device: usize, blocks: Range<usize>, context: usize) -> Result<Footprint, String> {
+        let blueprint = self.blueprint(context).map_err(|error| error.to_string())?;
+        let layout = self.candidates[device].backend.layout();
+        let mut footprint = layout.resident();
+        let taken = blueprint
+            .footprint(layout, blocks, &caps(&self.options, context))
+            .map_err(|fault| fault.to_string())?;
+        footprint.merge(&taken);
+        Ok(footprint)
+    }
+}
