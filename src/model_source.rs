@@ -24,9 +24,12 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    /// What a person means by `name`: a bundled model, unless a directory is called so.
+    /// What a person means by `name`: `synthetic:SHAPE`, a bundled model unless a directory is called so,
+    /// else a directory or a Hub id.
     pub fn named(name: &str) -> Self {
-        if Bundled::by_name(name).is_some() && !Path::new(name).exists() {
+        if let Some(shape) = name.strip_prefix("synthetic:") {
+            Self::Synthetic(shape.to_owned())
+        } else if Bundled::by_name(name).is_some() && !Path::new(name).exists() {
             Self::Bundled(name.to_owned())
         } else {
             Self::Named(name.to_owned())
