@@ -43,7 +43,8 @@ pub struct Engine {
     blueprint: Blueprint,
     stages: Vec<Stage>,
     caps: Caps,
-    epoch: u64,
+    /// What each sequence's cache holds, by a number that is never given twice.
+    claims: Vec<u64>,
 }
 
 /// Consecutive blocks on one backend.
@@ -68,13 +69,18 @@ impl Stage {
         &self.backend.info().name
     }
 
+    async fn compile(&mut self, caps: Caps) -> Result<(), Fault> {
+        self.program = Some(self.backend.compile(&self.stretch, &self.slots, caps).await?);
+        Ok(())
+    }
+
     fn program(&mut self) -> Result<&mut Box<dyn Program>, Fault> {
         self.program.as_mut().ok_or_else(|| Fault::Internal("a stage that was not compiled".into()))
     }
 }
 
-/// Tells engines apart, so that a session knows whether its cache is still there.
-static EPOCH: AtomicU64 = AtomicU64::new(1);
+/// The next claim on a sequence, of any engine of this process; 0 is nobody's.
+static CLAIM: AtomicU64 = AtomicU64::new(1);
 
 impl Engine {
     /// Loads a model: reserves the wants of every stage, fills them from `source`, compiles.
@@ -95,7 +101,7 @@ impl Engine {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, ModelError> {
         check_placement(&blueprint, placement.iter().map(|(_, range)| range))?;
-        let caps = Caps { rows: caps.rows.max(1), outputs: caps.outputs.max(1) };
+        let caps = at_least_one(caps);
         let mut stages = Vec::with_capacity(placement.len());
         for (backend, blocks) in placement {
             let stretch = blueprint.stretch(blocks.clone());
@@ -105,11 +111,10 @@ impl Engine {
         }
         fill(&stages, source, progress).await?;
         for stage in &mut stages {
-            let backend = Rc::clone(&stage.backend);
-            stage.program = Some(backend.compile(&stage.stretch, &stage.slots, caps).await?);
+            stage.compile(caps).await?;
         }
-        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { blueprint, stages, caps, epoch })
+        let claims = vec![0; blueprint.sequences];
+        Ok(Self { blueprint, stages, caps, claims })
     }
 
     /// The model.
@@ -122,9 +127,40 @@ impl Engine {
         self.caps
     }
 
-    /// A number that no other engine of this process has.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
+    /// Compiles anew for other caps, smaller ones mostly; weights and caches stay. The old programs are
+    /// freed first. After a failure the engine runs again once this succeeds.
+    ///
+    /// # Errors
+    /// What a device says while it is drained or compiles.
+    pub async fn set_caps(&mut self, caps: Caps) -> Result<(), Fault> {
+        self.caps = at_least_one(caps);
+        for stage in &mut self.stages {
+            if let Some(mut program) = stage.program.take() {
+                program.drain().await?;
+            }
+        }
+        for stage in &mut self.stages {
+            stage.compile(self.caps).await?;
+        }
+        Ok(())
+    }
+
+    /// Claims a sequence's cache for a new content: whoever held it before has lost it.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] if the engine has no such sequence.
+    pub(crate) fn claim(&mut self, sequence: u32) -> Result<u64, ModelError> {
+        let held = self.claims.len();
+        let Some(claim) = self.claims.get_mut(sequence as usize) else {
+            return Err(ModelError::Invalid(format!("sequence {sequence} of an engine for {held}")));
+        };
+        *claim = CLAIM.fetch_add(1, Ordering::Relaxed);
+        Ok(*claim)
+    }
+
+    /// Whether the sequence's cache still holds what was claimed.
+    pub(crate) fn holds(&self, sequence: u32, claim: u64) -> bool {
+        claim != 0 && self.claims.get(sequence as usize) == Some(&claim)
     }
 
     /// Which device runs which blocks, in order: `(device, blocks)`.
@@ -154,27 +190,33 @@ impl Engine {
     /// # Errors
     /// What a program says.
     pub async fn forward(&mut self, rows: &Rows<'_>) -> Result<Answer, Fault> {
-        let Some(last) = self.stages.len().checked_sub(1) else {
+        self.start(rows).await?.await
+    }
+
+    /// [`forward`](Self::forward) up to the last stage's submission, whose ticket is returned.
+    async fn start(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let Some((last, before)) = self.stages.split_last_mut() else {
             return Err(Fault::Internal("an engine without stages".into()));
         };
-        let mut hidden = Vec::new();
-        for (index, stage) in self.stages.iter_mut().enumerate() {
-            let input = if index == 0 { rows.input } else { Input::Hidden(&hidden) };
-            let output = if index == last { rows.output } else { Output::Hidden };
-            let ticket = stage.program()?.submit(&Rows { input, places: rows.places, output })?;
-            match ticket.await? {
-                answer if index == last => return Ok(answer),
-                Answer::Hidden(values) => hidden = values,
+        let mut hidden: Option<Vec<f32>> = None;
+        for stage in before {
+            let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+            let rows = Rows { input, places: rows.places, output: Output::Hidden };
+            match stage.program()?.submit(&rows)?.await? {
+                Answer::Hidden(values) => hidden = Some(values),
                 other => {
                     return Err(Fault::Internal(format!("hidden states expected, not {}", name(&other))));
                 }
             }
         }
-        Err(Fault::Internal("the last stage gave no answer".into()))
+        let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+        last.program()?.submit(&Rows { input, ..*rows })
     }
 
     /// Runs `tokens` of one sequence from `position` on, in chunks of [`Caps::rows`]: the keys and values
     /// of all go into the cache, and the last token's row yields `last`'s answer.
+    ///
+    /// While the last stage runs a chunk, the stages before it run the next.
     pub(crate) async fn prefill(
         &mut self,
         sequence: u32,
@@ -184,7 +226,7 @@ impl Engine {
     ) -> Result<Answer, Fault> {
         let chunks = tokens.chunks(self.caps.rows);
         let count = chunks.len();
-        let mut answer = Answer::Nothing;
+        let mut running: Option<Ticket> = None;
         for (index, chunk) in chunks.enumerate() {
             let places = places(sequence, position + index * self.caps.rows, chunk.len());
             let row = [(chunk.len() - 1) as u32];
@@ -193,9 +235,15 @@ impl Engine {
                 Last::Logits => Output::Logits(&row),
                 Last::Greedy => Output::Greedy(&row),
             };
-            answer = self.forward(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
+            let ticket = self.start(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
+            if let Some(earlier) = running.replace(ticket) {
+                earlier.await?;
+            }
         }
-        Ok(answer)
+        match running {
+            Some(ticket) => ticket.await,
+            None => Ok(Answer::Nothing),
+        }
     }
 
     /// Dispatches and submissions so far, of all stages.
@@ -255,6 +303,10 @@ impl Engine {
         }
         result
     }
+}
+
+fn at_least_one(caps: Caps) -> Caps {
+    Caps { rows: caps.rows.max(1), outputs: caps.outputs.max(1) }
 }
 
 /// What is asked of the last row of a prefill.

@@ -6,6 +6,37 @@
 //! [`Session`] is one sequence of tokens with its KV cache; [`generate`] and [`score`] are what is
 //! done with it.
 //!
+//! ```
+//! use halfbyte_backend::{Backend, Caps};
+//! use halfbyte_checkpoint::Checkpoint;
+//! use halfbyte_inference::{
+//!     CheckpointSource, Engine, Flow, GenerateOptions, Session, Settings, build, generate,
+//! };
+//! use std::rc::Rc;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # pollster::block_on(async {
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/stories");
+//! let checkpoint = Checkpoint::open(folder.as_ref())?;
+//! let blueprint = build(&checkpoint.config, &checkpoint.index, &Settings::default())?;
+//!
+//! let cpu: Rc<dyn Backend> = Rc::new(halfbyte_cpu::CpuBackend::new()?);
+//! let placement = vec![(cpu, 0..blueprint.blocks.len())];
+//! let source = CheckpointSource::new(&checkpoint);
+//! let caps = Caps { rows: 128, outputs: 1 };
+//! let mut engine = Engine::load(blueprint, placement, caps, &source, &mut |_| {}).await?;
+//!
+//! let tokenizer = checkpoint.tokenizer()?;
+//! let prompt = tokenizer.encode("Once there was", true)?;
+//! let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+//! let mut session = Session::new(0);
+//! let text = generate(&mut engine, &mut session, &prompt, &options, &mut |_| Flow::Continue).await?;
+//! assert_eq!(tokenizer.decode(&text.tokens, true)?, " a quick boy named Hugo. He al");
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+//!
 //! Everything here takes bytes and returns futures: it opens no files, starts no threads and never
 //! blocks, so that it also runs in a browser.
 

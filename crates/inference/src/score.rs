@@ -3,8 +3,8 @@
 use halfbyte_backend::{Answer, Input, Output, Rows};
 
 use crate::engine::places;
-use crate::session::unexpected;
-use crate::{Engine, ModelError, Session};
+use crate::session::{check, unexpected};
+use crate::{Engine, ModelError};
 
 /// A sum of negative log likelihoods; scores of several texts add up.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -32,7 +32,7 @@ impl Score {
 /// engine; what a session had cached there is lost.
 ///
 /// # Errors
-/// As [`Session::extend`].
+/// As [`Session::extend`](crate::Session::extend).
 pub async fn logits(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
     let mut all = Vec::new();
     each_chunk(engine, sequence, tokens, 0, &mut |_, logits| all.extend_from_slice(logits)).await?;
@@ -45,7 +45,7 @@ pub async fn logits(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Resul
 /// that every token but the first window's sees at least half a context.
 ///
 /// # Errors
-/// As [`Session::extend`], but for the length.
+/// As [`Session::extend`](crate::Session::extend), but for the length.
 pub async fn score(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Score, ModelError> {
     let context = engine.blueprint().context;
     let vocab = engine.blueprint().vocab;
@@ -94,7 +94,8 @@ async fn each_chunk(
     from: usize,
     visit: &mut dyn FnMut(usize, &[f32]),
 ) -> Result<(), ModelError> {
-    Session::new(sequence).check(engine, tokens)?;
+    check(engine, tokens)?;
+    engine.claim(sequence)?;
     let caps = engine.caps();
     let mut at = 0;
     while at < tokens.len() {

@@ -8,20 +8,22 @@ use crate::engine::{Engine, Last, name};
 /// A conversation, a text, a prompt: tokens whose keys and values are in the cache of an [`Engine`].
 ///
 /// The next prompt may share a beginning with it (the second turn of a conversation does); only the
-/// rest is computed. After an engine was lost and loaded again, everything is.
-#[derive(Debug, Clone)]
+/// rest is computed. After an engine was lost and loaded again, or something else has used the
+/// sequence, everything is.
+#[derive(Debug)]
 pub struct Session {
     sequence: u32,
     /// Tokens whose keys and values are cached, from position 0 on.
     tokens: Vec<u32>,
-    /// The engine whose cache it is.
-    epoch: u64,
+    /// The claim under which the engine holds them.
+    claim: u64,
 }
 
 impl Session {
-    /// An empty session in the place of one of the engine's sequences; at most one session may use it.
+    /// An empty session in the place of one of the engine's sequences. Sessions that share a sequence
+    /// take it from each other, and compute everything again when they go on.
     pub fn new(sequence: u32) -> Self {
-        Self { sequence, tokens: Vec::new(), epoch: 0 }
+        Self { sequence, tokens: Vec::new(), claim: 0 }
     }
 
     /// Which part of the cache it uses.
@@ -54,7 +56,7 @@ impl Session {
 
     /// How many of `prompt`'s tokens [`extend`](Self::extend) would not compute.
     pub fn reusable(&self, engine: &Engine, prompt: &[u32]) -> usize {
-        if self.epoch != engine.epoch() {
+        if !engine.holds(self.sequence, self.claim) {
             return 0;
         }
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
@@ -69,10 +71,12 @@ impl Session {
         prompt: &[u32],
         last: Last,
     ) -> Result<Answer, ModelError> {
-        self.check(engine, prompt)?;
+        check(engine, prompt)?;
         let kept = self.reusable(engine, prompt);
         self.tokens.truncate(kept);
-        self.epoch = engine.epoch();
+        if kept == 0 {
+            self.claim = engine.claim(self.sequence)?;
+        }
         let answer = engine.prefill(self.sequence, kept, &prompt[kept..], last).await?;
         self.tokens.extend_from_slice(&prompt[kept..]);
         Ok(answer)
@@ -82,27 +86,24 @@ impl Session {
     pub(crate) fn push(&mut self, token: u32) {
         self.tokens.push(token);
     }
+}
 
-    pub(crate) fn check(&self, engine: &Engine, prompt: &[u32]) -> Result<(), ModelError> {
-        let blueprint = engine.blueprint();
-        if self.sequence as usize >= blueprint.sequences {
-            let (wanted, held) = (self.sequence, blueprint.sequences);
-            return Err(ModelError::Invalid(format!("sequence {wanted} of an engine for {held}")));
-        }
-        if prompt.is_empty() {
-            return Err(ModelError::EmptyPrompt);
-        }
-        if prompt.len() > blueprint.context {
-            return Err(ModelError::ContextTooShort {
-                tokens: prompt.len(),
-                context: blueprint.context,
-                max_positions: blueprint.max_positions,
-            });
-        }
-        match prompt.iter().find(|&&token| token as usize >= blueprint.vocab) {
-            Some(&token) => Err(ModelError::Token { token, vocab: blueprint.vocab }),
-            None => Ok(()),
-        }
+/// Checks that an engine can take a prompt.
+pub(crate) fn check(engine: &Engine, prompt: &[u32]) -> Result<(), ModelError> {
+    let blueprint = engine.blueprint();
+    if prompt.is_empty() {
+        return Err(ModelError::EmptyPrompt);
+    }
+    if prompt.len() > blueprint.context {
+        return Err(ModelError::ContextTooShort {
+            tokens: prompt.len(),
+            context: blueprint.context,
+            max_positions: blueprint.max_positions,
+        });
+    }
+    match prompt.iter().find(|&&token| token as usize >= blueprint.vocab) {
+        Some(&token) => Err(ModelError::Token { token, vocab: blueprint.vocab }),
+        None => Ok(()),
     }
 }
 

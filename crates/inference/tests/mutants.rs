@@ -3,15 +3,19 @@
 mod fixture;
 
 use fixture::{Fixture, WHOLE, distance, exact};
-use halfbyte_backend::{Act, Kind, Pairing, Step};
-use halfbyte_inference::{Blueprint, logits};
+use halfbyte_backend::{
+    Act, Attend, Backend, Canonical, Fut, Kind, LinearStep, Pairing, Segment, Step, WeightSource,
+};
+use halfbyte_cpu::CpuBackend;
+use halfbyte_inference::{Blueprint, CheckpointSource, Engine, logits};
 use pollster::block_on;
+use std::rc::Rc;
 
 fn steps(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Step)) {
     blueprint.blocks.iter_mut().flat_map(|block| &mut block.steps).for_each(&mut change);
 }
 
-fn attends(blueprint: &mut Blueprint, mut change: impl FnMut(&mut halfbyte_backend::Attend)) {
+fn attends(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Attend)) {
     steps(blueprint, |step| {
         if let Step::Attend(attend) = step {
             change(attend);
@@ -19,7 +23,7 @@ fn attends(blueprint: &mut Blueprint, mut change: impl FnMut(&mut halfbyte_backe
     });
 }
 
-fn linears(blueprint: &mut Blueprint, mut change: impl FnMut(&mut halfbyte_backend::LinearStep)) {
+fn linears(blueprint: &mut Blueprint, mut change: impl FnMut(&mut LinearStep)) {
     steps(blueprint, |step| {
         if let Step::Linear(linear) = step {
             change(linear);
@@ -179,27 +183,60 @@ fn every_mutant_is_noticed() {
     }
 }
 
-/// Grouped heads: query head `h` reads key-value head `h / group`, not `h % kv_heads`. The mapping is the
-/// backend's, so the blueprint mutates the rows: q's heads in the order that the wrong mapping would read.
+/// Permutes the query heads of a dense model: head `h` becomes what head `order[h]` was.
+struct Reordered<'a> {
+    source: CheckpointSource<'a>,
+    order: Vec<usize>,
+}
+
+impl WeightSource for Reordered<'_> {
+    fn segment<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Canonical<'a>> {
+        Box::pin(async move {
+            let canonical = self.source.segment(segment).await?;
+            let Canonical::Dense { dtype, bytes } = &canonical else { panic!("a dense model is needed") };
+            let (size, heads) = (dtype.size() as usize, self.order.len());
+            // q's heads are blocks of rows, o's are parts of every row.
+            let (block, run) = if segment.tensor.contains("q_proj") {
+                let run = segment.rows / heads * segment.cols * size;
+                (bytes.len(), run)
+            } else if segment.tensor.contains("o_proj") {
+                (segment.cols * size, segment.cols / heads * size)
+            } else {
+                return Ok(canonical);
+            };
+            let reorder = |block: &[u8]| -> Vec<u8> {
+                self.order.iter().flat_map(|&head| block[head * run..][..run].to_vec()).collect()
+            };
+            let bytes: Vec<u8> = bytes.chunks(block).flat_map(reorder).collect();
+            Ok(Canonical::Dense { dtype: *dtype, bytes: bytes.into() })
+        })
+    }
+
+    fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
+        self.source.vector(name, len)
+    }
+}
+
+/// Query head `h` reads key-value head `h / group`. Heads in the order in which `h % kv_heads` would read
+/// them give other logits; heads in another order within their group give the same.
 #[test]
 fn a_wrong_head_mapping_is_noticed() {
     let fixture = Fixture::open("models/llama_gqa_tied_llama3rope");
-    let mut blueprint = fixture.blueprint(&exact(None));
-    attends(&mut blueprint, |attend| {
-        assert!(attend.kv_heads > 1 && attend.kv_heads < attend.heads);
-        // The same columns read as more, smaller groups of heads of half the size.
-        attend.heads *= 2;
-        attend.kv_heads *= 2;
-        attend.head_dim /= 2;
-        attend.rope = None;
-    });
-    for want in &mut blueprint.wants {
-        if let Kind::Kv(kv) = &mut want.kind {
-            kv.kv_heads *= 2;
-            kv.head_dim /= 2;
-        }
-    }
-    let mut engine = fixture.load(blueprint, WHOLE);
-    let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
-    assert!(distance(&found, &fixture.floats("logits")) > 1e-2);
+    let heads = fixture.checkpoint.config.usize("num_attention_heads").unwrap();
+    let kv_heads = fixture.checkpoint.config.usize("num_key_value_heads").unwrap();
+    let group = heads / kv_heads;
+    assert!(group > 1 && kv_heads > 1);
+    let distance_of = |order: Vec<usize>| {
+        let blueprint = fixture.blueprint(&exact(None));
+        let backend: Rc<dyn Backend> = Rc::new(CpuBackend::scalar());
+        let placement = vec![(backend, 0..blueprint.blocks.len())];
+        let source = Reordered { source: CheckpointSource::new(&fixture.checkpoint), order };
+        let mut engine = block_on(Engine::load(blueprint, placement, WHOLE, &source, &mut |_| {})).unwrap();
+        let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
+        distance(&found, &fixture.floats("logits"))
+    };
+    let within = (0..heads).map(|head| head / group * group + (group - 1 - head % group)).collect();
+    assert!(distance_of(within) < 2e-5);
+    let across = (0..heads).map(|head| head % group * kv_heads + head / group).collect();
+    assert!(distance_of(across) > 1e-2);
 }

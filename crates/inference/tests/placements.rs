@@ -110,8 +110,10 @@ fn a_placement_has_no_gaps() {
     let fixture = Fixture::open("models/llama_mha");
     let blueprint = fixture.blueprint(&exact(None));
     let backend: Rc<dyn Backend> = Rc::new(CpuBackend::scalar());
-    for ranges in [vec![], vec![0..2], vec![1..5], vec![0..2, 3..5], vec![0..2, 2..2, 2..5], vec![0..6]] {
-        let placement = ranges.iter().map(|range| (Rc::clone(&backend), range.clone())).collect();
+    let cuts: [&[(usize, usize)]; 6] =
+        [&[], &[(0, 2)], &[(1, 5)], &[(0, 2), (3, 5)], &[(0, 2), (2, 2), (2, 5)], &[(0, 6)]];
+    for ranges in cuts {
+        let placement = ranges.iter().map(|&(from, to)| (Rc::clone(&backend), from..to)).collect();
         let source = CheckpointSource::new(&fixture.checkpoint);
         let engine = block_on(Engine::load(blueprint.clone(), placement, WHOLE, &source, &mut |_| {}));
         assert!(matches!(engine.err(), Some(ModelError::Invalid(_))), "{ranges:?}");

@@ -79,6 +79,25 @@ fn a_second_turn_computes_only_what_is_new() {
 }
 
 #[test]
+fn other_caps_keep_weights_and_caches() {
+    let fixture = Fixture::open("models/llama_mha");
+    let mut engine = fixture.engine(None, WHOLE);
+    let input = fixture.input();
+    let wanted = last(&engine, &fixture.floats("logits"));
+    let mut session = Session::new(0);
+    block_on(session.extend(&mut engine, &input[..20])).unwrap();
+    let before = engine.footprints().unwrap().remove(0);
+    block_on(engine.set_caps(Caps { rows: 2, outputs: 0 })).unwrap();
+    assert_eq!(engine.caps(), Caps { rows: 2, outputs: 1 });
+    let after = engine.footprints().unwrap().remove(0);
+    assert_eq!(after.planned, after.measured);
+    assert!(after.measured.total() < before.measured.total());
+    assert_eq!(session.reusable(&engine, &input), 20);
+    let found = block_on(session.extend(&mut engine, &input)).unwrap();
+    assert!(distance(&found, &wanted) < 2e-5);
+}
+
+#[test]
 fn a_text_that_is_cut_off_leaves_a_session_to_go_on_with() {
     let fixture = Fixture::open("models/llama_mha");
     let mut engine = fixture.engine(None, CHUNKED);
@@ -173,6 +192,15 @@ fn sequences_do_not_see_each_other() {
     block_on(second.extend(&mut engine, &reversed)).unwrap();
     let found = block_on(first.extend(&mut engine, &input)).unwrap();
     assert!(distance(&found, &wanted) < 2e-5);
+    // What else uses a sequence takes it away, and the session notices.
+    assert_eq!(first.reusable(&engine, &input), input.len() - 1);
+    block_on(logits(&mut engine, 0, &reversed)).unwrap();
+    assert_eq!(first.reusable(&engine, &input), 0);
+    let found = block_on(first.extend(&mut engine, &input)).unwrap();
+    assert!(distance(&found, &wanted) < 2e-5);
+    block_on(Session::new(0).extend(&mut engine, &reversed)).unwrap();
+    assert_eq!(first.reusable(&engine, &input), 0);
+    assert_eq!(second.reusable(&engine, &reversed), reversed.len() - 1);
     let error = block_on(Session::new(2).extend(&mut engine, &input)).unwrap_err();
     assert!(matches!(error, ModelError::Invalid(_)), "{error}");
 }
