@@ -22,8 +22,9 @@ pub struct Settings {
     pub context: Option<usize>,
     /// Sequences at once.
     pub sequences: usize,
-    /// Modules that are not quantized, as `llm_int8_skip_modules` in transformers: their full name,
-    /// its beginning or its end. Output heads and embeddings never are.
+    /// Modules that are not quantized, as `llm_int8_skip_modules` in transformers: whole parts of their
+    /// path (`lm_head`, `model.layers.1`, `self_attn`), or its end (`v_proj`). Output heads and
+    /// embeddings never are.
     pub skip_modules: Vec<String>,
 }
 
@@ -64,7 +65,9 @@ impl Quantization {
 
     /// How `module` (a tensor's name without `.weight`) is to be quantized, if it is.
     pub(crate) fn spec(&self, module: &str) -> Option<QuantSpec> {
-        let skipped = self.skip.iter().any(|key| module.starts_with(key) || module.ends_with(key));
+        let path = format!(".{module}.");
+        let names = |key: &String| path.contains(&format!(".{key}.")) || module.ends_with(key.as_str());
+        let skipped = self.skip.iter().filter(|key| !key.is_empty()).any(names);
         self.spec.filter(|_| !skipped)
     }
 }
@@ -74,14 +77,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn skip_lists_match_the_beginning_and_the_end() {
+    fn skip_lists_name_parts_of_the_path_or_its_end() {
         let config = ModelConfig::parse("config.json", br#"{"model_type": "llama"}"#).unwrap();
-        let skip = vec!["v_proj".to_owned(), "model.layers.1".to_owned()];
+        let skip = ["v_proj", "model.layers.1", "shared", ""].map(str::to_owned).to_vec();
         let settings = Settings { skip_modules: skip, ..Settings::default() };
         let quantization = Quantization::of(&config, &settings).unwrap();
-        for kept in ["lm_head", "model.layers.0.self_attn.v_proj", "model.layers.1.mlp.up_proj"] {
-            assert_eq!(quantization.spec(kept), None, "{kept}");
+        let kept = [
+            "lm_head",
+            "model.layers.0.self_attn.v_proj",
+            "model.layers.1.mlp.up_proj",
+            "model.layers.0.shared.up_proj",
+        ];
+        for module in kept {
+            assert_eq!(quantization.spec(module), None, "{module}");
         }
-        assert!(quantization.spec("model.layers.0.self_attn.q_proj").is_some());
+        for module in ["model.layers.0.self_attn.q_proj", "model.layers.10.mlp.up_proj", "shared2.up_proj"] {
+            assert!(quantization.spec(module).is_some(), "{module}");
+        }
     }
 }

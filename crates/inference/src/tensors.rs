@@ -65,7 +65,7 @@ pub(crate) fn stored_format(
         (_, true) => QuantType::Fp4,
         _ => return dense_format(name, stored, &if transposed { [cols, rows] } else { [rows, cols] }),
     };
-    let elements = rows * cols;
+    let elements = rows.saturating_mul(cols);
     let wanted_bytes = elements.div_ceil(2) as u64;
     let bytes = stored.shape.iter().product::<usize>() as u64 * stored.dtype.bits() / 8;
     let scales = tensors.get(&format!("{name}.absmax"))?.shape.iter().product::<usize>();
