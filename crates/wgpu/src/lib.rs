@@ -1,1 +1,35 @@
 //! The wgpu backend: Vulkan, Metal, DX12 and the browser.
+//!
+//! [`WgpuBackend`] runs steps as WGSL compute dispatches, all of a submission in one pass. A dense Llama
+//! layer in decode is five: `norm_linear` (norm, q|k|v), `attend` (rope, KV write, split softmax),
+//! `norm_linear` merging the splits (o-projection, residual), `norm_linear` gated, `norm_linear` (down,
+//! residual). It needs no more than WebGPU's default limits: tensors are cut by rows, caches by heads.
+//!
+//! How it lies in memory is said where it is planned: `linear_plan` (weights), `kv_plan` (caches),
+//! `program_plan` (activations); [`WgpuLayout`] adds it up without a device, and the ledger agrees to
+//! the byte.
+
+mod adapters;
+mod answers;
+mod attend_plan;
+mod backend;
+mod gpu;
+mod held;
+mod kernels;
+mod kv_plan;
+mod layout;
+mod linear_plan;
+mod memory;
+mod options;
+mod pipeline;
+mod program;
+mod program_plan;
+mod rows;
+mod sequence;
+mod staging;
+mod upload;
+mod wait;
+
+pub use backend::WgpuBackend;
+pub use layout::WgpuLayout;
+pub use options::Options;

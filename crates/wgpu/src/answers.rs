@@ -1,0 +1,79 @@
+//! The way of results back: rings of mapped buffers, so that several answers may be on their way.
+
+use crate::gpu::Gpu;
+use crate::wait::{Signal, lost};
+use halfbyte_backend::Fault;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// One answer that was asked for.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    buffer: wgpu::Buffer,
+    len: u64,
+    signal: Signal,
+    /// The bytes, once they were fetched: the buffer is then free again.
+    bytes: RefCell<Option<Vec<u8>>>,
+}
+
+/// Buffers that take answers in turn.
+#[derive(Debug, Default)]
+pub(crate) struct Ring {
+    slots: Vec<(wgpu::Buffer, Option<Rc<Pending>>)>,
+    next: usize,
+}
+
+impl Ring {
+    /// A ring of `buffers`.
+    pub(crate) fn new(buffers: Vec<wgpu::Buffer>) -> Self {
+        Self { slots: buffers.into_iter().map(|buffer| (buffer, None)).collect(), next: 0 }
+    }
+
+    /// The next buffer, free to be copied to. If its last answer was not awaited yet, this waits until
+    /// that has arrived and keeps its bytes for it.
+    pub(crate) fn next(&mut self, gpu: &Gpu) -> Result<wgpu::Buffer, Fault> {
+        let index = self.next;
+        let Some((buffer, pending)) = self.slots.get_mut(index) else {
+            return Err(Fault::Invalid("an answer that the program was not compiled for".into()));
+        };
+        if let Some(pending) = pending.take() {
+            pending.signal.block(&gpu.device).map_err(|reason| lost(&gpu.info.name, reason))?;
+            pending.fetch();
+        }
+        Ok(buffer.clone())
+    }
+
+    /// Maps the buffer of [`Ring::next`], now that the copy of `len` bytes to it is submitted.
+    pub(crate) fn map(&mut self, len: u64) -> Option<Rc<Pending>> {
+        let index = self.next;
+        self.next = (self.next + 1) % self.slots.len().max(1);
+        let (buffer, slot) = self.slots.get_mut(index)?;
+        let signal = Signal::default();
+        signal.map(buffer, wgpu::MapMode::Read);
+        let pending = Rc::new(Pending { buffer: buffer.clone(), len, signal, bytes: RefCell::default() });
+        *slot = Some(pending.clone());
+        Some(pending)
+    }
+}
+
+impl Pending {
+    /// Takes the bytes out of the mapped buffer, if that was not done.
+    fn fetch(&self) {
+        let mut bytes = self.bytes.borrow_mut();
+        if bytes.is_none() {
+            *bytes = Some(self.buffer.slice(..self.len).get_mapped_range().to_vec());
+            self.buffer.unmap();
+        }
+    }
+
+    /// Awaits the bytes.
+    pub(crate) async fn bytes(&self, gpu: &Gpu) -> Result<Vec<u8>, Fault> {
+        if self.bytes.borrow().is_none() {
+            let mapped = self.signal.wait(&gpu.device).await;
+            gpu.check()?;
+            mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
+            self.fetch();
+        }
+        Ok(self.bytes.take().unwrap_or_default())
+    }
+}

@@ -1,0 +1,214 @@
+//! Pipelines, made once for each variant and set of constants, and dispatches made of them.
+
+use crate::gpu::Gpu;
+use halfbyte_backend::Fault;
+use halfbyte_shaders::Variant;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// How many workgroups a submission needs along one dimension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Always the same.
+    Fixed(u32),
+    /// Rows divided by this, rounded up.
+    Rows(u32),
+    /// Outputs divided by this, rounded up.
+    Outputs(u32),
+    /// Tiles of rows.
+    Tiles,
+}
+
+/// What a submission counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    pub(crate) rows: u32,
+    pub(crate) outputs: u32,
+    pub(crate) tiles: u32,
+}
+
+impl Extent {
+    /// The number of workgroups.
+    pub(crate) fn of(self, counts: &Counts) -> u32 {
+        match self {
+            Extent::Fixed(count) => count,
+            Extent::Rows(per) => counts.rows.div_ceil(per),
+            Extent::Outputs(per) => counts.outputs.div_ceil(per),
+            Extent::Tiles => counts.tiles,
+        }
+    }
+}
+
+/// A buffer at a binding of group 0.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Binding<'a> {
+    pub(crate) index: u32,
+    pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) writable: bool,
+}
+
+/// A dispatch as a kernel describes it.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) variant: Variant,
+    /// Values of `override`s by name; those that the variant does not have are passed over.
+    pub(crate) constants: Vec<(&'static str, f64)>,
+    pub(crate) bindings: Vec<Binding<'a>>,
+    pub(crate) grid: [Extent; 3],
+}
+
+impl<'a> Launch<'a> {
+    /// Binds `buffer` for reading.
+    pub(crate) fn read(&mut self, index: u32, buffer: &'a wgpu::Buffer) {
+        self.bindings.push(Binding { index, buffer, writable: false });
+    }
+
+    /// Binds `buffer` for reading and writing.
+    pub(crate) fn write(&mut self, index: u32, buffer: &'a wgpu::Buffer) {
+        self.bindings.push(Binding { index, buffer, writable: true });
+    }
+
+    /// Sets constants.
+    pub(crate) fn set(&mut self, constants: &[(&'static str, f64)]) {
+        self.constants.extend_from_slice(constants);
+    }
+}
+
+/// A dispatch that can be encoded again and again.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    pub(crate) pipeline: Rc<wgpu::ComputePipeline>,
+    pub(crate) bindings: wgpu::BindGroup,
+    pub(crate) grid: [Extent; 3],
+}
+
+type Key = (Variant, Vec<(&'static str, u64)>);
+type Layouts = HashMap<Vec<(u32, bool)>, Rc<(wgpu::BindGroupLayout, wgpu::PipelineLayout)>>;
+
+/// Everything compiled so far.
+#[derive(Default)]
+pub(crate) struct Pipelines {
+    /// Whether shaders carry the driver's own bounds checks.
+    pub(crate) checked: bool,
+    modules: RefCell<HashMap<Variant, Rc<(String, wgpu::ShaderModule)>>>,
+    layouts: RefCell<Layouts>,
+    pipelines: RefCell<HashMap<Key, Rc<wgpu::ComputePipeline>>>,
+}
+
+impl Pipelines {
+    /// An empty cache.
+    pub(crate) fn new(checked: bool) -> Self {
+        Self { checked, ..Self::default() }
+    }
+
+    fn module(
+        &self,
+        device: &wgpu::Device,
+        variant: Variant,
+    ) -> Result<Rc<(String, wgpu::ShaderModule)>, Fault> {
+        if let Some(module) = self.modules.borrow().get(&variant) {
+            return Ok(module.clone());
+        }
+        let source = variant.wgsl().map_err(|error| Fault::Internal(error.to_string()))?;
+        let name = variant.name();
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(&name),
+            source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
+        };
+        let module = if self.checked {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: the shaders are this workspace's own. Their loops end, and their indices are derived
+            // from the shapes that the buffers were made for and from places that `submit` has checked.
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+        };
+        let module = Rc::new((source, module));
+        self.modules.borrow_mut().insert(variant, module.clone());
+        Ok(module)
+    }
+
+    fn layout(
+        &self,
+        device: &wgpu::Device,
+        bindings: &[Binding<'_>],
+    ) -> Rc<(wgpu::BindGroupLayout, wgpu::PipelineLayout)> {
+        let key: Vec<(u32, bool)> = bindings.iter().map(|b| (b.index, b.writable)).collect();
+        let mut layouts = self.layouts.borrow_mut();
+        let make = || {
+            let entries: Vec<_> = key
+                .iter()
+                .map(|&(binding, writable)| wgpu::BindGroupLayoutEntry {
+                    binding,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Storage { read_only: !writable },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                })
+                .collect();
+            let group = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: None,
+                entries: &entries,
+            });
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&group)],
+                immediate_size: 0,
+            });
+            Rc::new((group, pipeline))
+        };
+        layouts.entry(key.clone()).or_insert_with(make).clone()
+    }
+}
+
+impl Gpu {
+    /// Turns a launch into a dispatch; the pipeline is made if there is none yet.
+    ///
+    /// # Errors
+    /// [`Fault::Internal`] if the device refuses the pipeline.
+    pub(crate) fn prepare(&self, launch: &Launch<'_>) -> Result<Dispatch, Fault> {
+        let Gpu { device, pipelines, .. } = self;
+        let module = pipelines.module(device, launch.variant)?;
+        let (source, module) = (&module.0, &module.1);
+        let layout = pipelines.layout(device, &launch.bindings);
+        let constants: Vec<(&'static str, f64)> = launch
+            .constants
+            .iter()
+            .copied()
+            .filter(|(name, _)| source.contains(&format!("override {name}:")))
+            .collect();
+        let key = (launch.variant, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());
+        let known = pipelines.pipelines.borrow().get(&key).cloned();
+        let pipeline = known.unwrap_or_else(|| {
+            let pipeline = Rc::new(device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&launch.variant.name()),
+                layout: Some(&layout.1),
+                module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    constants: &constants,
+                    // Every kernel writes what it reads.
+                    zero_initialize_workgroup_memory: false,
+                },
+                cache: None,
+            }));
+            pipelines.pipelines.borrow_mut().insert(key, pipeline.clone());
+            pipeline
+        });
+        let entries: Vec<_> = launch
+            .bindings
+            .iter()
+            .map(|b| wgpu::BindGroupEntry { binding: b.index, resource: b.buffer.as_entire_binding() })
+            .collect();
+        let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &layout.0,
+            entries: &entries,
+        });
+        self.check()?;
+        Ok(Dispatch { pipeline, bindings, grid: launch.grid })
+    }
+}

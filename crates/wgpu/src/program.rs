@@ -1,0 +1,355 @@
+//! A compiled stretch.
+
+use crate::answers::{Pending, Ring};
+use crate::gpu::{Allocation, Gpu};
+use crate::held::{Held, Wants};
+use crate::layout::stride;
+use crate::pipeline::Dispatch;
+use crate::program_plan::{ProgramPlan, RING, Role};
+use crate::rows::{Reach, all_apart, encode};
+use crate::sequence::{Columns, Manners, Sequence};
+use crate::wait::{Signal, lost};
+use halfbyte_backend::{Answer, Caps, Fault, Fut, Input, Output, Program, Rows, Step, Stretch, Ticket};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Hidden states go up in pieces of this many bytes, so that wgpu's own staging stays small.
+const PIECE: usize = 1 << 20;
+
+/// A compiled stretch: its buffers, and lists of dispatches for each manner of submission, made when
+/// they are first needed.
+pub(crate) struct WgpuProgram {
+    gpu: Rc<Gpu>,
+    stretch: Stretch,
+    held: Vec<Rc<Held>>,
+    plan: ProgramPlan,
+    caps: Caps,
+    reach: Reach,
+    bodies: HashMap<Manners, Rc<Vec<Dispatch>>>,
+    heads: HashMap<Columns, Rc<Vec<Dispatch>>>,
+    argmax: Option<Rc<Dispatch>>,
+    small: Ring,
+    large: Ring,
+    /// How many tokens the last greedy output chose.
+    chosen: usize,
+    dispatches: u64,
+    submissions: u64,
+    /// Last, so that what refers to the buffers goes first.
+    buffers: Vec<Allocation>,
+}
+
+/// What a submission copies back, and what becomes of the bytes.
+enum Reply {
+    Nothing,
+    Tokens(usize),
+    Logits { rows: usize, width: usize },
+    Hidden { rows: usize, widths: Vec<usize> },
+}
+
+impl WgpuProgram {
+    /// Compiles `stretch` over `held`, with the pipelines of single rows and of full submissions.
+    pub(crate) fn new(
+        gpu: Rc<Gpu>,
+        stretch: Stretch,
+        held: Vec<Rc<Held>>,
+        plan: ProgramPlan,
+        buffers: Vec<Allocation>,
+        caps: Caps,
+    ) -> Result<Self, Fault> {
+        let reach = Reach::new(&Wants { stretch: &stretch, held: &held })?;
+        let ring = |role: fn(usize) -> Role| {
+            let buffer = |i| plan.roles.get(&role(i)).map(|&index| buffers[index].buffer.clone());
+            Ring::new((0..RING).filter_map(buffer).collect())
+        };
+        let (small, large) = (ring(Role::SmallAnswer), ring(Role::LargeAnswer));
+        let mut program = Self {
+            gpu,
+            stretch,
+            held,
+            plan,
+            caps,
+            reach,
+            bodies: HashMap::new(),
+            heads: HashMap::new(),
+            argmax: None,
+            small,
+            large,
+            chosen: 0,
+            dispatches: 0,
+            submissions: 0,
+            buffers,
+        };
+        let fresh = program.plan.fresh;
+        program.body(Manners { columns: Columns::Few(1), fresh })?;
+        if caps.rows > 1 {
+            program.body(Manners { columns: Columns::for_rows(caps.rows), fresh: false })?;
+        }
+        if program.plan.vocabulary > 0 {
+            program.head(Columns::Few(1))?;
+        }
+        Ok(program)
+    }
+
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence {
+            gpu: &self.gpu,
+            wants: Wants { stretch: &self.stretch, held: &self.held },
+            plan: &self.plan,
+            buffers: &self.buffers,
+            caps: self.caps,
+        }
+    }
+
+    fn body(&mut self, manners: Manners) -> Result<Rc<Vec<Dispatch>>, Fault> {
+        if let Some(body) = self.bodies.get(&manners) {
+            return Ok(body.clone());
+        }
+        let body = Rc::new(self.sequence().body(manners)?);
+        self.bodies.insert(manners, body.clone());
+        Ok(body)
+    }
+
+    fn head(&mut self, columns: Columns) -> Result<Rc<Vec<Dispatch>>, Fault> {
+        if let Some(head) = self.heads.get(&columns) {
+            return Ok(head.clone());
+        }
+        let head = Rc::new(self.sequence().head(columns)?);
+        self.heads.insert(columns, head.clone());
+        Ok(head)
+    }
+
+    fn argmax(&mut self) -> Result<Rc<Dispatch>, Fault> {
+        if let Some(argmax) = &self.argmax {
+            return Ok(argmax.clone());
+        }
+        let argmax = Rc::new(self.sequence().argmax()?);
+        self.argmax = Some(argmax.clone());
+        Ok(argmax)
+    }
+
+    fn buffer(&self, role: Role) -> Result<&wgpu::Buffer, Fault> {
+        let allocation = self.plan.roles.get(&role).and_then(|&index| self.buffers.get(index));
+        allocation
+            .map(|allocation| &allocation.buffer)
+            .ok_or_else(|| Fault::Internal(format!("a program without {role:?}")))
+    }
+
+    fn check(&self, rows: &Rows<'_>) -> Result<(), Fault> {
+        let mut width = 0;
+        for &reg in &self.stretch.inputs {
+            width += self.stretch.width(reg)?;
+        }
+        rows.check(&self.caps, width)?;
+        self.reach.check(rows)?;
+        let embeds = self.stretch.steps.iter().any(|step| matches!(step, Step::Embed(_)));
+        match rows.input {
+            Input::Tokens(_) | Input::Chosen if !embeds => {
+                return Err(Fault::Invalid("tokens for a stretch without an embedding".into()));
+            }
+            Input::Chosen if rows.places.len() > self.chosen => {
+                return Err(Fault::Invalid(format!(
+                    "{} rows for {} chosen tokens",
+                    rows.places.len(),
+                    self.chosen
+                )));
+            }
+            _ => {}
+        }
+        match rows.output {
+            Output::Logits(_) | Output::Greedy(_) if self.plan.vocabulary == 0 => {
+                Err(Fault::Invalid("logits of a stretch without a head".into()))
+            }
+            Output::Hidden if self.stretch.outputs.is_empty() => {
+                Err(Fault::Invalid("hidden states of a stretch that gives none".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fills the input registers, padded rows, in pieces.
+    fn write_hidden(&self, values: &[f32], rows: usize) -> Result<(), Fault> {
+        let mut from = values;
+        for &reg in &self.stretch.inputs {
+            let width = self.stretch.width(reg)?;
+            let (now, later) = from.split_at(rows * width);
+            from = later;
+            let buffer = self.buffer(Role::Register(reg.0))?;
+            let padded = stride(width);
+            let rows_a_piece = (PIECE / (padded * 4)).max(1);
+            for (piece, values) in now.chunks(rows_a_piece * width).enumerate() {
+                let mut bytes = vec![0.0f32; values.len() / width * padded];
+                for (to, from) in bytes.chunks_mut(padded).zip(values.chunks(width)) {
+                    to[..width].copy_from_slice(from);
+                }
+                let at = (piece * rows_a_piece * padded * 4) as u64;
+                self.gpu.queue.write_buffer(buffer, at, bytemuck::cast_slice(&bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what the output wants to `to`.
+    fn copy_reply(
+        &self,
+        reply: &Reply,
+        to: &wgpu::Buffer,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<u64, Fault> {
+        match reply {
+            Reply::Nothing => Ok(0),
+            Reply::Tokens(count) => {
+                let len = *count as u64 * 4;
+                encoder.copy_buffer_to_buffer(self.buffer(Role::Chosen)?, 0, to, 0, len);
+                Ok(len)
+            }
+            Reply::Logits { rows, width } => {
+                let len = (rows * stride(*width)) as u64 * 4;
+                encoder.copy_buffer_to_buffer(self.buffer(Role::Logits)?, 0, to, 0, len);
+                Ok(len)
+            }
+            Reply::Hidden { rows, widths } => {
+                let mut at = 0;
+                for (reg, width) in self.stretch.outputs.iter().zip(widths) {
+                    let len = (rows * stride(*width)) as u64 * 4;
+                    encoder.copy_buffer_to_buffer(self.buffer(Role::Register(reg.0))?, 0, to, at, len);
+                    at += len;
+                }
+                Ok(at)
+            }
+        }
+    }
+}
+
+/// Rows of `width` out of rows that are padded to whole groups.
+fn unpad(bytes: &[u8], rows: usize, width: usize, out: &mut Vec<f32>) {
+    for row in bytes.chunks_exact(stride(width) * 4).take(rows) {
+        out.extend(row[..width * 4].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    }
+}
+
+async fn answer(gpu: Rc<Gpu>, pending: Rc<Pending>, reply: Reply) -> Result<Answer, Fault> {
+    let bytes = pending.bytes(&gpu).await?;
+    Ok(match reply {
+        Reply::Nothing => Answer::Nothing,
+        Reply::Tokens(_) => Answer::Tokens(
+            bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        ),
+        Reply::Logits { rows, width } => {
+            let mut out = Vec::with_capacity(rows * width);
+            unpad(&bytes, rows, width, &mut out);
+            Answer::Logits(out)
+        }
+        Reply::Hidden { rows, widths } => {
+            let mut out = Vec::with_capacity(rows * widths.iter().sum::<usize>());
+            let mut at = 0;
+            for width in widths {
+                unpad(&bytes[at..], rows, width, &mut out);
+                at += rows * stride(width) * 4;
+            }
+            Answer::Hidden(out)
+        }
+    })
+}
+
+impl Program for WgpuProgram {
+    fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        self.gpu.check()?;
+        self.check(rows)?;
+        let count = rows.places.len();
+        let columns = Columns::for_rows(count);
+        let few = columns != Columns::Many;
+        let fresh = few && self.plan.fresh && all_apart(rows.places);
+        let tile_rows = if few { 1 } else { self.plan.tile_rows };
+        let (words, counts) = encode(rows, &self.caps, tile_rows);
+
+        let reply = match rows.output {
+            Output::Nothing => Reply::Nothing,
+            Output::Greedy(outputs) if outputs.is_empty() => Reply::Nothing,
+            Output::Greedy(outputs) => Reply::Tokens(outputs.len()),
+            Output::Logits(outputs) if outputs.is_empty() => Reply::Nothing,
+            Output::Logits(outputs) => Reply::Logits { rows: outputs.len(), width: self.plan.vocabulary },
+            Output::Hidden => {
+                let widths = self.stretch.outputs.iter().map(|&reg| self.stretch.width(reg));
+                Reply::Hidden { rows: count, widths: widths.collect::<Result<_, _>>()? }
+            }
+        };
+        let body = self.body(Manners { columns, fresh })?;
+        let head = match reply {
+            Reply::Logits { rows, .. } | Reply::Tokens(rows) => Some(self.head(Columns::for_rows(rows))?),
+            Reply::Nothing | Reply::Hidden { .. } => None,
+        };
+        let argmax = matches!(reply, Reply::Tokens(_)).then(|| self.argmax()).transpose()?;
+        let gpu = self.gpu.clone();
+        let target = match reply {
+            Reply::Nothing => None,
+            Reply::Tokens(_) => Some(self.small.next(&gpu)?),
+            Reply::Logits { .. } | Reply::Hidden { .. } => Some(self.large.next(&gpu)?),
+        };
+
+        // Writes are ordered before the submission that follows them and after the one before.
+        gpu.queue.write_buffer(self.buffer(Role::Places)?, 0, bytemuck::cast_slice(&words));
+        if let Input::Hidden(values) = rows.input {
+            self.write_hidden(values, count)?;
+        }
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let head = head.iter().flat_map(|head| head.iter());
+        let mut encoded = 0;
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for dispatch in body.iter().chain(head).chain(argmax.as_deref()) {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.bindings, &[]);
+                let [x, y, z] = dispatch.grid.map(|extent| extent.of(&counts));
+                pass.dispatch_workgroups(x, y, z);
+                encoded += 1;
+            }
+        }
+        let len = match &target {
+            Some(target) => self.copy_reply(&reply, target, &mut encoder)?,
+            None => 0,
+        };
+        gpu.queue.submit([encoder.finish()]);
+        self.dispatches += encoded;
+        self.submissions += 1;
+        if let Output::Greedy(outputs) = rows.output {
+            self.chosen = outputs.len();
+        }
+        gpu.check()?;
+
+        let pending = match reply {
+            Reply::Nothing => {
+                let empty = match rows.output {
+                    Output::Greedy(_) => Answer::Tokens(Vec::new()),
+                    Output::Logits(_) => Answer::Logits(Vec::new()),
+                    Output::Nothing | Output::Hidden => Answer::Nothing,
+                };
+                return Ok(Box::pin(async move {
+                    finished(&gpu).await?;
+                    Ok(empty)
+                }));
+            }
+            Reply::Tokens(_) => self.small.map(len),
+            Reply::Logits { .. } | Reply::Hidden { .. } => self.large.map(len),
+        };
+        let pending = pending.ok_or_else(|| Fault::Internal("an answer without a buffer".into()))?;
+        Ok(Box::pin(answer(gpu, pending, reply)))
+    }
+
+    fn drain(&mut self) -> Fut<'_, ()> {
+        let gpu = self.gpu.clone();
+        Box::pin(async move { finished(&gpu).await })
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        (self.dispatches, self.submissions)
+    }
+}
+
+/// Awaits the end of everything submitted until now.
+async fn finished(gpu: &Gpu) -> Result<(), Fault> {
+    let signal = Signal::default();
+    let done = signal.clone();
+    gpu.queue.on_submitted_work_done(move || done.set(Ok(())));
+    signal.wait(&gpu.device).await.map_err(|reason| lost(&gpu.info.name, reason))?;
+    gpu.check()
+}
