@@ -3,7 +3,7 @@
 //! A family file turns a configuration into a [`Blueprint`]: named blocks of fused steps over the
 //! memory they want. An [`Engine`] puts ranges of blocks on backends, fills them from a
 //! [`WeightSource`](halfbyte_backend::WeightSource) and passes hidden states from one to the next. A
-//! [`Session`] is one sequence of tokens with its KV cache; [`generate`] and [`score`] are what is
+//! [`Session`] is one sequence of tokens with its KV cache; [`generate()`] and [`score()`] are what is
 //! done with it.
 //!
 //! ```

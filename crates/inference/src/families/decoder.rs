@@ -14,8 +14,8 @@ use halfbyte_backend::{
 };
 use halfbyte_checkpoint::{ModelConfig, RopeScaling};
 
-use super::attention::LayerType;
-use super::plan::{Part, Plan};
+use super::draft::{Draft, Part};
+use super::layer_type::LayerType;
 use super::refuse;
 use crate::{Blueprint, ModelError, Settings, Tensors};
 
@@ -129,64 +129,65 @@ impl Decoder {
         tensors: &dyn Tensors,
         settings: &Settings,
     ) -> Result<Blueprint, ModelError> {
-        let mut plan = Plan::new(config, tensors, settings, self.max_positions)?;
+        let mut draft = Draft::new(config, tensors, settings, self.max_positions)?;
         let regs = Registers {
-            stream: plan.register(self.hidden),
+            stream: draft.register(self.hidden),
             // The stream after attention and a product's own register: only with post-norms.
             middle: self
                 .norms
                 .post_attention
-                .map(|_| (plan.register(self.hidden), plan.register(self.hidden))),
-            qkv: plan.register((self.heads + 2 * self.kv_heads) * self.head_dim),
-            attended: plan.register(self.heads * self.head_dim),
-            gated: plan.register(self.intermediate),
+                .map(|_| (draft.register(self.hidden), draft.register(self.hidden))),
+            qkv: draft.register((self.heads + 2 * self.kv_heads) * self.head_dim),
+            attended: draft.register(self.heads * self.head_dim),
+            gated: draft.register(self.intermediate),
         };
 
-        let table = plan.embedding("model.embed_tokens.weight", [self.vocab, self.hidden])?;
+        let table = draft.embedding("model.embed_tokens.weight", [self.vocab, self.hidden])?;
         let scale = if self.scaled_embedding {
-            plan.rounded_as("model.embed_tokens.weight", (self.hidden as f64).sqrt() as f32)?
+            draft.rounded_as("model.embed_tokens.weight", (self.hidden as f64).sqrt() as f32)?
         } else {
             1.0
         };
         let embed = Embed { table, scale, positions: None, types: None, norm: None, out: regs.stream };
-        plan.block("model.embed_tokens", vec![], vec![Step::Embed(embed)]);
+        draft.block("model.embed_tokens", vec![], vec![Step::Embed(embed)]);
 
         // What the product before left to be normed and added.
         let mut pending: Option<Norm> = None;
         for (index, layer) in self.layers.iter().enumerate() {
             let name = format!("model.layers.{index}");
             let inputs = regs.boundary(pending);
-            let steps = self.layer(&mut plan, &regs, &name, *layer, &mut pending)?;
-            plan.block(&name, inputs, steps);
+            let steps = self.layer(&mut draft, &regs, &name, *layer, &mut pending)?;
+            draft.block(&name, inputs, steps);
         }
 
-        let weight = if self.tied { table } else { plan.head("lm_head.weight", [self.vocab, self.hidden])? };
+        let weight =
+            if self.tied { table } else { draft.head("lm_head.weight", [self.vocab, self.hidden])? };
         let inputs = regs.boundary(pending);
         let (input, mut pre) = regs.summed(pending);
-        pre.norm = Some(self.norm(&mut plan, "model.norm", self.hidden)?);
+        pre.norm = Some(self.norm(&mut draft, "model.norm", self.hidden)?);
         let head = Head { input, pre, weight, scale: 1.0, softcap: self.logit_softcap };
-        plan.block("lm_head", inputs, vec![Step::Head(head)]);
-        Ok(plan.finish(self.vocab, self.hidden))
+        draft.block("lm_head", inputs, vec![Step::Head(head)]);
+        Ok(draft.finish(self.vocab, self.hidden))
     }
 
     fn layer(
         &self,
-        plan: &mut Plan<'_>,
+        draft: &mut Draft<'_>,
         regs: &Registers,
         name: &str,
         layer: LayerType,
         pending: &mut Option<Norm>,
     ) -> Result<Vec<Step>, ModelError> {
-        let mut steps = self.attention(plan, regs, name, layer, *pending)?;
-        *pending = self.post(plan, name, self.norms.post_attention)?;
-        steps.extend(self.mlp(plan, regs, name, *pending)?);
-        *pending = self.post(plan, name, self.norms.post_mlp)?;
+        let mut steps = self.attention(draft, regs, name, layer, *pending)?;
+        *pending = self.post(draft, name, self.norms.post_attention)?;
+        steps.extend(self.mlp(draft, regs, name, *pending)?);
+        *pending = self.post(draft, name, self.norms.post_mlp)?;
         Ok(steps)
     }
 
     fn attention(
         &self,
-        plan: &mut Plan<'_>,
+        draft: &mut Draft<'_>,
         regs: &Registers,
         name: &str,
         layer: LayerType,
@@ -205,11 +206,11 @@ impl Decoder {
             ]
         };
         let (input, mut pre) = regs.summed(pending);
-        pre.norm = Some(self.norm(plan, &format!("{name}.{}", self.norms.attention), self.hidden)?);
+        pre.norm = Some(self.norm(draft, &format!("{name}.{}", self.norms.attention), self.hidden)?);
         // The stream moves on to its other register, because no step writes what it reads.
         pre.emit = regs.middle.map(|(middle, _)| Emit { kind: EmitKind::Sum, to: middle });
         let mut steps = Vec::new();
-        for (at, weight) in plan.stacked(&format!("{attn}.qkv"), &parts)? {
+        for (at, weight) in draft.stacked(&format!("{attn}.qkv"), &parts)? {
             let step = LinearStep {
                 input,
                 pre,
@@ -229,16 +230,16 @@ impl Decoder {
             (LayerType::Sliding(_), Some(sliding)) => sliding,
             _ => &self.rope,
         };
-        let table = plan.rope(scaling, self.head_dim)?;
-        let qk_norm = |plan: &mut Plan<'_>, which: &str| match self.qk_norm {
-            true => self.norm(plan, &format!("{attn}.{which}"), self.head_dim).map(Some),
+        let table = draft.rope(scaling, self.head_dim)?;
+        let qk_norm = |draft: &mut Draft<'_>, which: &str| match self.qk_norm {
+            true => self.norm(draft, &format!("{attn}.{which}"), self.head_dim).map(Some),
             false => Ok(None),
         };
-        let q_norm = qk_norm(plan, "q_norm")?;
-        let k_norm = qk_norm(plan, "k_norm")?;
+        let q_norm = qk_norm(draft, "q_norm")?;
+        let k_norm = qk_norm(draft, "k_norm")?;
         steps.push(Step::Attend(Attend {
             qkv: regs.qkv,
-            cache: Some(plan.kv(&format!("{attn}.kv"), self.kv_heads, self.head_dim)),
+            cache: Some(draft.kv(&format!("{attn}.kv"), self.kv_heads, self.head_dim)),
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
@@ -253,14 +254,14 @@ impl Decoder {
         }));
 
         let o_proj = part("o_proj", self.hidden, q, self.o_bias);
-        let weight = plan.linear(&o_proj)?;
+        let weight = draft.linear(&o_proj)?;
         steps.push(regs.product(regs.attended, weight));
         Ok(steps)
     }
 
     fn mlp(
         &self,
-        plan: &mut Plan<'_>,
+        draft: &mut Draft<'_>,
         regs: &Registers,
         name: &str,
         pending: Option<Norm>,
@@ -281,28 +282,33 @@ impl Decoder {
             }
             _ => (regs.stream, Pre::default()),
         };
-        pre.norm = Some(self.norm(plan, &format!("{name}.{}", self.norms.mlp), self.hidden)?);
+        pre.norm = Some(self.norm(draft, &format!("{name}.{}", self.norms.mlp), self.hidden)?);
         pre.emit = regs.middle.map(|_| Emit { kind: EmitKind::Sum, to: regs.stream });
         let gate_up = LinearStep {
             input,
             pre,
-            weight: plan.interleaved(&format!("{mlp}.gate_up"), &parts)?,
+            weight: draft.interleaved(&format!("{mlp}.gate_up"), &parts)?,
             act: self.act,
             gated: true,
             residual: None,
             out: regs.gated,
             at: 0,
         };
-        let down = plan.linear(&part("down_proj", self.hidden, self.intermediate))?;
+        let down = draft.linear(&part("down_proj", self.hidden, self.intermediate))?;
         Ok(vec![Step::Linear(gate_up), regs.product(regs.gated, down)])
     }
 
-    fn norm(&self, plan: &mut Plan<'_>, name: &str, len: usize) -> Result<Norm, ModelError> {
-        plan.rms_norm(name, len, self.eps, self.norm_offset)
+    fn norm(&self, draft: &mut Draft<'_>, name: &str, len: usize) -> Result<Norm, ModelError> {
+        draft.rms_norm(name, len, self.eps, self.norm_offset)
     }
 
-    fn post(&self, plan: &mut Plan<'_>, layer: &str, name: Option<&str>) -> Result<Option<Norm>, ModelError> {
-        name.map(|name| self.norm(plan, &format!("{layer}.{name}"), self.hidden)).transpose()
+    fn post(
+        &self,
+        draft: &mut Draft<'_>,
+        layer: &str,
+        name: Option<&str>,
+    ) -> Result<Option<Norm>, ModelError> {
+        name.map(|name| self.norm(draft, &format!("{layer}.{name}"), self.hidden)).transpose()
     }
 }
 

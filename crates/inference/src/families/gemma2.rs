@@ -3,8 +3,8 @@
 
 use halfbyte_checkpoint::ModelConfig;
 
-use super::attention::layer_types;
 use super::decoder::{Decoder, Norms, activation};
+use super::layer_type::layer_types;
 use super::refuse;
 use crate::ModelError;
 

@@ -3,9 +3,9 @@
 
 use halfbyte_checkpoint::ModelConfig;
 
-use super::attention::layer_types;
 use super::decoder::Decoder;
 use super::gemma2::{shared, softcap};
+use super::layer_type::layer_types;
 use crate::ModelError;
 
 pub(super) fn decoder(config: &ModelConfig) -> Result<Decoder, ModelError> {

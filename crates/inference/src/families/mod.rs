@@ -1,16 +1,16 @@
 //! Model families: from `config.json` to a [`Blueprint`].
 //!
-//! A family is one file that says, in the terms of [`decoder::Decoder`], what its architecture is. What
+//! A family is one file that says, in the terms of `decoder.rs`, what its architecture is. What
 //! a file does not know it refuses by name: an option that is ignored would be a wrong answer.
 
-mod attention;
 mod decoder;
+mod draft;
 mod gemma2;
 mod gemma3;
+mod layer_type;
 mod llama;
 mod mistral;
 mod phi3;
-mod plan;
 mod qwen2;
 mod qwen3;
 

@@ -3,8 +3,8 @@
 
 use halfbyte_checkpoint::ModelConfig;
 
-use super::attention::{LayerType, layer_types};
 use super::decoder::Decoder;
+use super::layer_type::{LayerType, layer_types};
 use crate::ModelError;
 
 pub(super) fn decoder(config: &ModelConfig) -> Result<Decoder, ModelError> {

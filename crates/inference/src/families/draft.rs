@@ -31,7 +31,7 @@ pub(super) struct Rotation {
 }
 
 /// A blueprint in the making.
-pub(super) struct Plan<'a> {
+pub(super) struct Draft<'a> {
     tensors: &'a dyn Tensors,
     quantization: Quantization,
     kv: KvType,
@@ -39,7 +39,7 @@ pub(super) struct Plan<'a> {
     blueprint: Blueprint,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> Draft<'a> {
     pub(super) fn new(
         config: &ModelConfig,
         tensors: &'a dyn Tensors,
