@@ -1,6 +1,7 @@
 //! The backend on any CubeCL runtime.
 
 use crate::guard::{caught, fault};
+use crate::kernels::variant::Norming;
 use crate::layout::{CubeLayout, STAGING, register};
 use crate::program::{CubeProgram, Launch, WeightBuffers, linear_of};
 use crate::staging::{Uploader, persistent};
@@ -9,8 +10,8 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch,
-    Want, WantId, WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, NormKind, Program, Purpose, Slot,
+    Stretch, Want, WantId, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -44,7 +45,8 @@ struct Held {
 #[derive(Debug, Clone)]
 pub(crate) enum Buffers {
     Linear(WeightLayout, WeightBuffers),
-    Norm(Handle),
+    /// The weight, and whether a bias follows it.
+    Norm(Handle, bool),
 }
 
 impl<R: Runtime> CubeBackend<R> {
@@ -134,7 +136,10 @@ impl<R: Runtime> CubeBackend<R> {
                 let state = self.allocate(name, layout.state_bytes(), what)?;
                 Ok(Buffers::Linear(layout, WeightBuffers { codes, scales, state }))
             }
-            Kind::Norm(shape) => Ok(Buffers::Norm(self.allocate(name, self.layout.norm(shape)?, what)?)),
+            Kind::Norm(shape) => {
+                let handle = self.allocate(name, CubeLayout::norm(shape), what)?;
+                Ok(Buffers::Norm(handle, shape.bias.is_some()))
+            }
             Kind::Rope(_) | Kind::Kv(_) => {
                 Err(self.layout.want(&want.kind).err().unwrap_or_else(|| self.info.unsupported(name.clone())))
             }
@@ -168,7 +173,10 @@ impl<R: Runtime> CubeBackend<R> {
         let norm = match step.pre.norm {
             None => None,
             Some(norm) => match buffers(norm.weight)? {
-                Buffers::Norm(handle) => Some(handle),
+                Buffers::Norm(handle, bias) => match norm.kind {
+                    NormKind::Rms => Some((handle, Norming::Rms)),
+                    NormKind::Layer => Some((handle, Norming::Layer { bias })),
+                },
                 Buffers::Linear(..) => {
                     return Err(Fault::Internal(format!(
                         "step {index}: the slot of its norm holds a matrix"
@@ -270,7 +278,7 @@ impl<R: Runtime> Backend for CubeBackend<R> {
                 (Buffers::Linear(layout, buffers), Kind::Linear(shape)) => {
                     self.uploader().linear(&layout, &buffers, shape, source).await?;
                 }
-                (Buffers::Norm(handle), Kind::Norm(shape)) => {
+                (Buffers::Norm(handle, _), Kind::Norm(shape)) => {
                     self.uploader().norm(&handle, shape, source).await?;
                 }
                 _ => {

@@ -25,12 +25,10 @@ impl CubeLayout {
         &self.device
     }
 
-    /// Bytes of a norm's weight, padded to whole groups of columns.
-    pub(crate) fn norm(&self, shape: &NormShape) -> Result<u64, Fault> {
-        if shape.bias.is_some() {
-            return Err(unsupported(&self.device, format!("{}: a LayerNorm", shape.weight)));
-        }
-        Ok(aligned(shape.len.next_multiple_of(GROUP) as u64 * 4))
+    /// Bytes of a norm's weight, and of its bias if it has one, padded to whole groups of columns.
+    pub(crate) fn norm(shape: &NormShape) -> u64 {
+        let vectors = if shape.bias.is_some() { 2 } else { 1 };
+        aligned(shape.len.next_multiple_of(GROUP) as u64 * 4 * vectors)
     }
 }
 
@@ -43,7 +41,7 @@ impl Layout for CubeLayout {
     fn want(&self, kind: &Kind) -> Result<u64, Fault> {
         match kind {
             Kind::Linear(shape) => Ok(WeightLayout::of(&self.device, shape)?.bytes()),
-            Kind::Norm(shape) => self.norm(shape),
+            Kind::Norm(shape) => Ok(Self::norm(shape)),
             Kind::Rope(_) => Err(unsupported(&self.device, "a rope table")),
             Kind::Kv(_) => Err(unsupported(&self.device, "a KV cache")),
         }

@@ -21,8 +21,8 @@
 //!
 //! # What runs
 //! [`Step::Linear`](halfbyte_backend::Step::Linear) with weights in NF4 or FP4, absmax plain or double-quantized, or dense in f32, f16 or bf16;
-//! with or without RMS norm, bias, activation, gate and residual. Every other step, LayerNorm, rope tables
-//! and KV caches are refused as [`Fault::Unsupported`](halfbyte_backend::Fault::Unsupported), by name.
+//! with or without RMS norm or LayerNorm, bias, activation, gate and residual. Every other step, what precedes a
+//! norm (post-norms, residuals, emitted streams), rope tables and KV caches are refused as [`Fault::Unsupported`](halfbyte_backend::Fault::Unsupported), by name.
 
 mod backend;
 #[cfg(feature = "cuda")]

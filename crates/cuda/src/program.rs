@@ -3,15 +3,15 @@
 use crate::guard::{caught, fault};
 use crate::kernels::GROUP;
 use crate::kernels::norm_linear::norm_linear;
-use crate::kernels::variant::{Residual, Variant};
+use crate::kernels::variant::{Norming, Residual, Variant};
 use crate::pack::pad_rows;
 use crate::staging::Uploader;
 use crate::weight::{WeightLayout, unsupported};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Answer, Caps, Fault, Fut, Input, Kind, Ledger, LinearStep, Norm, NormKind, Output, Program, Reg, Rows,
-    Step, Stretch, Ticket,
+    Answer, Caps, Fault, Fut, Input, Kind, Ledger, LinearStep, Output, Program, Reg, Rows, Step, Stretch,
+    Ticket,
 };
 use std::rc::Rc;
 
@@ -37,9 +37,6 @@ pub(crate) fn linear_of<'a>(
     if step.pre.emit.is_some() {
         return refuse("a linear step that emits");
     }
-    if let Some(Norm { kind: NormKind::Layer, .. }) = step.pre.norm {
-        return refuse("a LayerNorm");
-    }
     let Kind::Linear(shape) = &stretch.want(step.weight)?.kind else {
         return Err(Fault::Internal(format!("{} is no matrix", stretch.want(step.weight)?.name)));
     };
@@ -60,7 +57,7 @@ pub(crate) struct Launch {
     pub name: String,
     pub weight: WeightBuffers,
     pub layout: WeightLayout,
-    pub norm: Option<Handle>,
+    pub norm: Option<(Handle, Norming)>,
     pub step: LinearStep,
     pub planes: Option<usize>,
 }
@@ -95,7 +92,7 @@ impl Launch {
         let (tile_rows, tile_batch) = if batch == 1 { (4, 1) } else { (2, 4) };
         Variant {
             elements: self.layout.elements,
-            norm: self.norm.is_some(),
+            norm: self.norm.as_ref().map_or(Norming::None, |(_, norming)| *norming),
             bias: self.layout.bias,
             residual: match self.step.residual {
                 None => Residual::None,
@@ -129,11 +126,13 @@ impl Launch {
         let stride = program.widths[usize::from(self.step.out.0)].next_multiple_of(GROUP);
         let padded = layout.cols.next_multiple_of(GROUP);
         // A kernel binds every argument, also those that this variant does not read.
-        let norm = self.norm.clone().unwrap_or_else(|| layout_dummy(&self.weight));
-        let norm_len = if self.norm.is_some() { padded / 4 } else { 1 };
+        let (norm, norm_len) = match &self.norm {
+            None => (unread(&self.weight), 1),
+            Some((handle, norming)) => (handle.clone(), padded / 4 * if norming.has_bias() { 2 } else { 1 }),
+        };
         let (residual, residual_len) = match (variant.residual, self.step.residual) {
             (Residual::Read, Some(reg)) => (register(reg)?, batch * stride),
-            _ => (layout_dummy(&self.weight), 1),
+            _ => (unread(&self.weight), 1),
         };
         let cubes_x = u32::try_from(layout.rows.div_ceil(variant.cube_rows())).unwrap_or(u32::MAX);
         let cubes_y = u32::try_from(batch.div_ceil(variant.tile_batch)).unwrap_or(u32::MAX);
@@ -178,7 +177,7 @@ impl Launch {
 }
 
 /// A buffer that is bound where a variant reads none.
-fn layout_dummy(weight: &WeightBuffers) -> Handle {
+fn unread(weight: &WeightBuffers) -> Handle {
     weight.state.clone()
 }
 

@@ -72,24 +72,23 @@ impl<R: Runtime> Uploader<'_, R> {
         self.write(&buffers.state, &state)
     }
 
-    /// Fills the weight of a norm.
+    /// Fills the weight of a norm, and its bias.
     pub(crate) async fn norm(
         &self,
         handle: &Handle,
         shape: &NormShape,
         source: &dyn WeightSource,
     ) -> Result<(), Fault> {
-        let mut weight = source.vector(&shape.weight, shape.len).await?;
-        if weight.len() != shape.len {
-            return Err(Fault::Source(format!(
-                "{}: {} values, not {}",
-                shape.weight,
-                weight.len(),
-                shape.len
-            )));
+        let mut values = Vec::new();
+        for name in std::iter::once(&shape.weight).chain(&shape.bias) {
+            let vector = source.vector(name, shape.len).await?;
+            if vector.len() != shape.len {
+                return Err(Fault::Source(format!("{name}: {} values, not {}", vector.len(), shape.len)));
+            }
+            values.extend(vector);
+            values.resize(values.len().next_multiple_of(GROUP), 0.0);
         }
-        weight.resize(shape.len.next_multiple_of(GROUP), 0.0);
-        self.write(handle, bytemuck::cast_slice(&weight))
+        self.write(handle, bytemuck::cast_slice(&values))
     }
 
     /// Packs and writes one run of rows, as many at a time as fit the staging buffer.

@@ -1,7 +1,7 @@
 //! What CUDA is given: the kernel's C++, generated without a GPU.
 
 use super::norm_linear::norm_linear::NormLinear;
-use super::variant::{Elements, Residual, Variant};
+use super::variant::{Elements, Norming, Residual, Variant};
 use cubecl::cuda::CudaCompiler;
 use cubecl::frontend::ArrayCompilationArg;
 use cubecl::prelude::*;
@@ -36,7 +36,7 @@ fn the_kernel_becomes_cuda() {
         for (tile_rows, tile_batch) in [(4, 1), (2, 4)] {
             let variant = Variant {
                 elements,
-                norm: true,
+                norm: if tile_batch == 1 { Norming::Rms } else { Norming::Layer { bias: true } },
                 bias: true,
                 residual: Residual::Accumulate,
                 act: Act::Gelu,

@@ -6,10 +6,10 @@
 //! an absmax; the absmax itself is decoded here from its 8-bit code. The codebook and the map of the
 //! 8-bit codes are in shared memory: one conflict-free read a weight.
 //!
-//! `1 / rms` is a factor of a whole row of `x`, so it is applied to the finished sums; only the norm's
-//! weight is multiplied in on the way. `tile_batch` rows of `x` share each decoded weight.
+//! `1 / rms` is a factor of a whole row of `x`, so RMS norm applies it to the finished sums; only the norm's
+//! weight is multiplied in on the way. LayerNorm is applied as `x` is read. `tile_batch` rows of `x` share each decoded weight.
 
-use super::variant::{Elements, Variant};
+use super::variant::{Elements, Norming, Variant};
 use super::{GROUP, Quad};
 use cubecl::prelude::*;
 use halfbyte_backend::Act;
@@ -24,7 +24,7 @@ const QUADS: usize = GROUP / 4;
 ///   or one f32 a word.
 /// - `state` `[16]` codebook, `[256]` map if nested, `[blocks / 256, 2]` absmax and offset if nested,
 ///   then from `bias_at` the bias `[rows]`.
-/// - `norm` `[groups * 32]`; `input` `[batch, groups * 32]`, zero beyond `cols`.
+/// - `norm` weight `[groups * 32]`, then bias `[groups * 32]` if it has one; `input` `[batch, groups * 32]`, zero beyond `cols`.
 /// - `residual` and `out` `[batch, stride]`, of which `at..` is read and written.
 #[cube(launch_unchecked)]
 pub(crate) fn norm_linear(
@@ -72,30 +72,47 @@ pub(crate) fn norm_linear(
     if comptime!(elements.nested()) {
         load(&mut map, state, 16usize, 256usize, units);
     }
-    if comptime!(variant.norm) {
+    // Means and inverse deviations of this cube's rows of `x`, the same for all its units. The factor of
+    // RMS norm is kept for the end.
+    let mut mean = Array::<f32>::new(tile_batch);
+    let mut inverse = Array::<f32>::new(tile_batch);
+    if comptime!(variant.norm != Norming::None) {
+        let quads = groups * QUADS;
         #[unroll]
         for m in 0..tile_batch {
             let row = min(first_input + m, batch as usize - 1);
+            mean[m] = 0.0f32;
+            if comptime!(variant.norm.centers()) {
+                let mut sum = 0.0f32;
+                let mut quad = unit;
+                while quad < quads {
+                    let x = input[row * quads + quad];
+                    sum += x[0] + x[1] + x[2] + x[3];
+                    quad += units;
+                }
+                mean[m] = sum_over_cube(sum, &mut partial, &mut totals, variant) / f32::cast_from(cols);
+            }
             let mut squares = 0.0f32;
             let mut quad = unit;
-            while quad < groups * QUADS {
-                let x = input[row * groups * QUADS + quad];
-                squares += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
+            while quad < quads {
+                let x = input[row * quads + quad];
+                #[unroll]
+                for i in 0..4usize {
+                    // Padding is zero, which is no longer zero when it is centered.
+                    let centered = x[i] - mean[m];
+                    if comptime!(variant.norm.centers()) {
+                        squares += select(quad * 4 + i < cols as usize, centered * centered, 0.0f32);
+                    } else {
+                        squares += centered * centered;
+                    }
+                }
                 quad += units;
             }
-            let sum = sum_over_team(squares, &mut partial, variant);
-            if lane == 0 {
-                totals[team] = sum;
-            }
-            sync_cube();
+            let squares = sum_over_cube(squares, &mut partial, &mut totals, variant);
+            inverse[m] = 1.0f32 / f32::sqrt(squares / f32::cast_from(cols) + eps);
             if unit == 0 {
-                let mut sum = 0.0f32;
-                for i in 0..comptime!(variant.teams) {
-                    sum += totals[i];
-                }
-                inverse_rms[m] = 1.0f32 / f32::sqrt(sum / f32::cast_from(cols) + eps);
+                inverse_rms[m] = inverse[m];
             }
-            sync_cube();
         }
     }
     sync_cube();
@@ -141,10 +158,20 @@ pub(crate) fn norm_linear(
             for m in 0..tile_batch {
                 let row = min(first_input + m, batch as usize - 1);
                 let value = input[(row * groups + group) * QUADS + q];
-                if comptime!(variant.norm) {
-                    x[m] = value * (norm[group * QUADS + q] + Quad::<f32>::new(norm_offset));
-                } else {
+                if comptime!(variant.norm == Norming::None) {
                     x[m] = value;
+                } else {
+                    let weight = norm[group * QUADS + q] + Quad::<f32>::new(norm_offset);
+                    if comptime!(variant.norm.centers()) {
+                        let centered = (value - Quad::<f32>::new(mean[m])) * Quad::<f32>::new(inverse[m]);
+                        if comptime!(variant.norm.has_bias()) {
+                            x[m] = centered * weight + norm[(groups + group) * QUADS + q];
+                        } else {
+                            x[m] = centered * weight;
+                        }
+                    } else {
+                        x[m] = value * weight;
+                    }
                 }
             }
             #[unroll]
@@ -161,8 +188,11 @@ pub(crate) fn norm_linear(
                     if comptime!(elements.straddles()) {
                         #[unroll]
                         for i in 0..4usize {
-                            let before = comptime!((q * 4 + i) as u32) < split[r];
-                            weight[i] = weight[i] * select(before, scale[r], scale_after[r]);
+                            let place = comptime!((q * 4 + i) as u32);
+                            let scaled = weight[i] * select(place < split[r], scale[r], scale_after[r]);
+                            // Code 0 of the padding is not the number 0.
+                            let column = (group * GROUP) as u32 + place;
+                            weight[i] = select(column < cols, scaled, 0.0f32);
                         }
                     }
                 } else {
@@ -214,7 +244,7 @@ pub(crate) fn norm_linear(
         let batch_row = first_input + m;
         if row < rows as usize && batch_row < batch as usize {
             let mut factor = 1.0f32;
-            if comptime!(variant.norm) {
+            if comptime!(variant.norm == Norming::Rms) {
                 factor = inverse_rms[m];
             }
             let total = m * cube_rows + (row - first_row);
@@ -252,6 +282,30 @@ fn load(
         to[i] = state[from + i];
         i += units;
     }
+}
+
+/// The sum of `value` over all units of the cube, for each of them.
+#[cube]
+fn sum_over_cube(
+    value: f32,
+    partial: &mut SharedMemory<f32>,
+    totals: &mut SharedMemory<f32>,
+    #[comptime] variant: Variant,
+) -> f32 {
+    let lanes = comptime!(variant.lanes);
+    let sum = sum_over_team(value, partial, variant);
+    let unit = UNIT_POS as usize;
+    let lane = unit % lanes;
+    if lane == 0 {
+        totals[unit / lanes] = sum;
+    }
+    sync_cube();
+    let mut total = 0.0f32;
+    for team in 0..comptime!(variant.teams) {
+        total += totals[team];
+    }
+    sync_cube();
+    total
 }
 
 /// The sum of `value` over the units of a team, for each of them. Called by all units of the cube.

@@ -46,6 +46,28 @@ impl Elements {
     }
 }
 
+/// How `x` is normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Norming {
+    /// Not at all.
+    None,
+    Rms,
+    Layer {
+        /// Whether its weight is followed by a bias.
+        bias: bool,
+    },
+}
+
+impl Norming {
+    pub(crate) fn centers(self) -> bool {
+        matches!(self, Norming::Layer { .. })
+    }
+
+    pub(crate) fn has_bias(self) -> bool {
+        self == Norming::Layer { bias: true }
+    }
+}
+
 /// What is added to the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Residual {
@@ -61,7 +83,7 @@ pub(crate) enum Residual {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     pub elements: Elements,
-    pub norm: bool,
+    pub norm: Norming,
     pub bias: bool,
     pub residual: Residual,
     pub act: Act,

@@ -202,8 +202,6 @@ fn what_is_not_here_is_refused_by_name() {
         step.pre = pre;
         stretch
     };
-    let layer_norm = Norm { kind: NormKind::Layer, weight: WantId(1), eps: 1e-5, offset: 0.0 };
-    refuse(&with_pre(Pre::norm(layer_norm)), "LayerNorm");
     refuse(&with_pre(Pre { residual: Some(Reg(2)), ..Pre::default() }), "residual");
     let head = Head { input: Reg(0), pre: Pre::default(), weight: WantId(0), scale: 1.0, softcap: None };
     refuse(&Stretch { steps: vec![Step::Head(head)], ..built.stretch.clone() }, "head");
