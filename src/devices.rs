@@ -84,13 +84,13 @@ pub(crate) struct Found {
 
 /// Opens every device.
 pub(crate) async fn open_all() -> Result<Found, Fault> {
-    open(&|_| true).await
+    open(&|_| true, &LoadOptions::default()).await
 }
 
 /// Opens the CPU, and the GPUs that `wanted` names.
-async fn open(wanted: &dyn Fn(&str) -> bool) -> Result<Found, Fault> {
+async fn open(wanted: &dyn Fn(&str) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
     let mut found = Found { backends: vec![Rc::new(CpuBackend::new()?)], absent: Vec::new() };
-    open_wgpu(wanted, &mut found).await;
+    open_wgpu(wanted, options, &mut found).await;
     found
         .absent
         .push("CUDA devices are not run yet: an NVIDIA GPU is used through Vulkan, as wgpu:N".to_owned());
@@ -99,26 +99,24 @@ async fn open(wanted: &dyn Fn(&str) -> bool) -> Result<Found, Fault> {
 
 /// Opens the GPUs that `wanted` names.
 #[cfg(feature = "wgpu")]
-async fn open_wgpu(wanted: &dyn Fn(&str) -> bool, found: &mut Found) {
-    match halfbyte_wgpu::WgpuBackend::enumerate().await {
-        Ok(adapters) => {
-            for index in 0..adapters.len() {
-                if !wanted(&format!("wgpu:{index}")) {
-                    continue;
-                }
-                match halfbyte_wgpu::WgpuBackend::open(index, halfbyte_wgpu::Options::default()).await {
-                    Ok(backend) => found.backends.push(Rc::new(backend)),
-                    Err(fault) => found.absent.push(fault.to_string()),
-                }
-            }
+async fn open_wgpu(wanted: &dyn Fn(&str) -> bool, options: &LoadOptions, found: &mut Found) {
+    use halfbyte_wgpu::{Options, WgpuBackend};
+    let adapters = match WgpuBackend::all().await {
+        Ok(adapters) => adapters,
+        Err(fault) => return found.absent.push(fault.to_string()),
+    };
+    for (index, adapter) in adapters.iter().enumerate().filter(|(_, adapter)| wanted(&adapter.name)) {
+        let budget = options.max_memory.get(&adapter.name).copied();
+        match WgpuBackend::open(index, Options { budget, ..Options::default() }).await {
+            Ok(backend) => found.backends.push(Rc::new(backend)),
+            Err(fault) => found.absent.push(fault.to_string()),
         }
-        Err(fault) => found.absent.push(fault.to_string()),
     }
 }
 
 /// Says that there are none.
 #[cfg(not(feature = "wgpu"))]
-async fn open_wgpu(_wanted: &dyn Fn(&str) -> bool, found: &mut Found) {
+async fn open_wgpu(_wanted: &dyn Fn(&str) -> bool, _options: &LoadOptions, found: &mut Found) {
     found.absent.push("built without the feature `wgpu`: no GPUs".to_owned());
 }
 
@@ -149,7 +147,7 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
         DeviceMap::Given(map) => map.values().any(|device| device == name),
         _ => true,
     };
-    let found = open(&wanted).await?;
+    let found = open(&wanted, options).await?;
     let exists = |name: &str| found.backends.iter().any(|backend| backend.info().name == name);
     let asked = options.max_memory.keys().filter(|name| *name != "disk").cloned();
     let mapped: Vec<String> = match &options.device_map {
