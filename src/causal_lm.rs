@@ -47,12 +47,23 @@ pub struct Generation {
     pub token_ids: Vec<u32>,
     /// Tokens of the prompt, those that were still in the cache included.
     pub prompt_tokens: usize,
+    /// Tokens of the prompt that were in the cache and were not computed again.
+    pub cached_tokens: usize,
     /// Why it ended.
     pub stop: Stop,
     /// Tokens of the prompt that were computed, a second.
     pub prefill_tokens_per_second: Option<f64>,
     /// New tokens after the first, a second.
     pub decode_tokens_per_second: Option<f64>,
+}
+
+/// Something that was not planned.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Event {
+    /// The device where it happened.
+    pub device: String,
+    /// What happened, and what was done about it.
+    pub text: String,
 }
 
 /// One device's memory: what was planned, what our ledger holds, what the system says.
@@ -77,7 +88,7 @@ pub struct CausalLm {
     generation: GenerationConfig,
     name: String,
     load_seconds: f64,
-    events: Vec<String>,
+    events: Vec<Event>,
     planned: Vec<DeviceFootprint>,
     resident_before: Option<u64>,
     // Kept last: the engine gives its memory back to these when it is dropped.
@@ -152,7 +163,7 @@ impl CausalLm {
     }
 
     /// What happened while loading that was not planned.
-    pub fn events(&self) -> &[String] {
+    pub fn events(&self) -> &[Event] {
         &self.events
     }
 
@@ -273,6 +284,7 @@ impl CausalLm {
             sample: options.sample,
             stop: self.generation.eos_token_ids.clone(),
         };
+        let cached_tokens = self.session.reusable(&self.engine, prompt);
         let mut text = String::new();
         let mut on_token = |token| {
             let Some(stream) = &mut stream else { return on_text("") };
@@ -309,6 +321,7 @@ impl CausalLm {
             text,
             token_ids: generation.tokens,
             prompt_tokens: prompt.len(),
+            cached_tokens,
             stop: match generation.finish {
                 Finish::Stop(_) => Stop::EndOfText,
                 Finish::MaxTokens => Stop::MaxNewTokens,
@@ -395,7 +408,7 @@ async fn load_by_plan(
     model: &Model,
     planning: &Planning<'_>,
     progress: &mut dyn Progress,
-) -> Result<(Engine, Vec<String>), Error> {
+) -> Result<(Engine, Vec<Event>), Error> {
     let mut devices = planning.devices();
     let costs = planning.costs();
     let mut plan = planning.plan(&devices, &costs)?;
@@ -418,10 +431,10 @@ async fn load_by_plan(
             .stages
             .iter()
             .map(|stage| format!("{} blocks on {}", stage.blocks.len(), devices[stage.device].name));
-        let event = format!("{fault}; planned again: {}", moved.collect::<Vec<_>>().join(", "));
-        tracing::warn!("{event}");
-        progress.note(&event);
-        events.push(event);
+        let text = format!("{fault}; planned again: {}", moved.collect::<Vec<_>>().join(", "));
+        tracing::warn!("{text}");
+        progress.note(&text);
+        events.push(Event { device: devices[index].name.clone(), text });
     }
 }
 

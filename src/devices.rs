@@ -5,6 +5,7 @@ use crate::{Error, human_bytes};
 use halfbyte_backend::{Backend, DeviceKind, Fault, Memory};
 use halfbyte_cpu::CpuBackend;
 use halfbyte_placement::{Device, DeviceClass};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// A device as `halfbyte devices` lists it.
@@ -22,10 +23,12 @@ pub struct DeviceReport {
     pub total_bytes: Option<u64>,
     /// Bytes free now, where known.
     pub free_bytes: Option<u64>,
+    /// Bytes that this process's backend holds: what it needs before any model.
+    pub held_bytes: u64,
     /// Where these figures come from.
     pub memory_source: String,
     /// Limits and features worth knowing, by name.
-    pub limits: Vec<(String, String)>,
+    pub limits: BTreeMap<String, String>,
 }
 
 impl DeviceReport {
@@ -68,8 +71,9 @@ pub fn devices() -> Result<DevicesReport, Error> {
                 kind: info.kind,
                 total_bytes: memory.total,
                 free_bytes: memory.free,
+                held_bytes: backend.ledger().footprint().total(),
                 memory_source: memory.source,
-                limits: info.limits.clone(),
+                limits: info.limits.iter().cloned().collect(),
             }
         })
         .collect();
@@ -124,6 +128,13 @@ async fn open_wgpu(_wanted: &dyn Fn(&str) -> bool, _options: &LoadOptions, found
 pub(crate) struct Candidate {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) device: Device,
+}
+
+impl Candidate {
+    /// Bytes that may be held on it if no limit is given.
+    pub(crate) fn unlimited(&self) -> u64 {
+        budget(&self.backend.memory(), None).0
+    }
 }
 
 /// Part of the free memory that is left to others.
@@ -241,5 +252,5 @@ fn budget_of_host(candidates: &[Candidate]) -> u64 {
     candidates
         .iter()
         .find(|one| one.device.kind == DeviceClass::Cpu)
-        .map_or(0, |one| budget(&one.backend.memory(), None).0)
+        .map_or(0, Candidate::unlimited)
 }

@@ -37,7 +37,7 @@ mod planning;
 mod progress;
 mod witness;
 
-pub use causal_lm::{CausalLm, GenerateOptions, Generation, MemoryRow, Stop};
+pub use causal_lm::{CausalLm, Event, GenerateOptions, Generation, MemoryRow, Stop};
 pub use chat::Chat;
 pub use devices::{DeviceReport, DevicesReport, devices};
 pub use doctor::{DoctorCase, DoctorDevice, DoctorReport, doctor};

@@ -78,6 +78,9 @@ pub struct LoadOptions {
     /// Positions whose logits are computed at once. 1 is all that generating needs; more speeds up
     /// [`CausalLm::logits`](crate::CausalLm::logits) and [`CausalLm::perplexity`](crate::CausalLm::perplexity).
     pub outputs: usize,
+    /// Sequences whose KV caches are reserved. [`CausalLm`](crate::CausalLm) uses one; more are planned for
+    /// with [`plan`](crate::plan).
+    pub sequences: usize,
     /// Branch, tag or commit on the Hub.
     pub revision: Option<String>,
     /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
@@ -99,6 +102,7 @@ impl Default for LoadOptions {
             context: None,
             chunk: 256,
             outputs: 1,
+            sequences: 1,
             revision: None,
             token: None,
             offline: false,

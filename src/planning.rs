@@ -7,7 +7,9 @@ use crate::{Error, KvType, Progress};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
 use halfbyte_inference::{Blueprint, Settings, build};
-use halfbyte_placement::{Costs, Device, Plan, Policy, Refusal, Request, Wanted, max_context, refusal_with};
+use halfbyte_placement::{
+    Costs, Device, Plan, Policy, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
+};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,6 +17,9 @@ use std::rc::Rc;
 
 /// The least context that is worth loading a model for, where the user names none.
 const MIN_CONTEXT: usize = 256;
+
+/// Tokens at once that are tried where more do not fit, the largest first.
+const SMALLER_CHUNKS: [usize; 3] = [128, 32, 8];
 
 /// A block of the model and where it will live.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -131,11 +136,10 @@ impl<'a> Planning<'a> {
     }
 
     pub(crate) fn costs(&self) -> ModelCosts<'_> {
-        self.costs_with(self.options.kv_cache)
+        self.costs_with(self.options.clone())
     }
 
-    fn costs_with(&self, kv_cache: KvType) -> ModelCosts<'_> {
-        let options = LoadOptions { kv_cache, ..self.options.clone() };
+    fn costs_with(&self, options: LoadOptions) -> ModelCosts<'_> {
         ModelCosts {
             model: self.model,
             options,
@@ -150,7 +154,8 @@ impl<'a> Planning<'a> {
             .map_err(|refusal| self.with_remedies(refusal, devices))
     }
 
-    /// Adds smaller KV caches to a refusal's remedies where they would fit.
+    /// Adds to a refusal's remedies what else would fit: smaller chunks, a smaller KV cache, a limit that is
+    /// raised.
     pub(crate) fn with_remedies(&self, refusal: Box<Refusal>, devices: &[Device]) -> Box<Refusal> {
         let smaller: &[(KvType, &str)] = match self.options.kv_cache {
             KvType::F32 => &[(KvType::F16, "f16"), (KvType::Q8, "q8"), (KvType::Q4, "q4")],
@@ -158,11 +163,45 @@ impl<'a> Planning<'a> {
             KvType::Q8 => &[(KvType::Q4, "q4")],
             KvType::Q4 => &[],
         };
+        let chunks = SMALLER_CHUNKS.iter().filter(|&&chunk| chunk < self.options.chunk).map(|&chunk| {
+            (format!("--chunk {chunk}"), LoadOptions { chunk, ..self.options.clone() })
+        });
+        let caches = smaller.iter().map(|&(kv_cache, name)| {
+            (format!("--kv-cache {name}"), LoadOptions { kv_cache, ..self.options.clone() })
+        });
         let costs: Vec<(String, ModelCosts<'_>)> =
-            smaller.iter().map(|&(kv, name)| (format!("--kv-cache {name}"), self.costs_with(kv))).collect();
+            chunks.chain(caches).map(|(name, options)| (name, self.costs_with(options))).collect();
         let alternatives: Vec<(String, &dyn Costs)> =
             costs.iter().map(|(name, costs)| (name.clone(), costs as &dyn Costs)).collect();
-        refusal_with(refusal, devices, &self.request, &alternatives)
+        let raised = self.raised_limits(&refusal, devices);
+        let mut refusal = refusal_with(refusal, devices, &self.request, &alternatives);
+        refusal.remedies.extend(raised);
+        refusal
+    }
+
+    /// Limits of `--max-memory` that stand in the way, each raised to what is needed where the device has
+    /// that much.
+    fn raised_limits(&self, refusal: &Refusal, devices: &[Device]) -> Vec<Remedy> {
+        let mut remedies = Vec::new();
+        for shortage in &refusal.devices {
+            let limited = self.options.max_memory.contains_key(&shortage.device);
+            let Some(at) = devices.iter().position(|device| device.name == shortage.device) else { continue };
+            if !limited || shortage.shortfall == 0 {
+                continue;
+            }
+            let mebibytes = shortage.needed.saturating_add(shortage.shared).div_ceil(1 << 20);
+            let mut raised = devices.to_vec();
+            raised[at].budget = mebibytes << 20;
+            let available = self.candidates.get(at).is_some_and(|one| one.unlimited() >= raised[at].budget);
+            if !available {
+                continue;
+            }
+            if let Ok(plan) = halfbyte_placement::plan(&raised, &self.costs(), &self.request) {
+                let options = format!("--max-memory {}={mebibytes}MiB", shortage.device);
+                remedies.push(Remedy { options, context: plan.context });
+            }
+        }
+        remedies
     }
 
     fn report(&self) -> Result<PlanReport, Error> {
@@ -238,7 +277,13 @@ impl<'a> Planning<'a> {
 
 /// The settings of a blueprint for `context` tokens.
 fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {
-    Settings { quant: options.quant, kv: options.kv_cache, context, ..Settings::default() }
+    Settings {
+        quant: options.quant,
+        kv: options.kv_cache,
+        context,
+        sequences: options.sequences.max(1),
+        ..Settings::default()
+    }
 }
 
 /// What a program for this context may be asked.
@@ -270,11 +315,12 @@ impl ModelCosts<'_> {
 
 impl Costs for ModelCosts<'_> {
     fn blocks(&self) -> usize {
-        self.blueprint(MIN_CONTEXT).map_or(0, |blueprint| blueprint.blocks.len())
+        // Any context that the model allows would do.
+        self.blueprint(1).map_or(0, |blueprint| blueprint.blocks.len())
     }
 
     fn name(&self, block: usize) -> String {
-        self.blueprint(MIN_CONTEXT)
+        self.blueprint(1)
             .ok()
             .and_then(|blueprint| blueprint.blocks.get(block).map(|block| block.name.clone()))
             .unwrap_or_default()

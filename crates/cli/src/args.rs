@@ -117,6 +117,7 @@ impl ModelArgs {
             context: self.context,
             chunk: self.chunk,
             outputs: 1,
+            sequences: 1,
             revision: self.revision.clone(),
             token: self.token.clone().map(Token),
             offline: self.offline,
@@ -241,6 +242,9 @@ pub struct PlanArgs {
     /// Model and loading.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// Sequences at once, each with a KV cache of its own.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub batch: usize,
 }
 
 /// `halfbyte logits`

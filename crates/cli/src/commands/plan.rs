@@ -4,11 +4,15 @@ use super::{print, print_json};
 use crate::args::PlanArgs;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
-use halfbyte::Error;
+use halfbyte::{Error, LoadOptions};
 
 /// Plans and prints; exit code 0 whether it fits or not with `--json`, 1 if it does not fit without.
 pub fn run(args: &PlanArgs) -> Result<(), Error> {
-    let report = halfbyte::plan(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    if args.batch == 0 {
+        return Err(Error::Usage("--batch 0: expected at least one sequence".into()));
+    }
+    let options = LoadOptions { sequences: args.batch, ..args.model.options()? };
+    let report = halfbyte::plan(&args.model.source(), &options, &mut Bars::new())?;
     if args.model.json {
         let value = serde_json::to_value(&report).map_err(|error| Error::Usage(error.to_string()))?;
         return print_json(&value);

@@ -10,6 +10,7 @@ pub fn generation_json(model: &CausalLm, generation: &Generation) -> Value {
         "text": generation.text,
         "token_ids": generation.token_ids,
         "prompt_tokens": generation.prompt_tokens,
+        "cached_tokens": generation.cached_tokens,
         "new_tokens": generation.token_ids.len(),
         "stop": generation.stop,
         "load_seconds": model.load_seconds(),
