@@ -2,8 +2,9 @@
 
 use crate::guard::{caught, fault};
 use crate::kernels::GROUP;
+use crate::kernels::epilogue::{self, NO_BIAS, Residual};
 use crate::kernels::norm_linear::norm_linear;
-use crate::kernels::variant::{Norming, Residual, Variant};
+use crate::kernels::variant::{Norming, Variant};
 use crate::pack::pad_rows;
 use crate::staging::Uploader;
 use crate::weight::{WeightLayout, unsupported};
@@ -93,14 +94,6 @@ impl Launch {
         Variant {
             elements: self.layout.elements,
             norm: self.norm.as_ref().map_or(Norming::None, |(_, norming)| *norming),
-            bias: self.layout.bias,
-            residual: match self.step.residual {
-                None => Residual::None,
-                Some(reg) if reg == self.step.out => Residual::Accumulate,
-                Some(_) => Residual::Read,
-            },
-            act: self.step.act,
-            gated: self.step.gated,
             planes: self.planes.is_some(),
             lanes: self.planes.unwrap_or(32),
             teams: 256 / self.planes.unwrap_or(32),
@@ -120,6 +113,11 @@ impl Launch {
             handle.ok_or_else(|| Fault::Internal(format!("{}: no register {}", self.name, reg.0)))
         };
         let variant = self.variant(batch);
+        let added = match self.step.residual {
+            None => Residual::None,
+            Some(reg) if reg == self.step.out => Residual::Accumulate,
+            Some(_) => Residual::Read,
+        };
         let layout = &self.layout;
         let input = register(self.step.input)?;
         let out = register(self.step.out)?;
@@ -130,7 +128,7 @@ impl Launch {
             None => (unread(&self.weight), 1),
             Some((handle, norming)) => (handle.clone(), padded / 4 * if norming.has_bias() { 2 } else { 1 }),
         };
-        let (residual, residual_len) = match (variant.residual, self.step.residual) {
+        let (residual, residual_len) = match (added, self.step.residual) {
             (Residual::Read, Some(reg)) => (register(reg)?, batch * stride),
             _ => (unread(&self.weight), 1),
         };
@@ -165,8 +163,12 @@ impl Launch {
                     number(batch),
                     number(stride),
                     number(self.step.at),
-                    number(layout.bias_at),
+                    layout.blocksize.trailing_zeros(),
                     number(layout.blocks().saturating_sub(1)),
+                    if layout.bias { number(layout.bias_at) } else { NO_BIAS },
+                    epilogue::number(self.step.act),
+                    u32::from(self.step.gated),
+                    added as u32,
                     eps,
                     norm_offset,
                     variant,

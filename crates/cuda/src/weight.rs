@@ -67,11 +67,7 @@ impl WeightLayout {
                     let last = segment_blocks.last().copied().unwrap_or(0);
                     segment_blocks.push(last + blocks.next_multiple_of(NESTED_BLOCK));
                 }
-                let elements = Elements::Codes {
-                    shift: format.blocksize.trailing_zeros(),
-                    nested: format.double_quant,
-                    aligned: cols % GROUP == 0,
-                };
+                let elements = Elements::Codes { nested: format.double_quant, aligned: cols % GROUP == 0 };
                 (elements, format.blocksize, format.double_quant)
             }
         };

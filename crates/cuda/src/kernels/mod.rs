@@ -1,5 +1,6 @@
 //! The kernels, each in the file of its step.
 
+pub(crate) mod epilogue;
 pub(crate) mod norm_linear;
 pub(crate) mod scatter;
 pub(crate) mod variant;

@@ -9,10 +9,10 @@
 //! `1 / rms` is a factor of a whole row of `x`, so RMS norm applies it to the finished sums; only the norm's
 //! weight is multiplied in on the way. LayerNorm is applied as `x` is read. `tile_batch` rows of `x` share each decoded weight.
 
+use super::epilogue::{Residual, activate, with_bias};
 use super::variant::{Elements, Norming, Variant};
 use super::{GROUP, Quad};
 use cubecl::prelude::*;
-use halfbyte_backend::Act;
 
 /// Quads of `x` in a group.
 const QUADS: usize = GROUP / 4;
@@ -26,6 +26,9 @@ const QUADS: usize = GROUP / 4;
 ///   then from `bias_at` the bias `[rows]`.
 /// - `norm` weight `[groups * 32]`, then bias `[groups * 32]` if it has one; `input` `[batch, groups * 32]`, zero beyond `cols`.
 /// - `residual` and `out` `[batch, stride]`, of which `at..` is read and written.
+///
+/// Blocks are of `1 << shift` weights. `act` is an `Activation`, `added` a `Residual`, `gated` 1 if rows come in
+/// pairs gate, up; these are no variants, since each variant costs CUDA's compiler about a second.
 #[cube(launch_unchecked)]
 pub(crate) fn norm_linear(
     codes: &Array<Quad<u32>>,
@@ -40,8 +43,12 @@ pub(crate) fn norm_linear(
     batch: u32,
     stride: u32,
     at: u32,
-    bias_at: u32,
+    shift: u32,
     last_block: u32,
+    bias_at: u32,
+    act: u32,
+    gated: u32,
+    added: u32,
     eps: f32,
     norm_offset: f32,
     #[comptime] variant: Variant,
@@ -141,7 +148,6 @@ pub(crate) fn norm_linear(
             let row = min(first_row + team * tile_rows + r, rows as usize - 1);
             if comptime!(elements.is_codes()) {
                 words[r] = codes[row * groups + group];
-                let shift = comptime!(elements.shift());
                 let element = scales[row] + (group * GROUP) as u32;
                 let block = element >> shift;
                 scale[r] = absmax(scales, state, &map, rows, block, variant);
@@ -235,31 +241,28 @@ pub(crate) fn norm_linear(
     sync_cube();
 
     // One result a unit, neighbouring units at neighbouring columns.
-    let outputs = comptime!(variant.cube_outputs());
+    let merged = gated as usize + 1;
+    let outputs = cube_rows / merged;
     let mut index = unit;
-    while index < comptime!(variant.cube_outputs() * variant.tile_batch) {
+    while index < outputs * tile_batch {
         let m = index / outputs;
-        let local = index % outputs;
-        let row = if comptime!(variant.gated) { first_row + local * 2 } else { first_row + local };
+        let local = index % outputs * merged;
+        let row = first_row + local;
         let batch_row = first_input + m;
         if row < rows as usize && batch_row < batch as usize {
             let mut factor = 1.0f32;
             if comptime!(variant.norm == Norming::Rms) {
                 factor = inverse_rms[m];
             }
-            let total = m * cube_rows + (row - first_row);
-            let column = at as usize + (first_row * outputs) / cube_rows + local;
-            let place = batch_row * stride as usize + column;
-            let y = finish(totals[total] * factor, state, bias_at as usize + row, variant.bias);
-            let mut y = activate(y, variant.act);
-            if comptime!(variant.gated) {
-                let up = totals[total + 1] * factor;
-                y *= finish(up, state, bias_at as usize + row + 1, variant.bias);
+            let total = m * cube_rows + local;
+            let place = batch_row * stride as usize + at as usize + row / merged;
+            let mut y = activate(with_bias(totals[total] * factor, state, bias_at, row), act);
+            if gated == 1u32 {
+                y *= with_bias(totals[total + 1] * factor, state, bias_at, row + 1);
             }
-            if comptime!(variant.reads_residual()) {
+            if added == comptime!(Residual::Read as u32) {
                 y += residual[place];
-            }
-            if comptime!(variant.accumulates()) {
+            } else if added == comptime!(Residual::Accumulate as u32) {
                 y += out[place];
             }
             out[place] = y;
@@ -392,30 +395,4 @@ fn widen_f16(bits: u32) -> f32 {
     let normal = f32::reinterpret((magnitude << 13u32) + rebias);
     let positive = select(magnitude < 0x400u32, subnormal, normal);
     select(sign == 0u32, positive, -positive)
-}
-
-/// `sum + bias`.
-#[cube]
-fn finish(sum: f32, state: &Array<f32>, bias: usize, #[comptime] has_bias: bool) -> f32 {
-    if comptime!(has_bias) { sum + state[bias] } else { sum }
-}
-
-/// The activation function.
-#[cube]
-fn activate(x: f32, #[comptime] act: Act) -> f32 {
-    if comptime!(act == Act::Silu) {
-        x / (1.0f32 + f32::exp(-x))
-    } else if comptime!(act == Act::Gelu) {
-        0.5f32 * x * (1.0f32 + Erf::erf(x * 0.707_106_77f32))
-    } else if comptime!(act == Act::GeluTanh) {
-        let inner = 0.797_884_6f32 * (x + 0.044_715f32 * x * x * x);
-        // Some drivers' tanh overflows to NaN; at 15 it has long been 1.
-        0.5f32 * x * (1.0f32 + f32::tanh(clamp(inner, -15.0f32, 15.0f32)))
-    } else if comptime!(act == Act::Relu) {
-        max(x, 0.0f32)
-    } else if comptime!(act == Act::Tanh) {
-        f32::tanh(clamp(x, -15.0f32, 15.0f32))
-    } else {
-        x
-    }
 }

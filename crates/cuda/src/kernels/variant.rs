@@ -1,14 +1,10 @@
 //! What distinguishes one compiled `norm_linear` from another.
 
-use halfbyte_backend::Act;
-
 /// How the matrix is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Elements {
-    /// 4-bit codes with an absmax for `1 << shift` of them.
+    /// 4-bit codes with an absmax for each block.
     Codes {
-        /// Logarithm of the block size.
-        shift: u32,
         /// Whether absmax is 8-bit codes.
         nested: bool,
         /// Whether groups of 32 never straddle two blocks: columns are a multiple of 32.
@@ -27,10 +23,6 @@ impl Elements {
             Elements::F32 => 8,
             Elements::F16 | Elements::Bf16 => 4,
         }
-    }
-
-    pub(crate) fn shift(self) -> u32 {
-        if let Elements::Codes { shift, .. } = self { shift } else { 0 }
     }
 
     pub(crate) fn is_codes(self) -> bool {
@@ -68,27 +60,11 @@ impl Norming {
     }
 }
 
-/// What is added to the result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Residual {
-    /// Nothing.
-    None,
-    /// A register of its own.
-    Read,
-    /// `out` itself.
-    Accumulate,
-}
-
 /// What is fixed when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
     pub elements: Elements,
     pub norm: Norming,
-    pub bias: bool,
-    pub residual: Residual,
-    pub act: Act,
-    /// Rows come in pairs gate, up.
-    pub gated: bool,
     /// Whether teams are planes (warps), which sum without shared memory.
     pub planes: bool,
     /// Units of a team.
@@ -120,18 +96,5 @@ impl Variant {
     /// Where the `(absmax, offset)` pairs start in the state.
     pub(crate) fn pairs_at(&self) -> usize {
         if self.elements.nested() { 16 + 256 } else { 16 }
-    }
-
-    /// Results of each cube for one row of `x`.
-    pub(crate) fn cube_outputs(&self) -> usize {
-        if self.gated { self.cube_rows() / 2 } else { self.cube_rows() }
-    }
-
-    pub(crate) fn accumulates(&self) -> bool {
-        self.residual == Residual::Accumulate
-    }
-
-    pub(crate) fn reads_residual(&self) -> bool {
-        self.residual == Residual::Read
     }
 }

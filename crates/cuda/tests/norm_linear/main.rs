@@ -6,8 +6,8 @@ mod reference;
 use case::{Case, Residual, build, fp4, nf4, normal};
 use halfbyte_backend::random::Stream;
 use halfbyte_backend::{
-    Act, Answer, Arrangement, Backend, Caps, DType, Fault, Format, Head, Input, Norm, NormKind, Output,
-    Place, Pre, Reg, Rows, Step, Stretch, WantId,
+    Act, Answer, Arrangement, Backend, Caps, DType, Fault, Format, Head, Input, Output, Place, Pre, Reg,
+    Rows, Step, Stretch, WantId,
 };
 use halfbyte_cuda::{CubeBackend, WgpuRuntime};
 use reference::reference;
