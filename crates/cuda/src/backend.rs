@@ -93,6 +93,11 @@ impl<R: Runtime> CubeBackend<R> {
         Ok((usage.bytes_in_use, usage.bytes_reserved))
     }
 
+    #[cfg(all(test, feature = "cuda", feature = "wgpu"))]
+    pub(crate) fn client(&self) -> &ComputeClient<R> {
+        self.client
+    }
+
     fn device(&self) -> &str {
         self.layout.device()
     }
@@ -113,13 +118,15 @@ impl<R: Runtime> CubeBackend<R> {
             let message = format!("{name}: {bytes} bytes in one buffer, of at most {largest}");
             return Err(self.info.unsupported(message));
         }
+        self.allocate_now(name, bytes, what)
+    }
+
+    fn allocate_now(&self, name: &str, bytes: u64, what: Purpose) -> Result<Handle, Fault> {
         let size = usize::try_from(bytes).map_err(|_| self.out_of_memory(name, bytes, what))?;
         // CubeCL allocates later, on its own thread, and panics there if that fails; asking for the
         // resource waits for it and tells.
-        let handle = caught(self.device(), || {
-            let handle = persistent(self.client, || self.client.empty(size));
-            self.client.get_resource(handle.clone()).map(|_| handle)
-        });
+        let handle = persistent(self.device(), self.client, || self.client.empty(size))?;
+        let handle = caught(self.device(), || self.client.get_resource(handle.clone()).map(|_| handle));
         match handle {
             Ok(Ok(handle)) => Ok(handle),
             Ok(Err(_)) | Err(_) => Err(self.out_of_memory(name, bytes, what)),
@@ -330,5 +337,41 @@ impl<R: Runtime> Backend for CubeBackend<R> {
                 submissions: 0,
             }) as Box<dyn Program>)
         })
+    }
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use cubecl::wgpu::WgpuRuntime;
+    use halfbyte_backend::NormShape;
+
+    fn open() -> CubeBackend<WgpuRuntime> {
+        CubeBackend::<WgpuRuntime>::open().expect("these tests need a wgpu adapter; Mesa's lavapipe will do")
+    }
+
+    fn norm(len: usize) -> Want {
+        let shape = NormShape { len, weight: "norm".into(), bias: None };
+        Want { name: "norm".into(), purpose: Purpose::Weights, kind: Kind::Norm(shape) }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_allocated() {
+        let mut backend = open();
+        backend.probe = Box::new(|| Some((1000, 1 << 30)));
+        let fault = pollster::block_on(backend.reserve(&[norm(32), norm(300)])).unwrap_err();
+        let Fault::OutOfMemory { wanted, free, .. } = fault else { panic!("{fault}") };
+        assert_eq!((wanted, free), (512 + 1536, Some(1000)));
+        assert_eq!(backend.ledger().footprint(), backend.layout().resident());
+        assert_eq!(backend.memory().free, Some(1000));
+        assert_eq!(pollster::block_on(backend.reserve(&[norm(32)])).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_allocation_that_the_driver_refuses_is_a_value_and_the_device_goes_on() {
+        let backend = open();
+        let fault = backend.allocate_now("too large", 1 << 40, Purpose::Weights).unwrap_err();
+        assert!(matches!(fault, Fault::OutOfMemory { wanted: 0x100_0000_0000, .. }), "{fault}");
+        backend.allocate_now("small", 512, Purpose::Weights).unwrap();
     }
 }

@@ -196,16 +196,18 @@ impl<R: Runtime> Program for CubeProgram<R> {
         }
         let uploader = Uploader { device: &self.device, client: self.client };
         let mut rest = values;
+        let mut dispatches = self.launches.len() as u64;
         for reg in &self.inputs {
             let (values, after) = rest.split_at(batch * width(reg));
             rest = after;
             let padded = pad_rows(values, width(reg));
-            uploader.write(&self.registers[usize::from(reg.0)], bytemuck::cast_slice(&padded))?;
+            dispatches +=
+                uploader.write(&self.registers[usize::from(reg.0)], bytemuck::cast_slice(&padded))?;
         }
         for launch in &self.launches {
             launch.submit(self.client, self, batch)?;
         }
-        self.dispatches += self.launches.len() as u64;
+        self.dispatches += dispatches;
         self.submissions += 1;
         if rows.output == Output::Nothing {
             let device = self.device.clone();

@@ -1,6 +1,6 @@
 //! Uploads through small staging buffers.
 
-use crate::guard::caught;
+use crate::guard::{caught, fault};
 use crate::kernels::scatter::{UNITS, scatter};
 use crate::layout::STAGING;
 use cubecl::prelude::*;
@@ -16,8 +16,8 @@ pub(crate) struct Uploader<'a, R: Runtime> {
 }
 
 impl<R: Runtime> Uploader<'_, R> {
-    /// Writes `bytes`, a multiple of 16 or padded to one, to the beginning of `to`.
-    pub(crate) fn write(&self, to: &Handle, bytes: &[u8]) -> Result<(), Fault> {
+    /// Writes `bytes`, padded to a multiple of 16, to the beginning of `to`, and counts the launches.
+    pub(crate) fn write(&self, to: &Handle, bytes: &[u8]) -> Result<u64, Fault> {
         self.write_rows(to, bytes, 1, 0, 1)
     }
 
@@ -29,13 +29,15 @@ impl<R: Runtime> Uploader<'_, R> {
         quads: usize,
         at: usize,
         step: usize,
-    ) -> Result<(), Fault> {
+    ) -> Result<u64, Fault> {
         let row_bytes = quads * 16;
         let chunk_rows = Self::chunk_rows(quads);
+        let mut launches = 0;
         for (index, chunk) in bytes.chunks(chunk_rows * row_bytes).enumerate() {
             self.write_chunk(to, chunk, quads, at + index * chunk_rows * step, step)?;
+            launches += 1;
         }
-        Ok(())
+        Ok(launches)
     }
 
     /// Rows of `quads` times 16 bytes that are staged at once.
@@ -62,8 +64,8 @@ impl<R: Runtime> Uploader<'_, R> {
         if last * quads + quads.min(count as usize) > capacity {
             return Err(Fault::Internal(format!("row {last} of {quads} quads in a buffer of {capacity}")));
         }
+        let staging = persistent(self.device, self.client, || self.client.create_from_slice(&staged))?;
         caught(self.device, || {
-            let staging = persistent(self.client, || self.client.create_from_slice(&staged));
             // SAFETY: `count` quads are staged, and the last row that they go to is within `to`.
             unsafe {
                 scatter::launch_unchecked::<R>(
@@ -84,11 +86,10 @@ impl<R: Runtime> Uploader<'_, R> {
 
 /// Allocates in `allocate` exactly what is asked for: CubeCL's other pools round up to pages.
 pub(crate) fn persistent<R: Runtime, T: Send>(
+    device: &str,
     client: &ComputeClient<R>,
     allocate: impl FnOnce() -> T + Send,
-) -> T {
-    match client.memory_persistent_allocation((), |()| allocate()) {
-        Ok(value) => value,
-        Err(error) => panic!("{error}"), // callers are in `caught`
-    }
+) -> Result<T, Fault> {
+    caught(device, || client.memory_persistent_allocation((), |()| allocate()))?
+        .map_err(|error| fault(device, "allocation", &error))
 }

@@ -69,7 +69,8 @@ impl<R: Runtime> Uploader<'_, R> {
         }
         let (scales, state) = tables.finish(&bias_at);
         self.write(&buffers.scales, &scales)?;
-        self.write(&buffers.state, &state)
+        self.write(&buffers.state, &state)?;
+        Ok(())
     }
 
     /// Fills the weight of a norm, and its bias.
@@ -88,7 +89,8 @@ impl<R: Runtime> Uploader<'_, R> {
             values.extend(vector);
             values.resize(values.len().next_multiple_of(GROUP), 0.0);
         }
-        self.write(handle, bytemuck::cast_slice(&values))
+        self.write(handle, bytemuck::cast_slice(&values))?;
+        Ok(())
     }
 
     /// Packs and writes one run of rows, as many at a time as fit the staging buffer.

@@ -1,5 +1,6 @@
 //! The ledger beside CubeCL's own account. One test, since a process has one CubeCL server for a device.
 
+use halfbyte_backend::conformance::SeededWeights;
 use halfbyte_backend::{
     Backend, Caps, Fault, Format, Kind, LinearShape, LinearStep, Pre, Purpose, QuantFormat, Reg, Segment,
     Step, Stretch, Want, WantId,
@@ -35,6 +36,13 @@ fn the_ledger_is_what_the_allocator_says() {
     let (now_in_use, now_reserved) = backend.witnessed().unwrap();
     assert_eq!(now_in_use - in_use, planned);
     assert_eq!(now_reserved - reserved, planned);
+
+    let source = SeededWeights::new(7);
+    for (slot, want) in slots.iter().zip(&wants) {
+        pollster::block_on(backend.upload(*slot, want, &source)).unwrap();
+    }
+    let staging = backend.witnessed().unwrap().1 - now_reserved;
+    assert!(staging > 0 && staging <= backend.layout().resident().total(), "{staging} bytes stage");
 
     let step = LinearStep {
         input: Reg(0),

@@ -2,15 +2,17 @@
 
 use super::norm_linear::norm_linear::NormLinear;
 use super::variant::{Elements, Norming, Variant};
+use crate::{CubeBackend, WgpuRuntime};
 use cubecl::cuda::CudaCompiler;
 use cubecl::frontend::ArrayCompilationArg;
 use cubecl::prelude::*;
-use cubecl::wgpu::{WgpuDevice, WgpuRuntime};
 use cubecl::{Compiler, CubeTask};
 
 /// CUDA C++ of a variant. CubeCL wants a client for it, of whatever runtime.
 fn source(variant: Variant) -> String {
-    let client = WgpuRuntime::client(&WgpuDevice::DefaultDevice);
+    let backend =
+        CubeBackend::<WgpuRuntime>::open().expect("this test needs a wgpu adapter; Mesa's lavapipe will do");
+    let client = backend.client().clone();
     let array = || ArrayCompilationArg { inplace: None };
     let settings = KernelSettings::default().cube_dim(CubeDim::new_1d(variant.units() as u32));
     #[rustfmt::skip]

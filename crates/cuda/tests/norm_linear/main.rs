@@ -48,7 +48,8 @@ fn run(backend: &CubeBackend<WgpuRuntime>, case: &Case) -> f64 {
     let rows = Rows { input: Input::Hidden(&hidden), places: &places(case.batch), output: Output::Hidden };
     let ticket = program.submit(&rows).unwrap();
     let Answer::Hidden(out) = pollster::block_on(ticket).unwrap() else { panic!("no hidden states") };
-    assert_eq!(program.counts(), (1, 1));
+    // One launch for the step, and one for each input register.
+    assert_eq!(program.counts(), (4, 1));
     pollster::block_on(program.drain()).unwrap();
     drop(program);
     backend.release(&slots);
