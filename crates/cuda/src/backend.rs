@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Asks a driver for `(free, total)` bytes.
-pub(crate) type Probe = Box<dyn Fn() -> Option<(u64, u64)>>;
+pub type Probe = Box<dyn Fn() -> Option<(u64, u64)>>;
 
 /// A device behind a CubeCL runtime: `CubeBackend<CudaRuntime>` is CUDA, `CubeBackend<WgpuRuntime>` runs the
 /// same kernels where there is no NVIDIA GPU.
@@ -50,8 +50,10 @@ pub(crate) enum Buffers {
 }
 
 impl<R: Runtime> CubeBackend<R> {
-    /// A backend on a client that is open. `probe` asks the driver for free and total memory.
-    pub(crate) fn on(client: ComputeClient<R>, info: DeviceInfo, pool: String, probe: Probe) -> Self {
+    /// A backend on a client that is open, of any CubeCL runtime; `open` does this for CUDA and wgpu.
+    ///
+    /// `pool` names the memory as [`Memory::pool`] does, `probe` asks the driver for it.
+    pub fn on(client: ComputeClient<R>, info: DeviceInfo, pool: String, probe: Probe) -> Self {
         let planes = client.features().plane.contains(Plane::Ops).then(|| plane_size(&client)).flatten();
         let ledger = Rc::new(Ledger::new());
         ledger.enter("staging", Purpose::Staging, STAGING);

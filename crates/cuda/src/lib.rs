@@ -38,7 +38,7 @@ mod weight;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
-pub use backend::CubeBackend;
+pub use backend::{CubeBackend, Probe};
 #[cfg(feature = "cuda")]
 pub use cubecl::cuda::CudaRuntime;
 #[cfg(feature = "wgpu")]
