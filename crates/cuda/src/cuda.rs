@@ -26,7 +26,7 @@ impl CubeBackend<CudaRuntime> {
                 "CUDA's runtime compiler was not found: install NVRTC (libnvrtc) of CUDA 12 or 13",
             ));
         }
-        // CubeCL compiles with the toolkit's headers (cuda_runtime.h) and panics where it has no path to them.
+        // CubeCL compiles with the toolkit's headers (cuda_runtime.h) and panics where it has no path there.
         if !install::cuda_path().is_some_and(|path| path.join("include").is_dir()) {
             return Err(missing(
                 "CUDA's headers were not found: install them and set CUDA_PATH to the toolkit",

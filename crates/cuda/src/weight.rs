@@ -21,7 +21,8 @@ pub(crate) fn aligned(bytes: u64) -> u64 {
 ///   4-bit codes the low nibbles of bytes 0..4 are elements 0..4, the high nibbles elements 4..8.
 /// - scales `[rows]` u32, the first element of each row in the order of absmax, and absmax: canonical, each
 ///   segment padded to whole 8-bit blocks (256 scales).
-/// - state f32: codebook `[16]`; nested: map `[256]` and a pair (absmax, offset) for each 8-bit block; bias `[rows]`.
+/// - state f32: codebook `[16]`; nested: map `[256]` and a pair (absmax, offset) for each 8-bit block; then
+///   bias `[rows]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct WeightLayout {
     pub rows: usize,

@@ -1,6 +1,8 @@
-//! The kernels, each in the file of its step.
+//! The kernels, each in the file of its step, and the parts they are made of.
 
+pub(crate) mod dense;
 pub(crate) mod epilogue;
+pub(crate) mod moments;
 pub(crate) mod norm_linear;
 pub(crate) mod scatter;
 pub(crate) mod variant;

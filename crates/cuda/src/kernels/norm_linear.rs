@@ -7,10 +7,13 @@
 //! 8-bit codes are in shared memory: one conflict-free read a weight.
 //!
 //! `1 / rms` is a factor of a whole row of `x`, so RMS norm applies it to the finished sums; only the norm's
-//! weight is multiplied in on the way. LayerNorm is applied as `x` is read. `tile_batch` rows of `x` share each decoded weight.
+//! weight is multiplied in on the way. LayerNorm is applied as `x` is read. `tile_batch` rows of `x` share
+//! each decoded weight.
 
+use super::dense::dense_quad;
 use super::epilogue::{Residual, activate, with_bias};
-use super::variant::{Elements, Norming, Variant};
+use super::moments::{moments, sum_over_team};
+use super::variant::{Norming, Variant};
 use super::{GROUP, Quad};
 use cubecl::prelude::*;
 
@@ -24,11 +27,12 @@ const QUADS: usize = GROUP / 4;
 ///   or one f32 a word.
 /// - `state` `[16]` codebook, `[256]` map if nested, `[blocks / 256, 2]` absmax and offset if nested,
 ///   then from `bias_at` the bias `[rows]`.
-/// - `norm` weight `[groups * 32]`, then bias `[groups * 32]` if it has one; `input` `[batch, groups * 32]`, zero beyond `cols`.
+/// - `norm` weight `[groups * 32]`, then bias `[groups * 32]` if it has one.
+/// - `input` `[batch, groups * 32]`, zero beyond `cols`.
 /// - `residual` and `out` `[batch, stride]`, of which `at..` is read and written.
 ///
-/// Blocks are of `1 << shift` weights. `act` is an `Activation`, `added` a `Residual`, `gated` 1 if rows come in
-/// pairs gate, up; these are no variants, since each variant costs CUDA's compiler about a second.
+/// Blocks are of `1 << shift` weights. `act` is the number of an activation, `added` a [`Residual`], `gated` 1
+/// if rows come in pairs gate, up. These are no variants, since each variant is compiled when it first runs.
 #[cube(launch_unchecked)]
 pub(crate) fn norm_linear(
     codes: &Array<Quad<u32>>,
@@ -79,45 +83,25 @@ pub(crate) fn norm_linear(
     if comptime!(elements.nested()) {
         load(&mut map, state, 16usize, 256usize, units);
     }
-    // Means and inverse deviations of this cube's rows of `x`, the same for all its units. The factor of
-    // RMS norm is kept for the end.
+    // The factor of RMS norm is kept for the end, where units change rows.
     let mut mean = Array::<f32>::new(tile_batch);
     let mut inverse = Array::<f32>::new(tile_batch);
     if comptime!(variant.norm != Norming::None) {
-        let quads = groups * QUADS;
-        #[unroll]
-        for m in 0..tile_batch {
-            let row = min(first_input + m, batch as usize - 1);
-            mean[m] = 0.0f32;
-            if comptime!(variant.norm.centers()) {
-                let mut sum = 0.0f32;
-                let mut quad = unit;
-                while quad < quads {
-                    let x = input[row * quads + quad];
-                    sum += x[0] + x[1] + x[2] + x[3];
-                    quad += units;
-                }
-                mean[m] = sum_over_cube(sum, &mut partial, &mut totals, variant) / f32::cast_from(cols);
-            }
-            let mut squares = 0.0f32;
-            let mut quad = unit;
-            while quad < quads {
-                let x = input[row * quads + quad];
-                #[unroll]
-                for i in 0..4usize {
-                    // Padding is zero, which is no longer zero when it is centered.
-                    let centered = x[i] - mean[m];
-                    if comptime!(variant.norm.centers()) {
-                        squares += select(quad * 4 + i < cols as usize, centered * centered, 0.0f32);
-                    } else {
-                        squares += centered * centered;
-                    }
-                }
-                quad += units;
-            }
-            let squares = sum_over_cube(squares, &mut partial, &mut totals, variant);
-            inverse[m] = 1.0f32 / f32::sqrt(squares / f32::cast_from(cols) + eps);
-            if unit == 0 {
+        moments(
+            input,
+            first_input,
+            cols,
+            batch,
+            eps,
+            &mut mean,
+            &mut inverse,
+            &mut partial,
+            &mut totals,
+            variant,
+        );
+        if unit == 0 {
+            #[unroll]
+            for m in 0..tile_batch {
                 inverse_rms[m] = inverse[m];
             }
         }
@@ -287,50 +271,6 @@ fn load(
     }
 }
 
-/// The sum of `value` over all units of the cube, for each of them.
-#[cube]
-fn sum_over_cube(
-    value: f32,
-    partial: &mut SharedMemory<f32>,
-    totals: &mut SharedMemory<f32>,
-    #[comptime] variant: Variant,
-) -> f32 {
-    let lanes = comptime!(variant.lanes);
-    let sum = sum_over_team(value, partial, variant);
-    let unit = UNIT_POS as usize;
-    let lane = unit % lanes;
-    if lane == 0 {
-        totals[unit / lanes] = sum;
-    }
-    sync_cube();
-    let mut total = 0.0f32;
-    for team in 0..comptime!(variant.teams) {
-        total += totals[team];
-    }
-    sync_cube();
-    total
-}
-
-/// The sum of `value` over the units of a team, for each of them. Called by all units of the cube.
-#[cube]
-fn sum_over_team(value: f32, partial: &mut SharedMemory<f32>, #[comptime] variant: Variant) -> f32 {
-    if comptime!(variant.planes) {
-        plane_sum(value)
-    } else {
-        let lanes = comptime!(variant.lanes);
-        let unit = UNIT_POS as usize;
-        partial[unit] = value;
-        sync_cube();
-        let first = unit / lanes * lanes;
-        let mut sum = 0.0f32;
-        for i in 0..lanes {
-            sum += partial[first + i];
-        }
-        sync_cube();
-        sum
-    }
-}
-
 /// The scale of `block`: a plain f32, or `map[code] * absmax + offset` (Dettmers et al. 2023, section 3,
 /// "double quantization"). Codes are four to a word after the `rows` starts of rows.
 #[cube]
@@ -350,49 +290,4 @@ fn absmax(
     } else {
         f32::reinterpret(scales[(rows + block) as usize])
     }
-}
-
-/// Columns `4 q .. 4 q + 4` of a dense group.
-#[cube]
-fn dense_quad(
-    codes: &Array<Quad<u32>>,
-    group: usize,
-    #[comptime] q: usize,
-    #[comptime] elements: Elements,
-) -> Quad<f32> {
-    let mut weight = Quad::<f32>::empty();
-    if comptime!(elements == Elements::F32) {
-        let words = codes[group * 8 + q];
-        #[unroll]
-        for i in 0..4usize {
-            weight[i] = f32::reinterpret(words[i]);
-        }
-    } else {
-        let words = codes[group * 4 + q / 2];
-        #[unroll]
-        for i in 0..4usize {
-            let word = words[comptime!(q % 2 * 2 + i / 2)];
-            let bits = (word >> comptime!(i as u32 % 2 * 16)) & 0xFFFFu32;
-            if comptime!(elements == Elements::Bf16) {
-                weight[i] = f32::reinterpret(bits << 16u32);
-            } else {
-                weight[i] = widen_f16(bits);
-            }
-        }
-    }
-    weight
-}
-
-/// A binary16 number as f32, by its bits: not every runtime has the type. Subnormal ones go through an
-/// integer, since GPUs may flush them.
-#[cube]
-fn widen_f16(bits: u32) -> f32 {
-    let magnitude = bits & 0x7FFFu32;
-    let sign = (bits & 0x8000u32) << 16u32;
-    let subnormal = f32::cast_from(magnitude) * 5.960_464_5e-8f32;
-    // 112 is the difference of the exponents' biases; infinities and NaNs keep all ones.
-    let rebias = select(magnitude >= 0x7C00u32, 224u32 << 23u32, 112u32 << 23u32);
-    let normal = f32::reinterpret((magnitude << 13u32) + rebias);
-    let positive = select(magnitude < 0x400u32, subnormal, normal);
-    select(sign == 0u32, positive, -positive)
 }
