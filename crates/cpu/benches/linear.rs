@@ -11,7 +11,7 @@ use halfbyte_backend::{
     random::Stream,
 };
 use halfbyte_cpu::CpuBackend;
-use halfbyte_quant::{QuantSpec, quantize};
+use halfbyte_quant::{QuantSpec, Source, quantize};
 use pollster::block_on;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -26,7 +26,7 @@ impl WeightSource for Made {
             let mut stream = Stream::new(1);
             let few: Vec<f32> = (0..65_537).map(|_| stream.normal() * 0.02).collect();
             let values: Vec<f32> = few.iter().cycle().take(segment.rows * segment.cols).copied().collect();
-            let quantized = quantize(values.as_slice(), QuantSpec::default())
+            let quantized = quantize(Source::F32(&values), QuantSpec::default())
                 .map_err(|fault| Fault::Source(fault.to_string()))?;
             Ok(Canonical::Quantized(Cow::Owned(quantized)))
         })

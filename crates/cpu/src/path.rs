@@ -13,7 +13,7 @@ pub const PATH_VARIABLE: &str = "HALFBYTE_CPU";
 /// A set of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
-    /// AVX-512F: Intel and AMD servers, AMD desktops since Zen 4.
+    /// AVX-512 (F, VL, BW, DQ): Intel and AMD servers, AMD desktops since Zen 4.
     Avx512,
     /// AVX2, FMA and F16C: almost every x86-64 processor since 2013.
     Avx2,

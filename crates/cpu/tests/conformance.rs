@@ -15,9 +15,9 @@ fn the_reference_agrees_with_the_oracle() {
 }
 
 #[test]
-fn every_path_passes_the_table() {
+fn every_fast_path_passes_the_table() {
     let reference = CpuBackend::scalar();
-    for path in Path::ALL.into_iter().filter(|path| path.available()) {
+    for path in Path::ALL.into_iter().filter(|&path| path.available() && path != Path::Scalar) {
         let options = CpuOptions { path: Some(path), ..CpuOptions::default() };
         let subject = CpuBackend::with(options).expect("an available path");
         let report = block_on(conformance::run(&reference, &subject, &mut |_| {}));

@@ -5,9 +5,10 @@
 //! sixteen odd elements of 32, and activations are put into that order once instead of weights every
 //! time: [`arrange`]. Other matrices are decoded one by one into a tile in their own order.
 
-use crate::matrix::{Codes, Tensor};
+use crate::matrix::{Codes, Scales, Tensor};
 use crate::simd::Lanes;
 use halfbyte_backend::DType;
+use halfbyte_quant::NESTED_BLOCKSIZE;
 
 /// Whether rows of `cols` weights decode 32 at a time.
 pub(crate) fn even_odd(tensor: &Tensor, cols: usize) -> bool {
@@ -25,7 +26,8 @@ pub(crate) fn arrange(x: &mut [f32]) {
     }
 }
 
-/// `codes[start .. start + cols] · x[m]` for `M` rows of arranged activations, each `[cols]`.
+/// `codes[start .. start + cols] · x[m]` for `M` rows of arranged activations, each `[cols]`. `start` and
+/// `cols` are multiples of 32.
 #[inline(always)]
 pub(crate) fn quant_dot<L: Lanes, const M: usize>(
     lanes: L,
@@ -34,28 +36,84 @@ pub(crate) fn quant_dot<L: Lanes, const M: usize>(
     cols: usize,
     x: [&[f32]; M],
 ) -> [f32; M] {
-    let x: [&[[f32; 32]]; M] = std::array::from_fn(|m| &x[m].as_chunks().0[..cols / 32]);
+    match &codes.scales {
+        Scales::Plain(values) => scaled_dot(
+            lanes,
+            codes,
+            start,
+            cols,
+            x,
+            #[inline(always)]
+            |block| values[block],
+        ),
+        Scales::Nested { codes: scales, absmax, map, offset } => scaled_dot(
+            lanes,
+            codes,
+            start,
+            cols,
+            x,
+            #[inline(always)]
+            |block| map[usize::from(scales[block])] * absmax[block / NESTED_BLOCKSIZE] + offset,
+        ),
+    }
+}
+
+/// [`quant_dot`] for one kind of scales: one look-up of a scale serves 64 weights where it can.
+#[inline(always)]
+fn scaled_dot<L: Lanes, const M: usize>(
+    lanes: L,
+    codes: &Codes,
+    start: usize,
+    cols: usize,
+    x: [&[f32]; M],
+    scale: impl Fn(usize) -> f32,
+) -> [f32; M] {
+    if codes.blocksize >= 64 && cols.is_multiple_of(64) && start.is_multiple_of(64) {
+        grouped_dot::<L, M, 2>(lanes, codes, start, cols, x, scale)
+    } else {
+        grouped_dot::<L, M, 1>(lanes, codes, start, cols, x, scale)
+    }
+}
+
+/// [`scaled_dot`] in steps of `32 * G` weights, each of one scale.
+#[inline(always)]
+fn grouped_dot<L: Lanes, const M: usize, const G: usize>(
+    lanes: L,
+    codes: &Codes,
+    start: usize,
+    cols: usize,
+    x: [&[f32]; M],
+    scale: impl Fn(usize) -> f32,
+) -> [f32; M] {
     let packed: &[[u8; 16]] = codes.packed[start / 2..][..cols / 2].as_chunks().0;
+    let packed: &[[[u8; 16]; G]] = packed.as_chunks().0;
+    // Loops instead of `array::from_fn`: its closures are compiled without these instructions.
+    let mut groups: [&[[[f32; 32]; G]]; M] = [&[]; M];
+    for m in 0..M {
+        let x: &[[f32; 32]] = x[m].as_chunks().0;
+        groups[m] = &x.as_chunks().0[..packed.len()];
+    }
     let shift = codes.blocksize.trailing_zeros();
-    let mut even = [lanes.splat(0.0); M];
-    let mut odd = [lanes.splat(0.0); M];
-    let mut at = 0;
-    while at < cols / 32 {
-        let element = start + at * 32;
-        let left = (codes.blocksize - (element & (codes.blocksize - 1))) / 32;
-        let end = (at + left).min(cols / 32);
-        let book = lanes.book(&codes.code, codes.scale(element >> shift));
-        for k in at..end {
-            let (high, low) = lanes.look_up(&packed[k], book);
+    // Sums that do not wait for each other: with one row there are registers to spare.
+    let chains = if M == 1 && L::GROUP > 2 { 4 } else { 2 };
+    let mut sums = [[lanes.splat(0.0); 4]; M];
+    for (k, packed) in packed.iter().enumerate() {
+        let book = lanes.book(&codes.code, scale((start + k * 32 * G) >> shift));
+        for (g, packed) in packed.iter().enumerate() {
+            let (even, odd) = lanes.look_up(packed, book);
             for m in 0..M {
-                let (x_even, x_odd) = halves(&x[m][k]);
-                even[m] = lanes.mul_add(high, lanes.load(x_even), even[m]);
-                odd[m] = lanes.mul_add(low, lanes.load(x_odd), odd[m]);
+                let (x_even, x_odd) = halves(&groups[m][k][g]);
+                let (i, j) = (2 * g % chains, (2 * g + 1) % chains);
+                sums[m][i] = lanes.mul_add(even, lanes.load(x_even), sums[m][i]);
+                sums[m][j] = lanes.mul_add(odd, lanes.load(x_odd), sums[m][j]);
             }
         }
-        at = end;
     }
-    std::array::from_fn(|m| lanes.sum(lanes.add(even[m], odd[m])))
+    let mut totals = [0.0; M];
+    for (total, [a, b, c, d]) in totals.iter_mut().zip(sums) {
+        *total = lanes.sum(lanes.add(lanes.add(a, c), lanes.add(b, d)));
+    }
+    totals
 }
 
 /// Decodes `codes[start .. start + out.len()]` in the arranged order.
@@ -169,24 +227,30 @@ fn dense_dot_of<L: Lanes, const M: usize, const BYTES: usize>(
     load: impl Fn(&[u8; BYTES]) -> L::V,
 ) -> [f32; M] {
     let (body, tail) = bytes.as_chunks::<BYTES>();
-    let x: [&[[f32; 16]]; M] = std::array::from_fn(|m| x[m].as_chunks().0);
-    let mut sums = [[lanes.splat(0.0); 2]; M];
+    let mut chunks: [&[[f32; 16]]; M] = [&[]; M];
+    for m in 0..M {
+        chunks[m] = x[m].as_chunks().0;
+    }
     let (pairs, last) = body.as_chunks::<2>();
+    let mut sums = [[lanes.splat(0.0); 2]; M];
     for (k, pair) in pairs.iter().enumerate() {
         let w = [load(&pair[0]), load(&pair[1])];
         for m in 0..M {
-            sums[m][0] = lanes.mul_add(w[0], lanes.load(&x[m][2 * k]), sums[m][0]);
-            sums[m][1] = lanes.mul_add(w[1], lanes.load(&x[m][2 * k + 1]), sums[m][1]);
+            sums[m][0] = lanes.mul_add(w[0], lanes.load(&chunks[m][2 * k]), sums[m][0]);
+            sums[m][1] = lanes.mul_add(w[1], lanes.load(&chunks[m][2 * k + 1]), sums[m][1]);
         }
     }
     if let Some(last) = last.first() {
         let w = load(last);
         for m in 0..M {
-            sums[m][0] = lanes.mul_add(w, lanes.load(&x[m][2 * pairs.len()]), sums[m][0]);
+            sums[m][0] = lanes.mul_add(w, lanes.load(&chunks[m][2 * pairs.len()]), sums[m][0]);
         }
     }
-    let mut totals: [f32; M] = std::array::from_fn(|m| lanes.sum(lanes.add(sums[m][0], sums[m][1])));
-    for (total, x) in totals.iter_mut().zip(x) {
+    let mut totals = [0.0; M];
+    for (total, [a, b]) in totals.iter_mut().zip(sums) {
+        *total = lanes.sum(lanes.add(a, b));
+    }
+    for (total, x) in totals.iter_mut().zip(chunks) {
         for (i, x) in
             x[body.len()..].as_flattened().iter().take(tail.len() / dtype.size() as usize).enumerate()
         {

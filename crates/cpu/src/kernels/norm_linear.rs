@@ -1,7 +1,8 @@
 //! The linear product: every weight is read once for all rows of a pass.
 //!
-//! Up to [`DIRECT_ROWS`] rows (decoding) multiply weights in the registers that they were decoded into.
-//! More rows (prompts) share a tile of decoded weights in the cache, which each thread has of its own.
+//! A few rows (decoding) are multiplied with weights in the registers that these were decoded into; twice
+//! [`Lanes::GROUP`] is as far as that pays. More rows (prompts) share a tile of decoded weights in the
+//! cache, which each thread has of its own.
 
 use super::decode::{self, even_odd};
 use super::tile::Panel;
@@ -13,8 +14,8 @@ use halfbyte_backend::Act;
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
 
-/// The most rows of activations that are multiplied without a tile.
-const DIRECT_ROWS: usize = 4;
+/// Floats of activations that a job keeps in the first-level cache while its weights stream by.
+const STRIP_FLOATS: usize = 4096;
 
 /// Layer rows in one job of a direct product; even, so that gate and up stay together.
 const JOB_ROWS: usize = 16;
@@ -39,17 +40,21 @@ pub(crate) fn product<L: Lanes>(
     }
     let x = &*x;
     let direct = arranged || matches!(weight.tensors[0], Tensor::Dense { .. });
-    if direct && rows <= DIRECT_ROWS {
+    if direct && rows <= 2 * L::GROUP {
         y.par_chunks_mut(JOB_ROWS * rows).enumerate().for_each(|(job, y)| {
-            lanes.run(
-                #[inline(always)]
-                || match rows {
-                    1 => direct_rows::<L, 1>(lanes, weight, job * JOB_ROWS, x, y),
-                    2 => direct_rows::<L, 2>(lanes, weight, job * JOB_ROWS, x, y),
-                    3 => direct_rows::<L, 3>(lanes, weight, job * JOB_ROWS, x, y),
-                    _ => direct_rows::<L, 4>(lanes, weight, job * JOB_ROWS, x, y),
-                },
-            );
+            // What a job reads stays near, so that its later groups of rows read it from the cache.
+            for (group, x) in x.chunks(L::GROUP * columns).enumerate() {
+                let at = group * L::GROUP;
+                lanes.run(
+                    #[inline(always)]
+                    || match x.len() / columns {
+                        1 => direct_rows::<L, 1>(lanes, weight, job * JOB_ROWS, x, at, rows, y),
+                        2 => direct_rows::<L, 2>(lanes, weight, job * JOB_ROWS, x, at, rows, y),
+                        3 => direct_rows::<L, 3>(lanes, weight, job * JOB_ROWS, x, at, rows, y),
+                        _ => direct_rows::<L, 4>(lanes, weight, job * JOB_ROWS, x, at, rows, y),
+                    },
+                );
+            }
             finish(weight, epilogue, job * JOB_ROWS, rows, y);
         });
         return;
@@ -74,21 +79,40 @@ pub(crate) fn product<L: Lanes>(
     });
 }
 
-/// Layer rows from `first` on times `M` rows: `y` is `[job rows, M]`.
+/// Layer rows from `first` on times the `M` rows of `x`, into columns from `at_row` on of `y`, `[job rows, rows]`.
 #[inline(always)]
-fn direct_rows<L: Lanes, const M: usize>(lanes: L, weight: &Matrix, first: usize, x: &[f32], y: &mut [f32]) {
+fn direct_rows<L: Lanes, const M: usize>(
+    lanes: L,
+    weight: &Matrix,
+    first: usize,
+    x: &[f32],
+    at_row: usize,
+    rows: usize,
+    y: &mut [f32],
+) {
     let (cols, columns) = (weight.cols, padded(weight.cols));
-    let x: [&[f32]; M] = std::array::from_fn(|m| &x[m * columns..][..columns]);
-    for (j, y) in y.chunks_exact_mut(M).enumerate() {
-        let (tensor, at) = weight.source(first + j);
-        let sums = match tensor {
-            Tensor::Quant(codes) => decode::quant_dot(lanes, codes, at * cols, cols, x),
-            Tensor::Dense { dtype, bytes } => {
-                let size = dtype.size() as usize;
-                decode::dense_dot(lanes, *dtype, &bytes[at * cols * size..][..cols * size], x)
+    // A multiple of every width that kernels step by.
+    let strip = (STRIP_FLOATS / M).next_multiple_of(64);
+    for left in (0..cols).step_by(strip) {
+        let right = cols.min(left + strip);
+        let mut strips: [&[f32]; M] = [&[]; M];
+        for (strip_of, x) in strips.iter_mut().zip(x.chunks_exact(columns)) {
+            *strip_of = &x[left..columns.min(left + strip)];
+        }
+        for (j, y) in y.chunks_exact_mut(rows).enumerate() {
+            let (tensor, at) = weight.source(first + j);
+            let start = at * cols + left;
+            let sums = match tensor {
+                Tensor::Quant(codes) => decode::quant_dot(lanes, codes, start, right - left, strips),
+                Tensor::Dense { dtype, bytes } => {
+                    let size = dtype.size() as usize;
+                    decode::dense_dot(lanes, *dtype, &bytes[start * size..][..(right - left) * size], strips)
+                }
+            };
+            for (y, sum) in y[at_row..].iter_mut().zip(sums) {
+                *y = if left == 0 { sum } else { *y + sum };
             }
-        };
-        y.copy_from_slice(&sums);
+        }
     }
 }
 

@@ -62,11 +62,21 @@ fn block<L: Lanes, const W: usize, const X: usize>(
     y: &mut [f32],
 ) {
     let chunks = panel.columns / 16;
-    let weights: [&[[f32; 16]]; W] = std::array::from_fn(|j| &panel.weight(weight + j)[..chunks]);
-    let inputs: [&[[f32; 16]]; X] = std::array::from_fn(|r| &panel.input(row + r)[..chunks]);
+    // Loops instead of `array::from_fn`: its closures are compiled without these instructions.
+    let mut weights: [&[[f32; 16]]; W] = [&[]; W];
+    for (j, slice) in weights.iter_mut().enumerate() {
+        *slice = &panel.weight(weight + j)[..chunks];
+    }
+    let mut inputs: [&[[f32; 16]]; X] = [&[]; X];
+    for (r, slice) in inputs.iter_mut().enumerate() {
+        *slice = &panel.input(row + r)[..chunks];
+    }
     let mut sums = [[lanes.splat(0.0); X]; W];
     for k in 0..chunks {
-        let w: [L::V; W] = std::array::from_fn(|j| lanes.load(&weights[j][k]));
+        let mut w = [lanes.splat(0.0); W];
+        for (w, weights) in w.iter_mut().zip(weights) {
+            *w = lanes.load(&weights[k]);
+        }
         for r in 0..X {
             let x = lanes.load(&inputs[r][k]);
             for j in 0..W {

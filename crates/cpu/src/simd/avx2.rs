@@ -45,6 +45,7 @@ fn choose(codes: __m256i, book: (__m256, __m256)) -> __m256 {
 impl Lanes for Avx2 {
     type V = (__m256, __m256);
     type Book = (__m256, __m256);
+    const GROUP: usize = 2;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {

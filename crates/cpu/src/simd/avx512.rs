@@ -1,22 +1,28 @@
-//! AVX-512F: sixteen floats are one register, and a codebook is another.
+//! AVX-512: sixteen floats are one register, and a codebook is another.
 
 use super::Lanes;
 use crate::kernels::tile::{self, Panel};
 use crate::program::Kernels;
 use std::arch::x86_64::*;
 
-/// Proof that the processor has AVX-512F. Made by [`Avx512::kernels`] alone.
+/// Proof that the processor has AVX-512 F, VL, BW and DQ. Made by [`Avx512::kernels`] alone.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     /// The kernels, if this processor can run them.
     pub fn kernels() -> Option<&'static dyn Kernels> {
-        is_x86_feature_detected!("avx512f").then_some(&crate::kernels::Fast(Avx512(())))
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("fma");
+        has.then_some(&crate::kernels::Fast(Avx512(())))
     }
 }
 
-#[target_feature(enable = "avx512f")]
+// Intrinsics here are AVX-512F; without VL, compilers leave half of the registers unused.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
 fn enabled<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
@@ -24,10 +30,11 @@ fn enabled<R>(work: impl FnOnce() -> R) -> R {
 impl Lanes for Avx512 {
     type V = __m512;
     type Book = __m512;
+    const GROUP: usize = 4;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        // SAFETY: `self` proves that the processor has AVX-512F.
+        // SAFETY: `self` proves that the processor has all of `enabled`'s features.
         unsafe { enabled(work) }
     }
 

@@ -21,6 +21,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Sixteen values to look codes up in.
     type Book: Copy;
 
+    /// Rows of activations, at most 4, that are multiplied with a weight while it is in a register: two
+    /// sums for each must fit beside it.
+    const GROUP: usize;
+
     /// Runs `work` where these instructions may be used. Closures and what they call must be
     /// `#[inline(always)]` to be compiled for them.
     fn run<R>(self, work: impl FnOnce() -> R) -> R;

@@ -62,6 +62,7 @@ fn convert(bytes: int8x16_t) -> [float32x4_t; 4] {
 impl Lanes for Neon {
     type V = [float32x4_t; 4];
     type Book = Planes;
+    const GROUP: usize = 2;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {

@@ -31,6 +31,7 @@ pub(super) fn widen_f16(bits: u16) -> f32 {
 impl Lanes for Portable {
     type V = [f32; 16];
     type Book = [f32; 16];
+    const GROUP: usize = 1;
 
     #[inline(always)]
     fn run<R>(self, work: impl FnOnce() -> R) -> R {

@@ -1,0 +1,133 @@
+//! The linear product of every fast path against the reference, where blocks, strips, tiles and groups of
+//! rows begin and end.
+
+use half::{bf16, f16};
+use halfbyte_backend::random::Stream;
+use halfbyte_backend::{
+    Act, Answer, Arrangement, Backend, Canonical, Caps, DType, Fault, Format, Fut, Input, Kind, LinearShape,
+    LinearStep, Output, Place, Pre, Purpose, Reg, Rows, Segment, Step, Stretch, Want, WantId, WeightSource,
+};
+use halfbyte_cpu::{CpuBackend, CpuOptions, Path};
+use halfbyte_quant::{QuantSpec, QuantType, Source, quantize};
+use pollster::block_on;
+use std::borrow::Cow;
+
+/// Normal weights; segments differ by their names.
+struct Normal;
+
+impl WeightSource for Normal {
+    fn segment<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Canonical<'a>> {
+        Box::pin(async move {
+            let mut stream = Stream::new(segment.tensor.len() as u64);
+            let values: Vec<f32> = (0..segment.rows * segment.cols).map(|_| stream.normal()).collect();
+            let bytes: Vec<u8> = match segment.format {
+                Format::Dense(DType::F32) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                Format::Dense(DType::F16) => {
+                    values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect()
+                }
+                Format::Dense(DType::Bf16) => {
+                    values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
+                }
+                Format::Quant(format) => {
+                    let quantized = quantize(Source::F32(&values), format.into())
+                        .map_err(|fault| Fault::Source(fault.to_string()))?;
+                    return Ok(Canonical::Quantized(Cow::Owned(quantized)));
+                }
+            };
+            let Format::Dense(dtype) = segment.format else { unreachable!() };
+            Ok(Canonical::Dense { dtype, bytes: Cow::Owned(bytes) })
+        })
+    }
+
+    fn vector<'a>(&'a self, _: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
+        Box::pin(async move { Ok((0..len).map(|i| i as f32 * 0.01 - 0.2).collect()) })
+    }
+}
+
+/// `[batch, rows / 2]`: a gated product of two interleaved segments, the second without a bias.
+fn product(backend: &CpuBackend, format: Format, rows: usize, cols: usize, hidden: &[f32]) -> Vec<f32> {
+    let segment = |tensor: &str, bias: Option<&str>| Segment {
+        tensor: tensor.into(),
+        rows: rows / 2,
+        cols,
+        format,
+        bias: bias.map(str::to_owned),
+        transposed: false,
+    };
+    let segments = vec![segment("gate", Some("bias")), segment("up", None)];
+    let kind = Kind::Linear(LinearShape { segments, arrangement: Arrangement::Interleaved });
+    let want = Want { name: "gate_up".into(), purpose: Purpose::Weights, kind };
+    let step = LinearStep {
+        input: Reg(0),
+        pre: Pre::default(),
+        weight: WantId(0),
+        act: Act::Silu,
+        gated: true,
+        residual: None,
+        out: Reg(1),
+        at: 0,
+    };
+    let stretch = Stretch {
+        wants: vec![want],
+        steps: vec![Step::Linear(step)],
+        widths: vec![cols, rows / 2],
+        inputs: vec![Reg(0)],
+        outputs: vec![Reg(1)],
+    };
+    let batch = hidden.len() / cols;
+    let slots = block_on(backend.reserve(&stretch.wants)).unwrap();
+    block_on(backend.upload(slots[0], &stretch.wants[0], &Normal)).unwrap();
+    let caps = Caps { rows: batch, outputs: 0 };
+    let mut program = block_on(backend.compile(&stretch, &slots, caps)).unwrap();
+    let places: Vec<Place> =
+        (0..batch as u32).map(|position| Place { sequence: 0, position, token_type: 0 }).collect();
+    let rows = Rows { input: Input::Hidden(hidden), places: &places, output: Output::Hidden };
+    let answer = block_on(program.submit(&rows).unwrap()).unwrap();
+    drop(program);
+    backend.release(&slots);
+    let Answer::Hidden(values) = answer else { panic!("{answer:?}") };
+    values
+}
+
+fn quant(quant_type: QuantType, blocksize: usize, double_quant: bool) -> Format {
+    Format::Quant(QuantSpec { quant_type, blocksize, double_quant }.into())
+}
+
+#[test]
+fn products_agree_at_every_boundary() {
+    let reference = CpuBackend::scalar();
+    let subjects: Vec<CpuBackend> = Path::ALL
+        .into_iter()
+        .filter(|&path| path.available() && path != Path::Scalar)
+        .map(|path| CpuBackend::with(CpuOptions { path: Some(path), ..CpuOptions::default() }).unwrap())
+        .collect();
+    assert!(!subjects.is_empty());
+    let formats = [
+        Format::Dense(DType::F32),
+        Format::Dense(DType::F16),
+        Format::Dense(DType::Bf16),
+        quant(QuantType::Nf4, 64, true),
+        quant(QuantType::Fp4, 32, false),
+        quant(QuantType::Nf4, 256, true),
+    ];
+    // Columns: fewer than a vector, odd, half a block more than some, more than a strip of 4 rows.
+    let shapes = [(6, 7), (38, 33), (18, 96), (70, 160), (2, 1), (34, 1120), (10, 4160)];
+    let mut stream = Stream::new(5);
+    for format in formats {
+        for (rows, cols) in shapes {
+            for batch in [1, 2, 3, 4, 5, 8, 9, 67] {
+                let hidden: Vec<f32> = (0..batch * cols).map(|_| stream.normal()).collect();
+                let right = product(&reference, format, rows, cols, &hidden);
+                for subject in &subjects {
+                    let found = product(subject, format, rows, cols, &hidden);
+                    let difference: f64 =
+                        right.iter().zip(&found).map(|(r, f)| f64::from(r - f).powi(2)).sum();
+                    let size: f64 = right.iter().map(|&r| f64::from(r).powi(2)).sum();
+                    let error = (difference / size).sqrt();
+                    let path = subject.path();
+                    assert!(error < 2e-6, "{path}: {format:?} {rows}x{cols}, {batch} rows: {error:e}");
+                }
+            }
+        }
+    }
+}
