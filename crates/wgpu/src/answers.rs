@@ -12,8 +12,19 @@ pub(crate) struct Pending {
     buffer: wgpu::Buffer,
     len: u64,
     signal: Signal,
-    /// The bytes, once they were fetched: the buffer is then free again.
-    bytes: RefCell<Option<Vec<u8>>>,
+    state: RefCell<State>,
+}
+
+/// Where an answer's bytes are.
+#[derive(Debug, Default)]
+enum State {
+    /// In the buffer, now or soon.
+    #[default]
+    Mapped,
+    /// Here; the buffer is free again.
+    Fetched(Vec<u8>),
+    /// With the caller.
+    Taken,
 }
 
 /// Buffers that take answers in turn.
@@ -50,7 +61,7 @@ impl Ring {
         let (buffer, slot) = self.slots.get_mut(index)?;
         let signal = Signal::default();
         signal.map(buffer, wgpu::MapMode::Read);
-        let pending = Rc::new(Pending { buffer: buffer.clone(), len, signal, bytes: RefCell::default() });
+        let pending = Rc::new(Pending { buffer: buffer.clone(), len, signal, state: RefCell::default() });
         *slot = Some(pending.clone());
         Some(pending)
     }
@@ -59,21 +70,22 @@ impl Ring {
 impl Pending {
     /// Takes the bytes out of the mapped buffer, if that was not done.
     fn fetch(&self) {
-        let mut bytes = self.bytes.borrow_mut();
-        if bytes.is_none() {
-            *bytes = Some(self.buffer.slice(..self.len).get_mapped_range().to_vec());
+        let mut state = self.state.borrow_mut();
+        if let State::Mapped = *state {
+            *state = State::Fetched(self.buffer.slice(..self.len).get_mapped_range().to_vec());
             self.buffer.unmap();
         }
     }
 
     /// Awaits the bytes.
     pub(crate) async fn bytes(&self, gpu: &Gpu) -> Result<Vec<u8>, Fault> {
-        if self.bytes.borrow().is_none() {
-            let mapped = self.signal.wait(&gpu.device).await;
-            gpu.check()?;
-            mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
-            self.fetch();
+        let mapped = self.signal.wait(&gpu.device).await;
+        gpu.check()?;
+        mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
+        self.fetch();
+        match self.state.replace(State::Taken) {
+            State::Fetched(bytes) => Ok(bytes),
+            State::Mapped | State::Taken => Err(Fault::Internal("an answer was taken twice".into())),
         }
-        Ok(self.bytes.take().unwrap_or_default())
     }
 }
