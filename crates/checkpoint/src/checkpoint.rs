@@ -22,6 +22,7 @@ pub struct Checkpoint {
     pub generation: GenerationConfig,
     shards: Vec<FileBytes>,
     tokenizer: TokenizerFiles,
+    generation_file: Option<FileBytes>,
 }
 
 impl Checkpoint {
@@ -49,6 +50,7 @@ impl Checkpoint {
             generation,
             shards: files.shards,
             tokenizer: files.tokenizer,
+            generation_file: files.generation,
         })
     }
 
@@ -86,6 +88,19 @@ impl Checkpoint {
             let mut dtypes = self.index.iter().map(|tensor| tensor.dtype);
             dtypes.find(|dtype| dtype.is_float())
         })
+    }
+
+    /// The small files that came with it, by the names that they have in a model's directory, without
+    /// `config.json`.
+    pub fn companions(&self) -> impl Iterator<Item = (&'static str, &FileBytes)> {
+        let files = [
+            ("generation_config.json", &self.generation_file),
+            ("tokenizer.json", &self.tokenizer.tokenizer),
+            ("tokenizer_config.json", &self.tokenizer.config),
+            ("special_tokens_map.json", &self.tokenizer.special_tokens),
+            ("chat_template.jinja", &self.tokenizer.chat_template),
+        ];
+        files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?)))
     }
 
     /// Whether the checkpoint came with a tokenizer.

@@ -15,6 +15,22 @@ pub enum CheckpointError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file could not be written.
+    #[error("cannot write {file}: {source}; free space, or choose another directory")]
+    Write {
+        /// The path.
+        file: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A directory cannot be written into.
+    #[error("cannot write into {dir}: {problem}")]
+    Output {
+        /// The directory.
+        dir: String,
+        /// Why not, and what to do.
+        problem: String,
+    },
     /// A safetensors file is truncated, damaged or hostile.
     #[error("{file} is not a usable safetensors file: {problem}; download or write it again")]
     Header {

@@ -2,7 +2,8 @@
 //!
 //! The readers take bytes, so they also work in a browser; [`ModelFiles`] gathers the bytes of one
 //! model and [`Checkpoint`] is what they make of it. Files and memory maps are in [`native`], the Hub
-//! in [`hub`], each behind the feature of its name.
+//! in [`hub`], each behind the feature of its name. With files comes [`write`], which writes bitsandbytes
+//! 4-bit checkpoints.
 //!
 //! ```no_run
 //! use halfbyte_checkpoint::Checkpoint;
@@ -27,6 +28,8 @@ pub mod decode_stream;
 pub mod dtype;
 pub mod error;
 pub mod files;
+#[cfg(feature = "native")]
+pub mod fingerprint;
 pub mod generation;
 pub mod header;
 #[cfg(feature = "hub")]
@@ -37,8 +40,11 @@ pub mod native;
 pub mod quant_state;
 pub mod quantization;
 pub mod rope;
+pub mod selection;
 mod strftime;
 pub mod tokenizer;
+#[cfg(feature = "native")]
+pub mod write;
 
 pub use chat_template::ChatMessage;
 pub use checkpoint::Checkpoint;
@@ -55,4 +61,7 @@ pub use index::{ShardIndex, TensorIndex};
 pub use quant_state::{QuantState, QuantizedWeight};
 pub use quantization::QuantizationConfig;
 pub use rope::{RopeKind, RopeScaling};
+pub use selection::{Fate, Selection};
 pub use tokenizer::Tokenizer;
+#[cfg(feature = "native")]
+pub use write::{WriteOptions, WriteReport, quantized_bytes, write_quantized};
