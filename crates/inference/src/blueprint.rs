@@ -16,6 +16,30 @@ pub struct Block {
     pub inputs: Vec<Reg>,
 }
 
+/// What a model is for: what its last block gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Task {
+    /// Continue a text: logits over the vocabulary, a KV cache.
+    Generate,
+    /// Label a text: logits over the labels at its first token.
+    ClassifySequence,
+    /// Label each token of a text: logits over the labels at every one.
+    ClassifyTokens,
+    /// Hidden states of a text, and a pooled one where the checkpoint has a pooler.
+    Embed,
+}
+
+impl std::fmt::Display for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Task::Generate => "text generation",
+            Task::ClassifySequence => "sequence classification",
+            Task::ClassifyTokens => "token classification",
+            Task::Embed => "embeddings",
+        })
+    }
+}
+
 /// A model: what it wants and what it does, block by block. Pure data, made from headers alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Blueprint {
@@ -27,8 +51,19 @@ pub struct Blueprint {
     pub widths: Vec<usize>,
     /// The model in order.
     pub blocks: Vec<Block>,
-    /// Rows of the embedding; logits have as many.
+    /// What it is for.
+    pub task: Task,
+    /// Rows of the embedding: token ids are below it.
     pub vocab: usize,
+    /// Width of a row of logits: the vocabulary or the labels; 0 if there are none.
+    pub logits: usize,
+    /// The registers that the last block leaves for [`Output::Hidden`](halfbyte_backend::Output::Hidden):
+    /// for [`Task::Embed`] the last hidden state, then the pooled one if there is a pooler; else none.
+    pub outputs: Vec<Reg>,
+    /// Tensors of the head that the checkpoint lacks and that are drawn at random while loading.
+    pub initialized: Vec<String>,
+    /// The standard deviation of what is drawn.
+    pub deviation: f32,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Positions that the model was trained for.
@@ -42,14 +77,15 @@ pub struct Blueprint {
 impl Blueprint {
     /// The blocks of `range` as one stretch: with the wants and registers that they use, renumbered.
     /// It takes hidden states unless it starts with the first block, and leaves some unless it ends
-    /// with the last. A range beyond the blocks is cut.
+    /// with the last of a model that is not for them. A range beyond the blocks is cut.
     pub fn stretch(&self, range: Range<usize>) -> Stretch {
         let range = range.start.min(self.blocks.len())..range.end.min(self.blocks.len());
         let blocks = self.blocks.get(range.clone()).unwrap_or_default();
         let mut steps: Vec<Step> = blocks.iter().flat_map(|block| block.steps.iter().copied()).collect();
         let boundary = |at: usize| self.blocks.get(at).map_or_else(Vec::new, |block| block.inputs.clone());
         let mut inputs = boundary(range.start);
-        let mut outputs = boundary(range.end);
+        let mut outputs =
+            if range.end == self.blocks.len() { self.outputs.clone() } else { boundary(range.end) };
 
         let mut wants = Vec::new();
         let mut want_ids = BTreeMap::new();

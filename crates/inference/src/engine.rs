@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Blueprint, ModelError};
+use crate::{Blueprint, Initialized, ModelError};
 
 /// How far loading has come: reported when a want has been filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,8 @@ impl Engine {
             let slots = backend.reserve(&stretch.wants).await?;
             stages.push(Stage { backend, blocks, stretch, slots, program: None });
         }
-        fill(&stages, source, progress).await?;
+        let source = Initialized::new(source, &blueprint.initialized, blueprint.deviation);
+        fill(&stages, &source, progress).await?;
         for stage in &mut stages {
             stage.compile(caps).await?;
         }

@@ -1,5 +1,6 @@
 //! Why a model cannot be built, loaded or run.
 
+use crate::Task;
 use halfbyte_backend::Fault;
 use halfbyte_checkpoint::CheckpointError;
 
@@ -21,6 +22,18 @@ pub enum ModelError {
         found: String,
         /// All that are known.
         supported: String,
+    },
+    /// The model is for something else.
+    #[error("{architecture} is made for {found}, not for {wanted}: {instead}")]
+    Task {
+        /// What `config.json` names.
+        architecture: String,
+        /// What the model is for.
+        found: Task,
+        /// What it was asked for.
+        wanted: Task,
+        /// What to do instead.
+        instead: String,
     },
     /// The architecture is known, but not with this option.
     #[error("{what} is not supported: {instead}")]

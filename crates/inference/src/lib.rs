@@ -43,6 +43,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blueprint;
+pub mod encode;
 pub mod engine;
 pub mod error;
 pub mod families;
@@ -55,7 +56,8 @@ pub mod source;
 pub mod synthetic;
 pub mod tensors;
 
-pub use blueprint::{Block, Blueprint};
+pub use blueprint::{Block, Blueprint, Task};
+pub use encode::{Encoded, Features, classify, features};
 pub use engine::{DeviceFootprint, Engine, Progress};
 pub use error::ModelError;
 pub use families::build;
@@ -63,6 +65,6 @@ pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate}
 pub use score::{Score, logits, score};
 pub use session::Session;
 pub use settings::Settings;
-pub use source::CheckpointSource;
+pub use source::{CheckpointSource, Initialized};
 pub use synthetic::SyntheticModel;
 pub use tensors::{Stored, Tensors};

@@ -4,7 +4,7 @@ use halfbyte_backend::KvType;
 use halfbyte_checkpoint::ModelConfig;
 use halfbyte_quant::QuantSpec;
 
-use crate::ModelError;
+use crate::{ModelError, Task};
 
 /// The context that is taken where nobody asks for one; shorter where the model's own is.
 pub const DEFAULT_CONTEXT: usize = 4096;
@@ -26,6 +26,12 @@ pub struct Settings {
     /// path (`lm_head`, `model.layers.1`, `self_attn`), or its end (`v_proj`). Output heads and
     /// embeddings never are.
     pub skip_modules: Vec<String>,
+    /// What the model is to be for; `None` takes what its architecture says. An encoder without a
+    /// classifier can be made one, with a head that is drawn at random.
+    pub task: Option<Task>,
+    /// Whether the linear layers of classifiers and poolers are quantized too, as transformers 5 does.
+    /// They are small, and what they lose goes straight into the answer: transformers 4 kept them.
+    pub convert_heads: bool,
 }
 
 impl Default for Settings {
@@ -36,6 +42,8 @@ impl Default for Settings {
             context: None,
             sequences: 1,
             skip_modules: Vec::new(),
+            task: None,
+            convert_heads: false,
         }
     }
 }

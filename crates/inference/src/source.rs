@@ -112,6 +112,64 @@ impl<'c> CheckpointSource<'c> {
     }
 }
 
+/// A source with a new head: the tensors that a checkpoint lacks are drawn at random, all others come from
+/// the source within.
+///
+/// Weights are normal with the model's `initializer_range` (Box and Muller 1958), biases zero, as
+/// transformers makes them; each depends on the tensor's name only, so it comes again the same.
+pub struct Initialized<'a> {
+    inner: &'a dyn WeightSource,
+    names: &'a [String],
+    deviation: f32,
+}
+
+impl<'a> Initialized<'a> {
+    /// `inner`, and the tensors called `names` drawn with a standard deviation of `deviation`.
+    pub fn new(inner: &'a dyn WeightSource, names: &'a [String], deviation: f32) -> Self {
+        Self { inner, names, deviation }
+    }
+
+    fn draws(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+}
+
+impl WeightSource for Initialized<'_> {
+    fn segment<'b>(&'b self, segment: &'b Segment) -> Fut<'b, Canonical<'b>> {
+        if !self.draws(&segment.tensor) {
+            return self.inner.segment(segment);
+        }
+        let values = normal(&segment.tensor, segment.rows * segment.cols, self.deviation);
+        let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+        Box::pin(async move {
+            match segment.format {
+                Format::Dense(dtype) => Ok(Canonical::Dense {
+                    dtype,
+                    bytes: Cow::Owned(convert(Cow::Owned(bytes), TensorDtype::F32, dtype).into_owned()),
+                }),
+                Format::Quant(_) => Err(Fault::Internal(format!("{} is new, yet 4-bit", segment.tensor))),
+            }
+        })
+    }
+
+    fn vector<'b>(&'b self, name: &'b str, len: usize) -> Fut<'b, Vec<f32>> {
+        if !self.draws(name) {
+            return self.inner.vector(name, len);
+        }
+        Box::pin(async move { Ok(vec![0.0; len]) })
+    }
+}
+
+/// `len` normal numbers for the tensor `name`.
+fn normal(name: &str, len: usize, deviation: f32) -> Vec<f32> {
+    // FNV-1a
+    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut stream = halfbyte_backend::random::Stream::new(seed);
+    (0..len).map(|_| stream.normal() * deviation).collect()
+}
+
 /// Elements as they lie in the file.
 struct Bytes<'a> {
     dtype: TensorDtype,

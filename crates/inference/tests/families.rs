@@ -20,6 +20,7 @@ const MODELS: &[&str] = &[
     "phi3_fused",
     "gemma2_softcap",
     "gemma3_text",
+    "gpt2",
 ];
 
 /// Suffixes of the reference, and the quantization that each stands for.

@@ -1,14 +1,14 @@
 //! Collects a model's wants, registers and blocks while its steps are laid out.
 
 use halfbyte_backend::{
-    Arrangement, Format, Kind, KvShape, KvType, LinearShape, Norm, NormKind, NormShape, Purpose, Reg,
+    Arrangement, DType, Format, Kind, KvShape, KvType, LinearShape, Norm, NormKind, NormShape, Purpose, Reg,
     Segment, Step, Want, WantId,
 };
 use halfbyte_checkpoint::{ModelConfig, RopeScaling, TensorDtype};
 
 use crate::settings::{DEFAULT_CONTEXT, Quantization};
 use crate::tensors::{check_shape, stored_format};
-use crate::{Block, Blueprint, ModelError, Settings, Tensors, rope};
+use crate::{Block, Blueprint, ModelError, Settings, Task, Tensors, rope};
 
 /// A linear layer's tensors by name: `module.weight`, `[rows, cols]`, and perhaps `module.bias`, `[rows]`.
 pub(super) struct Part {
@@ -16,12 +16,31 @@ pub(super) struct Part {
     rows: usize,
     cols: usize,
     bias: bool,
+    transposed: bool,
 }
 
 impl Part {
     pub(super) fn new(parent: &str, module: &str, rows: usize, cols: usize, bias: bool) -> Self {
-        Self { module: format!("{parent}.{module}"), rows, cols, bias }
+        Self { module: format!("{parent}.{module}"), rows, cols, bias, transposed: false }
     }
+
+    /// A layer of a classifier or pooler, by its whole path; with a bias.
+    pub(super) fn head(module: &str, rows: usize, cols: usize) -> Self {
+        Self { module: module.into(), rows, cols, bias: true, transposed: false }
+    }
+
+    /// Stored as `[cols, rows]`: GPT-2's Conv1D.
+    pub(super) fn transposed(self) -> Self {
+        Self { transposed: true, ..self }
+    }
+}
+
+/// The sizes of a model that is not a decoder.
+pub(super) struct Sizes {
+    pub(super) vocab: usize,
+    pub(super) hidden: usize,
+    /// Width of a row of logits.
+    pub(super) logits: usize,
 }
 
 /// A rope table, and how many features of a head it rotates.
@@ -34,6 +53,7 @@ pub(super) struct Rotation {
 pub(super) struct Draft<'a> {
     tensors: &'a dyn Tensors,
     quantization: Quantization,
+    convert_heads: bool,
     kv: KvType,
     ropes: Vec<(RopeScaling, WantId)>,
     blueprint: Blueprint,
@@ -59,6 +79,7 @@ impl<'a> Draft<'a> {
         Ok(Self {
             tensors,
             quantization: Quantization::of(config, settings)?,
+            convert_heads: settings.convert_heads,
             kv: settings.kv,
             ropes: Vec::new(),
             blueprint: Blueprint {
@@ -66,7 +87,12 @@ impl<'a> Draft<'a> {
                 wants: Vec::new(),
                 widths: Vec::new(),
                 blocks: Vec::new(),
+                task: Task::Generate,
                 vocab: 0,
+                logits: 0,
+                outputs: Vec::new(),
+                initialized: Vec::new(),
+                deviation: config.f64_or("initializer_range", 0.02)? as f32,
                 hidden: 0,
                 max_positions,
                 context,
@@ -75,10 +101,23 @@ impl<'a> Draft<'a> {
         })
     }
 
+    /// A decoder: its logits are over the vocabulary.
     pub(super) fn finish(mut self, vocab: usize, hidden: usize) -> Blueprint {
         self.blueprint.vocab = vocab;
+        self.blueprint.logits = vocab;
         self.blueprint.hidden = hidden;
         self.blueprint
+    }
+
+    /// A model for another `task`, with `logits` a row, whose last block leaves `outputs`.
+    pub(super) fn finish_as(self, task: Task, sizes: Sizes, outputs: Vec<Reg>) -> Blueprint {
+        let Sizes { vocab, hidden, logits } = sizes;
+        Blueprint { task, vocab, hidden, logits, outputs, ..self.blueprint }
+    }
+
+    /// Whether the checkpoint has a tensor.
+    pub(super) fn has(&self, tensor: &str) -> bool {
+        self.tensors.find(tensor).is_some()
     }
 
     pub(super) fn register(&mut self, width: usize) -> Reg {
@@ -171,16 +210,54 @@ impl<'a> Draft<'a> {
     }
 
     fn segment(&self, part: &Part) -> Result<Segment, ModelError> {
-        let tensor = format!("{}.weight", part.module);
-        let mut format = stored_format(self.tensors, &tensor, [part.rows, part.cols], false)?;
-        if let (Format::Dense(_), Some(spec)) = (format, self.quantization.spec(&part.module)) {
-            format = Format::Quant(spec.into());
+        let mut segment = self.segment_as_stored(part)?;
+        if let (Format::Dense(_), Some(spec)) = (segment.format, self.quantization.spec(&part.module)) {
+            segment.format = Format::Quant(spec.into());
         }
+        Ok(segment)
+    }
+
+    fn segment_as_stored(&self, part: &Part) -> Result<Segment, ModelError> {
+        let &Part { rows, cols, transposed, .. } = part;
+        let tensor = format!("{}.weight", part.module);
+        let format = stored_format(self.tensors, &tensor, [rows, cols], transposed)?;
         let bias = part.bias.then(|| format!("{}.bias", part.module));
         if let Some(bias) = &bias {
-            check_shape(bias, self.tensors.get(bias)?, &[part.rows])?;
+            check_shape(bias, self.tensors.get(bias)?, &[rows])?;
         }
-        Ok(Segment { tensor, rows: part.rows, cols: part.cols, format, bias, transposed: false })
+        Ok(Segment { tensor, rows, cols, format, bias, transposed })
+    }
+
+    /// A layer of a classifier or pooler. It is quantized only where [`Settings::convert_heads`] says so.
+    /// One that the checkpoint lacks is drawn at random while loading, as transformers does, and noted in
+    /// [`Blueprint::initialized`]; it is never quantized.
+    pub(super) fn head_linear(&mut self, part: &Part) -> Result<WantId, ModelError> {
+        let (weight, bias) = (format!("{}.weight", part.module), format!("{}.bias", part.module));
+        let segment = match (self.has(&weight), self.convert_heads) {
+            (true, true) => self.segment(part)?,
+            (true, false) => self.segment_as_stored(part)?,
+            (false, _) => {
+                self.blueprint.initialized.extend([weight.clone(), bias.clone()]);
+                let &Part { rows, cols, transposed, .. } = part;
+                let format = Format::Dense(DType::F32);
+                Segment { tensor: weight, rows, cols, format, bias: Some(bias), transposed }
+            }
+        };
+        Ok(self.weights(part.module.clone(), vec![segment], Arrangement::Stacked))
+    }
+
+    /// A LayerNorm: weight and bias, which old checkpoints call gamma and beta.
+    pub(super) fn layer_norm(&mut self, name: &str, len: usize, eps: f32) -> Result<Norm, ModelError> {
+        let (weight, bias) = match self.has(&format!("{name}.gamma")) {
+            true => (format!("{name}.gamma"), format!("{name}.beta")),
+            false => (format!("{name}.weight"), format!("{name}.bias")),
+        };
+        for tensor in [&weight, &bias] {
+            check_shape(tensor, self.tensors.get(tensor)?, &[len])?;
+        }
+        let shape = NormShape { len, weight, bias: Some(bias) };
+        let weight = self.want(name.into(), Purpose::Weights, Kind::Norm(shape));
+        Ok(Norm { kind: NormKind::Layer, weight, eps, offset: 0.0 })
     }
 
     pub(super) fn rms_norm(
