@@ -12,6 +12,11 @@ pub trait Progress {
         let _ = (name, done, total);
     }
 
+    /// `done` of `total` bytes have been quantized and written; `name` is the last tensor that was.
+    fn quantize(&mut self, name: &str, done: u64, total: u64) {
+        let _ = (name, done, total);
+    }
+
     /// Something that the user should know: a setting that was overruled, a placement that changed.
     fn note(&mut self, text: &str) {
         let _ = text;

@@ -30,6 +30,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Compute the logits of token ids, to compare with other runtimes.
     Logits(LogitsArgs),
+    /// Write a model as a bitsandbytes 4-bit checkpoint.
+    Quantize(crate::commands::quantize::QuantizeArgs),
     /// Measure a model's perplexity on a text.
     Perplexity(PerplexityArgs),
     /// List the devices of this machine.

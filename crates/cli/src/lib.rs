@@ -38,6 +38,7 @@ fn run(command: Command) -> Result<(), Error> {
         Command::Chat(args) => commands::chat::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
+        Command::Quantize(args) => commands::quantize::run(&args),
         Command::Perplexity(args) => commands::perplexity::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

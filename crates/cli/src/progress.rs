@@ -65,6 +65,10 @@ impl Progress for Bars {
         self.advance("loading", name, done, total);
     }
 
+    fn quantize(&mut self, name: &str, done: u64, total: u64) {
+        self.advance("quantizing", name, done, total);
+    }
+
     fn note(&mut self, text: &str) {
         self.finish();
         let _ = writeln!(std::io::stderr(), "note: {text}");

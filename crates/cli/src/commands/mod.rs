@@ -7,6 +7,7 @@ pub mod interrupt;
 pub mod logits;
 pub mod perplexity;
 pub mod plan;
+pub mod quantize;
 pub mod report;
 pub mod run;
 
