@@ -7,6 +7,7 @@
 //! one, so that sixteen neighbours decode with one mask.
 
 use crate::buffer::{Shortage, zeroed};
+use crate::simd::portable::widen_f16;
 use half::f16;
 use halfbyte_backend::kv::KV_BLOCK;
 use halfbyte_backend::{KvShape, KvType};
@@ -126,9 +127,11 @@ pub(crate) fn decode(dtype: KvType, record: &[u8], head: &mut [f32]) {
 }
 
 /// The scale of block `block` of a [`KvType::Q8`] or [`KvType::Q4`] record.
+#[inline(always)]
 pub(crate) fn record_scale(record: &[u8], blocks: usize, block: usize) -> f32 {
     let at = record.len() - 2 * blocks + 2 * block;
-    f16::from_le_bytes([record[at], record[at + 1]]).to_f32()
+    // In the middle of kernels: a call would cost them their registers.
+    widen_f16(u16::from_le_bytes([record[at], record[at + 1]]))
 }
 
 /// Reads block `block` of a [`KvType::Q8`] or [`KvType::Q4`] record of `dim` features: `head` is the

@@ -10,12 +10,16 @@ use crate::simd::Lanes;
 use halfbyte_backend::kv::KV_BLOCK;
 use halfbyte_backend::{KvType, Pairing, RopeTable};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Keys whose scores are held at once.
 const KEYS: usize = 64;
 
-/// Query heads over one key-value head that share a pass over its keys.
-const QUERIES: usize = 8;
+/// Queries over the same keys that share what is read of them.
+const QUERIES: usize = 4;
+
+/// Rows of a prompt that one job attends for.
+const JOB_ROWS: usize = 4;
 
 /// See [`Kernels::attend`](crate::program::Kernels::attend).
 pub(crate) fn attend<L: Lanes>(
@@ -38,17 +42,78 @@ pub(crate) fn attend<L: Lanes>(
         &*cache
     });
     let group = heads / kv_heads;
-    out.par_chunks_mut(group * dim).enumerate().for_each(|(index, out)| {
-        let (row, head) = (index / kv_heads, index % kv_heads);
-        let queries = &qkv[row * view.width() + head * group * dim..][..group * dim];
-        let (keys, values) = records(view, cache, qkv, row, head);
-        for (queries, out) in queries.chunks(QUERIES * dim).zip(out.chunks_mut(QUERIES * dim)) {
+    if view.places.len() < JOB_ROWS {
+        // Few rows (decoding): a job for each key-value head.
+        out.par_chunks_mut(group * dim).enumerate().for_each(|(index, out)| {
+            let (row, head) = (index / kv_heads, index % kv_heads);
+            attend_job(lanes, view, cache, qkv, row..row + 1, head..head + 1, out);
+        });
+    } else {
+        out.par_chunks_mut(JOB_ROWS * heads * dim).enumerate().for_each(|(index, out)| {
+            let rows = index * JOB_ROWS..view.places.len().min((index + 1) * JOB_ROWS);
+            attend_job(lanes, view, cache, qkv, rows, 0..kv_heads, out);
+        });
+    }
+}
+
+/// The queries of `rows` over the key-value heads `kv_heads`: `out` is `[rows, their query heads, head_dim]`.
+fn attend_job<L: Lanes>(
+    lanes: L,
+    view: &AttendView<'_>,
+    cache: Option<&Cache>,
+    qkv: &[f32],
+    rows: Range<usize>,
+    kv_heads: Range<usize>,
+    out: &mut [f32],
+) {
+    let (dim, group) = (view.step.head_dim, view.step.heads / view.step.kv_heads);
+    for head in kv_heads.clone() {
+        let query = |index: usize| {
+            let (row, member) = (rows.start + index / group, index % group);
+            Query {
+                row,
+                at: row * view.width() + (head * group + member) * dim,
+                out: ((row - rows.start) * kv_heads.len() * group + (head - kv_heads.start) * group + member)
+                    * dim,
+                visible: match cache {
+                    Some(_) => view.cached_positions(row),
+                    None => view.submitted_rows(row),
+                },
+            }
+        };
+        let count = rows.len() * group;
+        let mut index = 0;
+        while index < count {
+            let first = query(index);
+            let (keys, values) = records(view, cache, qkv, first.row, head);
+            let last = query((index + QUERIES).min(count) - 1);
+            let together = index + QUERIES <= count && view.spans[last.row] == view.spans[first.row];
             lanes.run(
                 #[inline(always)]
-                || attend_group(lanes, view, queries, &keys, &values, out),
+                || {
+                    if together {
+                        let queries = [first, query(index + 1), query(index + 2), last];
+                        attend_queries(lanes, view, queries, &keys, &values, qkv, out);
+                    } else {
+                        attend_queries(lanes, view, [first], &keys, &values, qkv, out);
+                    }
+                },
             );
+            index += if together { QUERIES } else { 1 };
         }
-    });
+    }
+}
+
+/// One head of one row.
+#[derive(Clone, Copy)]
+struct Query {
+    row: usize,
+    /// Where it begins in q|k|v.
+    at: usize,
+    /// Where its result begins in the job's output.
+    out: usize,
+    /// The records that it sees.
+    visible: (usize, usize),
 }
 
 /// Norms and rotates the queries and keys of one row, `[(heads + 2 kv_heads) * head_dim]`.
@@ -111,7 +176,8 @@ fn store(view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
     });
 }
 
-/// Keys or values of one head that a row sees.
+/// Keys or values of one head of one sequence.
+#[derive(Clone, Copy)]
 struct Records<'a> {
     dtype: KvType,
     /// The first record begins here.
@@ -120,7 +186,6 @@ struct Records<'a> {
     stride: usize,
     /// Bytes of a record.
     len: usize,
-    count: usize,
 }
 
 impl<'a> Records<'a> {
@@ -130,7 +195,8 @@ impl<'a> Records<'a> {
     }
 }
 
-/// The keys and values of `head` that `row` sees: in the cache, or in the rows of its own submission.
+/// The keys and values of `head` of the sequence of `row`: all positions in the cache, or the rows of its
+/// own submission.
 fn records<'a>(
     view: &AttendView<'_>,
     cache: Option<&'a Cache>,
@@ -140,105 +206,144 @@ fn records<'a>(
 ) -> (Records<'a>, Records<'a>) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
     if let Some(cache) = cache {
-        let (start, end) = view.cached_positions(row);
         let len = cache.shape.head_bytes() as usize;
-        let at = cache.head_start(view.places[row].sequence as usize, head) + start * len;
-        let of = |bytes: &'a [u8]| Records {
-            dtype: cache.shape.dtype,
-            bytes: &bytes[at..],
-            stride: len,
-            len,
-            count: end - start,
-        };
+        let at = cache.head_start(view.places[row].sequence as usize, head);
+        let of =
+            |bytes: &'a [u8]| Records { dtype: cache.shape.dtype, bytes: &bytes[at..], stride: len, len };
         return (of(&cache.keys), of(&cache.values));
     }
-    let (start, end) = view.submitted_rows(row);
+    // Rows are counted from the start of the submission, as `submitted_rows` does.
     let of = |column: usize| Records {
         dtype: KvType::F32,
-        bytes: bytemuck::cast_slice(&qkv[start * view.width() + column..]),
+        bytes: bytemuck::cast_slice(&qkv[column..]),
         stride: view.width() * 4,
         len: dim * 4,
-        count: end - start,
     };
     (of((heads + head) * dim), of((heads + kv_heads + head) * dim))
 }
 
-/// Up to [`QUERIES`] heads, `[queries, head_dim]`, over the keys and values of one head.
+/// `Q` queries over the records of one head, compiled for each element type.
 #[inline(always)]
-fn attend_group<L: Lanes>(
+fn attend_queries<L: Lanes, const Q: usize>(
     lanes: L,
     view: &AttendView<'_>,
-    queries: &[f32],
+    queries: [Query; Q],
     keys: &Records<'_>,
     values: &Records<'_>,
+    qkv: &[f32],
+    out: &mut [f32],
+) {
+    match keys.dtype {
+        KvType::F32 => attend_typed::<L, Q, F32>(lanes, view, queries, keys, values, qkv, out),
+        KvType::F16 => attend_typed::<L, Q, F16>(lanes, view, queries, keys, values, qkv, out),
+        KvType::Q8 => attend_typed::<L, Q, Q8>(lanes, view, queries, keys, values, qkv, out),
+        KvType::Q4 => attend_typed::<L, Q, Q4>(lanes, view, queries, keys, values, qkv, out),
+    }
+}
+
+/// [`KvType`]s as constants, so that loops are compiled for each.
+const F32: u8 = 0;
+const F16: u8 = 1;
+const Q8: u8 = 2;
+const Q4: u8 = 3;
+
+const fn kv_type(kind: u8) -> KvType {
+    match kind {
+        F32 => KvType::F32,
+        F16 => KvType::F16,
+        Q8 => KvType::Q8,
+        _ => KvType::Q4,
+    }
+}
+
+#[inline(always)]
+fn attend_typed<L: Lanes, const Q: usize, const T: u8>(
+    lanes: L,
+    view: &AttendView<'_>,
+    queries: [Query; Q],
+    keys: &Records<'_>,
+    values: &Records<'_>,
+    qkv: &[f32],
     out: &mut [f32],
 ) {
     let dim = view.step.head_dim;
-    let mut largest = [f32::NEG_INFINITY; QUERIES];
-    let mut totals = [0.0f32; QUERIES];
-    out.fill(0.0);
-    for first in (0..keys.count).step_by(KEYS) {
-        let count = KEYS.min(keys.count - first);
-        for (q, (query, out)) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
-            let mut weights = [0.0f32; KEYS];
+    let (mut start, mut end) = (usize::MAX, 0);
+    let mut vectors: [&[f32]; Q] = [&[]; Q];
+    for (vector, query) in vectors.iter_mut().zip(&queries) {
+        *vector = &qkv[query.at..][..dim];
+        start = start.min(query.visible.0);
+        end = end.max(query.visible.1);
+        out[query.out..][..dim].fill(0.0);
+    }
+    let mut largest = [f32::NEG_INFINITY; Q];
+    let mut totals = [0.0f32; Q];
+    for first in (start..end).step_by(KEYS) {
+        let count = KEYS.min(end - first);
+        let mut weights = [[0.0f32; Q]; KEYS];
+        for (i, weights) in weights[..count].iter_mut().enumerate() {
+            *weights = dots::<L, Q, T>(lanes, vectors, keys.get(first + i));
+        }
+        let mut keep = [1.0f32; Q];
+        for q in 0..Q {
+            let seen = queries[q].visible.0..queries[q].visible.1;
             let mut top = largest[q];
-            for (i, weight) in weights[..count].iter_mut().enumerate() {
-                let score = dot(lanes, query, keys.dtype, keys.get(first + i)) * view.step.scale;
-                *weight = match view.step.softcap {
+            for (i, weights) in weights[..count].iter_mut().enumerate() {
+                let score = weights[q] * view.step.scale;
+                weights[q] = match view.step.softcap {
+                    _ if !seen.contains(&(first + i)) => f32::NEG_INFINITY,
                     Some(cap) => cap * (score / cap).tanh(),
                     None => score,
                 };
-                top = top.max(*weight);
+                top = top.max(weights[q]);
             }
-            if top == f32::NEG_INFINITY {
-                continue;
-            }
-            let keep = (largest[q] - top).exp();
+            // Nothing seen so far: no difference of infinities.
+            let base = if top == f32::NEG_INFINITY { 0.0 } else { top };
+            keep[q] = (largest[q] - base).exp();
             largest[q] = top;
             let mut total = 0.0;
-            for weight in &mut weights[..count] {
-                *weight = (*weight - top).exp();
-                total += *weight;
+            for weights in &mut weights[..count] {
+                weights[q] = (weights[q] - base).exp();
+                total += weights[q];
             }
-            totals[q] = totals[q] * keep + total;
-            add_weighted(lanes, &weights[..count], values, first, keep, out);
+            totals[q] = totals[q] * keep[q] + total;
         }
+        add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, &queries, out, dim);
     }
-    for (out, total) in out.chunks_exact_mut(dim).zip(totals) {
+    for (query, total) in queries.iter().zip(totals) {
         let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
-        out.iter_mut().for_each(|value| *value *= inverse);
+        out[query.out..][..dim].iter_mut().for_each(|value| *value *= inverse);
     }
 }
 
 /// Features that are read in sixteens; the others one by one.
 #[inline(always)]
-fn whole(dtype: KvType, dim: usize) -> usize {
+const fn whole(dtype: KvType, dim: usize) -> usize {
     match dtype {
         KvType::F32 | KvType::F16 => dim / 16 * 16,
         KvType::Q8 | KvType::Q4 => dim / KV_BLOCK * KV_BLOCK,
     }
 }
 
-/// Features `16 chunk ..` of a record, and the factor that they still need.
+/// Features `16 chunk ..` of a record, times their scale.
 #[inline(always)]
-fn sixteen<L: Lanes>(lanes: L, dtype: KvType, record: &[u8], dim: usize, chunk: usize) -> (L::V, f32) {
-    // Slices of known length: the chunk is whole, by `whole`.
-    match dtype {
-        KvType::F32 => (lanes.load_f32(&record.as_chunks().0[chunk]), 1.0),
-        KvType::F16 => (lanes.load_f16(&record.as_chunks().0[chunk]), 1.0),
+fn sixteen<L: Lanes, const T: u8>(lanes: L, record: &[u8], dim: usize, chunk: usize) -> L::V {
+    // `whole` makes sure that the chunk is.
+    match kv_type(T) {
+        KvType::F32 => lanes.load_f32(&record.as_chunks().0[chunk]),
+        KvType::F16 => lanes.load_f16(&record.as_chunks().0[chunk]),
         KvType::Q8 => {
             let scale = record_scale(record, dim.div_ceil(KV_BLOCK), chunk / 2);
-            (lanes.load_i8(&record.as_chunks().0[chunk]), scale)
+            lanes.mul(lanes.load_i8(&record.as_chunks().0[chunk]), lanes.splat(scale))
         }
         KvType::Q4 => {
             let scale = record_scale(record, dim.div_ceil(KV_BLOCK), chunk / 2);
             let (low, high) = lanes.load_nibbles(&record.as_chunks().0[chunk / 2]);
-            (if chunk.is_multiple_of(2) { low } else { high }, scale)
+            lanes.mul(if chunk.is_multiple_of(2) { low } else { high }, lanes.splat(scale))
         }
     }
 }
 
-/// The features of a record from `whole` on.
+/// The features of a record from `from` on.
 #[inline(always)]
 fn tail(dtype: KvType, record: &[u8], dim: usize, from: usize, head: &mut [f32; KV_BLOCK]) {
     match dtype {
@@ -248,56 +353,75 @@ fn tail(dtype: KvType, record: &[u8], dim: usize, from: usize, head: &mut [f32; 
     }
 }
 
+/// `queries[q] · record`
 #[inline(always)]
-fn dot<L: Lanes>(lanes: L, query: &[f32], dtype: KvType, record: &[u8]) -> f32 {
-    let dim = query.len();
-    let whole = whole(dtype, dim);
-    let mut sums = [lanes.splat(0.0); 2];
-    for (chunk, query) in query[..whole].as_chunks().0.iter().enumerate() {
-        let (key, factor) = sixteen(lanes, dtype, record, dim, chunk);
-        let query = match dtype {
-            KvType::F32 | KvType::F16 => lanes.load(query),
-            KvType::Q8 | KvType::Q4 => lanes.mul(lanes.load(query), lanes.splat(factor)),
-        };
-        sums[chunk % 2] = lanes.mul_add(key, query, sums[chunk % 2]);
+fn dots<L: Lanes, const Q: usize, const T: u8>(lanes: L, queries: [&[f32]; Q], record: &[u8]) -> [f32; Q] {
+    let dim = queries[0].len();
+    let whole = whole(kv_type(T), dim);
+    let mut chunks: [&[[f32; 16]]; Q] = [&[]; Q];
+    for (chunks, query) in chunks.iter_mut().zip(queries) {
+        *chunks = query[..whole].as_chunks().0;
     }
-    let mut sum = lanes.sum(lanes.add(sums[0], sums[1]));
+    let mut sums = [lanes.splat(0.0); Q];
+    for chunk in 0..whole / 16 {
+        let key = sixteen::<L, T>(lanes, record, dim, chunk);
+        for (sum, chunks) in sums.iter_mut().zip(chunks) {
+            *sum = lanes.mul_add(key, lanes.load(&chunks[chunk]), *sum);
+        }
+    }
+    let mut totals = [0.0; Q];
+    for (total, sum) in totals.iter_mut().zip(sums) {
+        *total = lanes.sum(sum);
+    }
     if whole < dim {
         let mut rest = [0.0; KV_BLOCK];
-        tail(dtype, record, dim, whole, &mut rest);
-        sum += query[whole..].iter().zip(rest).map(|(q, k)| q * k).sum::<f32>();
+        tail(kv_type(T), record, dim, whole, &mut rest);
+        for (total, query) in totals.iter_mut().zip(queries) {
+            *total += query[whole..].iter().zip(rest).map(|(q, k)| q * k).sum::<f32>();
+        }
     }
-    sum
+    totals
 }
 
-/// `out = keep * out + sum of weights[i] * values[first + i]`
+/// `out[q] = keep[q] * out[q] + sum of weights[i][q] * values[first + i]`
 #[inline(always)]
-fn add_weighted<L: Lanes>(
+#[expect(clippy::too_many_arguments, reason = "the state of one softmax, in registers")]
+fn add_weighted<L: Lanes, const Q: usize, const T: u8>(
     lanes: L,
-    weights: &[f32],
+    weights: &[[f32; Q]],
     values: &Records<'_>,
     first: usize,
-    keep: f32,
+    keep: [f32; Q],
+    queries: &[Query; Q],
     out: &mut [f32],
+    dim: usize,
 ) {
-    let dim = out.len();
-    let whole = whole(values.dtype, dim);
-    for (chunk, out) in out[..whole].as_chunks_mut().0.iter_mut().enumerate() {
-        // Two sums hide the latency of each other's additions.
-        let mut sums = [lanes.mul(lanes.load(out), lanes.splat(keep)), lanes.splat(0.0)];
-        for (i, &weight) in weights.iter().enumerate() {
-            let (value, factor) = sixteen(lanes, values.dtype, values.get(first + i), dim, chunk);
-            sums[i % 2] = lanes.mul_add(value, lanes.splat(weight * factor), sums[i % 2]);
+    let whole = whole(kv_type(T), dim);
+    for chunk in 0..whole / 16 {
+        let mut sums = [lanes.splat(0.0); Q];
+        for (i, weights) in weights.iter().enumerate() {
+            let value = sixteen::<L, T>(lanes, values.get(first + i), dim, chunk);
+            for (sum, &weight) in sums.iter_mut().zip(weights) {
+                *sum = lanes.mul_add(value, lanes.splat(weight), *sum);
+            }
         }
-        lanes.store(lanes.add(sums[0], sums[1]), out);
+        for ((sum, query), keep) in sums.into_iter().zip(queries).zip(keep) {
+            if let Some(out) = out[query.out + 16 * chunk..].first_chunk_mut::<16>() {
+                lanes.store(lanes.mul_add(lanes.load(out), lanes.splat(keep), sum), out);
+            }
+        }
     }
     if whole < dim {
-        let out = &mut out[whole..];
-        out.iter_mut().for_each(|value| *value *= keep);
-        for (i, &weight) in weights.iter().enumerate() {
+        for (query, keep) in queries.iter().zip(keep) {
+            out[query.out..][whole..dim].iter_mut().for_each(|value| *value *= keep);
+        }
+        for (i, weights) in weights.iter().enumerate() {
             let mut rest = [0.0; KV_BLOCK];
-            tail(values.dtype, values.get(first + i), dim, whole, &mut rest);
-            out.iter_mut().zip(rest).for_each(|(out, value)| *out += weight * value);
+            tail(kv_type(T), values.get(first + i), dim, whole, &mut rest);
+            for (query, weight) in queries.iter().zip(weights) {
+                let out = &mut out[query.out..][whole..dim];
+                out.iter_mut().zip(rest).for_each(|(out, value)| *out += weight * value);
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ impl Portable {
 
 /// f16 to f32 by integers: exact for subnormals, infinities and NaN too, and free of branches.
 #[inline(always)]
-pub(super) fn widen_f16(bits: u16) -> f32 {
+pub(crate) fn widen_f16(bits: u16) -> f32 {
     // 2^112 moves the exponent's bias from 15 to 127.
     const REBIAS: f32 = f32::from_bits((112 + 127) << 23);
     let magnitude = u32::from(bits & 0x7fff);
