@@ -57,47 +57,17 @@ pub struct Generation {
     pub decode_tokens_per_second: Option<f64>,
 }
 
-/// Something that was not planned.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Event {
-    /// The device where it happened.
-    pub device: String,
-    /// What happened, and what was done about it.
-    pub text: String,
-}
-
-/// One device's memory: what was planned, what our ledger holds, what the system says.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct MemoryRow {
-    /// The device.
-    pub device: String,
-    /// Bytes that the plan gave it.
-    pub planned_bytes: u64,
-    /// Bytes of all allocations on it, by its ledger.
-    pub measured_bytes: u64,
-    /// Bytes by an independent witness: for the CPU, the growth of this process's private resident memory
-    /// since before loading. `None` where nothing tells.
-    pub witnessed_bytes: Option<u64>,
-}
-
 /// A causal language model that is loaded and ready.
 pub struct CausalLm {
-    engine: Engine,
+    loaded: Loaded,
     session: Session,
     tokenizer: Option<Tokenizer>,
     generation: GenerationConfig,
-    name: String,
-    load_seconds: f64,
-    events: Vec<Event>,
-    planned: Vec<DeviceFootprint>,
-    resident_before: Option<u64>,
-    // Kept last: the engine gives its memory back to these when it is dropped.
-    backends: Vec<Rc<dyn Backend>>,
 }
 
 impl std::fmt::Debug for CausalLm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CausalLm").field("name", &self.name).field("device_map", &self.device_map()).finish()
+        f.debug_struct("CausalLm").field("loaded", &self.loaded).finish()
     }
 }
 
@@ -123,88 +93,68 @@ impl CausalLm {
     ) -> Result<Self, Error> {
         let start = Instant::now();
         let model = source.open(options, progress)?;
-        let tokenizer = match model.checkpoint() {
-            Some(checkpoint) if checkpoint.has_tokenizer() => Some(checkpoint.tokenizer()?),
-            _ => None,
-        };
-        note_settings(&model, options, progress)?;
-        pollster::block_on(async {
-            let planning = Planning::new(&model, options, candidates(options).await?)?;
-            let resident_before = private_resident();
-            let (engine, events) = load_by_plan(&model, &planning, progress).await?;
-            Ok(Self {
-                planned: engine.footprints()?,
-                engine,
-                session: Session::new(0),
-                tokenizer,
-                generation: model.checkpoint().map(|one| one.generation.clone()).unwrap_or_default(),
-                name: model.name().to_owned(),
-                load_seconds: start.elapsed().as_secs_f64(),
-                events,
-                resident_before,
-                backends: planning.candidates.iter().map(|one| Rc::clone(&one.backend)).collect(),
-            })
+        Self::from_model(&model, options, progress, start)
+    }
+
+    /// [`load`](Self::load) of an open model; `start` is when opening it began.
+    pub(crate) fn from_model(
+        model: &Model,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+        start: Instant,
+    ) -> Result<Self, Error> {
+        expect(model, options, Task::Generate)?;
+        Ok(Self {
+            tokenizer: tokenizer(model)?,
+            loaded: Loaded::load(model, options, progress, start)?,
+            session: Session::new(0),
+            generation: model.checkpoint().map(|one| one.generation.clone()).unwrap_or_default(),
         })
+    }
+
+    /// Where the model lives and what it holds.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
     }
 
     /// The model's name: its directory, Hub id or shape.
     pub fn name(&self) -> &str {
-        &self.name
+        self.loaded.name()
     }
 
     /// Tokens that a prompt and its continuation may have together.
     pub fn context(&self) -> usize {
-        self.engine.blueprint().context
+        self.loaded.context()
     }
 
     /// Seconds from the call to [`load`](Self::load) to its return.
     pub fn load_seconds(&self) -> f64 {
-        self.load_seconds
+        self.loaded.load_seconds()
     }
 
     /// What happened while loading that was not planned.
     pub fn events(&self) -> &[Event] {
-        &self.events
+        self.loaded.events()
     }
 
     /// Blocks and their devices, as accelerate's `hf_device_map`.
     pub fn device_map(&self) -> BTreeMap<String, String> {
-        let blocks = &self.engine.blueprint().blocks;
-        self.engine
-            .placement()
-            .flat_map(|(device, range)| {
-                blocks[range].iter().map(move |block| (block.name.clone(), device.to_owned()))
-            })
-            .collect()
+        self.loaded.device_map()
     }
 
     /// How many blocks live on `device`.
     pub fn blocks_on(&self, device: &str) -> usize {
-        self.engine.placement().filter(|(name, _)| *name == device).map(|(_, range)| range.len()).sum()
+        self.loaded.blocks_on(device)
     }
 
     /// Planned, allocated and witnessed memory of each device that holds a part of the model.
     pub fn memory(&self) -> Vec<MemoryRow> {
-        self.planned
-            .iter()
-            .map(|device| {
-                let ledger = self.backends.iter().find(|backend| backend.info().name == device.device);
-                let witnessed = private_resident().zip(self.resident_before);
-                MemoryRow {
-                    device: device.device.clone(),
-                    planned_bytes: device.planned.total(),
-                    measured_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().total()),
-                    witnessed_bytes: witnessed
-                        .filter(|_| device.device == "cpu")
-                        .map(|(now, before)| now.saturating_sub(before)),
-                }
-            })
-            .collect()
+        self.loaded.memory()
     }
 
     /// Dispatches and submissions so far, `(dispatches, submissions)`.
     pub fn counts(&self) -> (u64, u64) {
-        self.engine.counts()
+        self.loaded.counts()
     }
 
     /// Sampling as the model's generation_config.json wants it; greedy if it says nothing.
@@ -254,11 +204,29 @@ impl CausalLm {
         options: &GenerateOptions,
         on_text: &mut dyn FnMut(&str) -> Flow,
     ) -> Result<Generation, Error> {
+        let ids = self.encode(prompt)?;
+        self.generate_ids(&ids, options, on_text)
+    }
+
+    /// The token ids of a prompt that can be continued, as [`generate`](Self::generate) takes them.
+    ///
+    /// # Errors
+    /// No tokenizer, an empty prompt, one longer than the context.
+    pub fn encode(&self, prompt: &str) -> Result<Vec<u32>, Error> {
         if prompt.is_empty() {
             return Err(ModelError::EmptyPrompt.into());
         }
         let ids = self.needed_tokenizer()?.encode(prompt, true)?;
-        self.generate_ids(&ids, options, on_text)
+        let blueprint = self.loaded.engine.blueprint();
+        if ids.len() > blueprint.context {
+            return Err(ModelError::ContextTooShort {
+                tokens: ids.len(),
+                context: blueprint.context,
+                max_positions: blueprint.max_positions,
+            }
+            .into());
+        }
+        Ok(ids)
     }
 
     /// [`generate`](Self::generate) from token ids. Without a tokenizer no text is made.
@@ -284,7 +252,7 @@ impl CausalLm {
             sample: options.sample,
             stop: self.generation.eos_token_ids.clone(),
         };
-        let cached_tokens = self.session.reusable(&self.engine, prompt);
+        let cached_tokens = self.session.reusable(&self.loaded.engine, prompt);
         let mut text = String::new();
         let mut on_token = |token| {
             let Some(stream) = &mut stream else { return on_text("") };
@@ -302,7 +270,7 @@ impl CausalLm {
             }
         };
         let generation = pollster::block_on(halfbyte_inference::generate(
-            &mut self.engine,
+            &mut self.loaded.engine,
             &mut self.session,
             prompt,
             &inner,
@@ -360,7 +328,11 @@ impl CausalLm {
     /// As [`generate`](Self::generate).
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
         self.session.clear();
-        Ok(pollster::block_on(halfbyte_inference::logits(&mut self.engine, self.session.sequence(), ids))?)
+        Ok(pollster::block_on(halfbyte_inference::logits(
+            &mut self.loaded.engine,
+            self.session.sequence(),
+            ids,
+        ))?)
     }
 
     /// How well the model predicts a text, its first token given. Texts longer than the context are read
@@ -377,88 +349,19 @@ impl CausalLm {
             )));
         }
         self.session.clear();
-        Ok(pollster::block_on(halfbyte_inference::score(&mut self.engine, self.session.sequence(), &ids))?)
+        Ok(pollster::block_on(halfbyte_inference::score(
+            &mut self.loaded.engine,
+            self.session.sequence(),
+            &ids,
+        ))?)
     }
 
     fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {
         self.tokenizer.as_ref().ok_or_else(|| {
             Error::Usage(format!(
                 "{} has no tokenizer.json, so text cannot be used; `halfbyte logits --ids` works without one",
-                self.name
+                self.name()
             ))
         })
     }
-}
-
-/// Says which settings a checkpoint overrules.
-fn note_settings(model: &Model, options: &LoadOptions, progress: &mut dyn Progress) -> Result<(), Error> {
-    let Some(stored) = model.checkpoint().map(|one| one.config.quantization()).transpose()?.flatten() else {
-        return Ok(());
-    };
-    let asked = options.quant.map_or_else(|| "none".to_owned(), |spec| spec.quant_type.to_string());
-    let kept = stored.quant_type.to_string();
-    if asked != kept {
-        progress.note(&format!("{} is quantized already: it stays {kept}, not {asked}", model.name()));
-    }
-    Ok(())
-}
-
-/// Loads by the plan; when an allocation fails, by the next one.
-async fn load_by_plan(
-    model: &Model,
-    planning: &Planning<'_>,
-    progress: &mut dyn Progress,
-) -> Result<(Engine, Vec<Event>), Error> {
-    let mut devices = planning.devices();
-    let costs = planning.costs();
-    let mut plan = planning.plan(&devices, &costs)?;
-    let mut events = Vec::new();
-    loop {
-        let fault = match load_plan(model, planning, &costs, &plan, progress).await {
-            Ok(engine) => return Ok((engine, events)),
-            Err(Error::Model(ModelError::Fault(fault @ Fault::OutOfMemory { .. }))) => fault,
-            Err(error) => return Err(error),
-        };
-        let Fault::OutOfMemory { device, wanted, free, .. } = &fault else { return Err(fault.into()) };
-        let Some(index) = devices.iter().position(|one| one.name == *device) else {
-            return Err(fault.into());
-        };
-        let shortfall = free.map_or(0, |free| wanted.saturating_sub(free));
-        let (lowered, next) = after_failure(&devices, &costs, &planning.request, &plan, index, shortfall);
-        devices = lowered;
-        plan = next.map_err(|refusal| planning.with_remedies(refusal, &devices))?;
-        let moved = plan
-            .stages
-            .iter()
-            .map(|stage| format!("{} blocks on {}", stage.blocks.len(), devices[stage.device].name));
-        let text = format!("{fault}; planned again: {}", moved.collect::<Vec<_>>().join(", "));
-        tracing::warn!("{text}");
-        progress.note(&text);
-        events.push(Event { device: devices[index].name.clone(), text });
-    }
-}
-
-async fn load_plan(
-    model: &Model,
-    planning: &Planning<'_>,
-    costs: &ModelCosts<'_>,
-    plan: &Plan,
-    progress: &mut dyn Progress,
-) -> Result<Engine, Error> {
-    let blueprint = costs.blueprint(plan.context)?;
-    let placement: Vec<(Rc<dyn Backend>, Range<usize>)> = plan
-        .stages
-        .iter()
-        .map(|stage| (Rc::clone(&planning.candidates[stage.device].backend), stage.blocks.clone()))
-        .collect();
-    let weights = model.weights();
-    let engine = Engine::load(
-        (*blueprint).clone(),
-        placement,
-        caps(planning.options, plan.context),
-        &*weights,
-        &mut |step| progress.load(step.name, step.done, step.total),
-    )
-    .await?;
-    Ok(engine)
 }

@@ -249,8 +249,5 @@ fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
 
 /// What the host has free, less headroom, whatever limits were given.
 fn budget_of_host(candidates: &[Candidate]) -> u64 {
-    candidates
-        .iter()
-        .find(|one| one.device.kind == DeviceClass::Cpu)
-        .map_or(0, Candidate::unlimited)
+    candidates.iter().find(|one| one.device.kind == DeviceClass::Cpu).map_or(0, Candidate::unlimited)
 }

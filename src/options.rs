@@ -149,6 +149,11 @@ impl DeviceMap {
                  {{\"model.embed_tokens\": \"cpu\", \"\": \"wgpu:0\"}}: {error}"
             ))
         })?;
+        if map.is_empty() {
+            return Err(Error::Usage(format!(
+                "--device-map {file}: it names no module; {{\"\": \"cpu\"}} puts all on the CPU"
+            )));
+        }
         match map.iter().find(|(_, device)| !is_device_name(device)) {
             Some((module, device)) => Err(Error::Usage(format!(
                 "--device-map {file}: {module:?} is to go to {device:?}, which is no device"

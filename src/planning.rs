@@ -8,7 +8,7 @@ use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
 use halfbyte_inference::{Blueprint, Settings, build};
 use halfbyte_placement::{
-    Costs, Device, Plan, Policy, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
+    Costs, Device, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -163,20 +163,34 @@ impl<'a> Planning<'a> {
             KvType::Q8 => &[(KvType::Q4, "q4")],
             KvType::Q4 => &[],
         };
-        let chunks = SMALLER_CHUNKS.iter().filter(|&&chunk| chunk < self.options.chunk).map(|&chunk| {
-            (format!("--chunk {chunk}"), LoadOptions { chunk, ..self.options.clone() })
-        });
-        let caches = smaller.iter().map(|&(kv_cache, name)| {
-            (format!("--kv-cache {name}"), LoadOptions { kv_cache, ..self.options.clone() })
-        });
-        let costs: Vec<(String, ModelCosts<'_>)> =
-            chunks.chain(caches).map(|(name, options)| (name, self.costs_with(options))).collect();
-        let alternatives: Vec<(String, &dyn Costs)> =
-            costs.iter().map(|(name, costs)| (name.clone(), costs as &dyn Costs)).collect();
         let raised = self.raised_limits(&refusal, devices);
-        let mut refusal = refusal_with(refusal, devices, &self.request, &alternatives);
+        let mut refusal = refusal;
+        // The largest chunk that fits is the fastest: smaller ones need no mention.
+        let offered = refusal.remedies.len();
+        for &chunk in SMALLER_CHUNKS.iter().filter(|&&chunk| chunk < self.options.chunk) {
+            if refusal.remedies.len() == offered {
+                let options = LoadOptions { chunk, ..self.options.clone() };
+                refusal = self.with_alternative(refusal, devices, format!("--chunk {chunk}"), options);
+            }
+        }
+        for &(kv_cache, name) in smaller {
+            let options = LoadOptions { kv_cache, ..self.options.clone() };
+            refusal = self.with_alternative(refusal, devices, format!("--kv-cache {name}"), options);
+        }
         refusal.remedies.extend(raised);
         refusal
+    }
+
+    /// Adds `name` to a refusal's remedies if the model fits with `options`.
+    fn with_alternative(
+        &self,
+        refusal: Box<Refusal>,
+        devices: &[Device],
+        name: String,
+        options: LoadOptions,
+    ) -> Box<Refusal> {
+        let costs = self.costs_with(options);
+        refusal_with(refusal, devices, &self.request, &[(name, &costs as &dyn Costs)])
     }
 
     /// Limits of `--max-memory` that stand in the way, each raised to what is needed where the device has
@@ -207,7 +221,11 @@ impl<'a> Planning<'a> {
     fn report(&self) -> Result<PlanReport, Error> {
         let devices = self.devices();
         let costs = self.costs();
-        let planned = self.plan(&devices, &costs);
+        let planned = match self.plan(&devices, &costs) {
+            // A request that contradicts itself is no question of memory.
+            Err(refusal) if matches!(refusal.reason, Reason::Invalid(_)) => return Err(refusal.into()),
+            planned => planned,
+        };
         let longest = max_context(&devices, &costs, &self.request.policy, self.model_context);
         let footprints: Vec<Footprint> = (0..devices.len())
             .map(|device| planned.as_ref().map(|plan| plan.footprint(device)).unwrap_or_default())

@@ -178,26 +178,36 @@ impl SampleArgs {
     /// # Errors
     /// [`Error::Usage`] naming the value that is out of range.
     pub fn over(&self, model: SampleParams) -> Result<SampleParams, Error> {
-        let params = SampleParams {
+        self.check()?;
+        Ok(SampleParams {
             temperature: self.temperature.unwrap_or(model.temperature),
             top_k: self.top_k.unwrap_or(model.top_k),
             top_p: self.top_p.unwrap_or(model.top_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
             seed: self.seed.unwrap_or(model.seed),
-        };
+        })
+    }
+
+    /// Checks what was given; done before a model is loaded, so that nobody waits for a refusal.
+    ///
+    /// # Errors
+    /// As [`over`](Self::over).
+    pub fn check(&self) -> Result<(), Error> {
         let wrong = |option: &str, value: f32, wanted: &str| {
             Err(Error::Usage(format!("{option} {value}: expected {wanted}")))
         };
-        if !(params.temperature >= 0.0 && params.temperature.is_finite()) {
-            return wrong("--temperature", params.temperature, "a number from 0 (greedy) up");
+        match *self {
+            Self { temperature: Some(t), .. } if !(t >= 0.0 && t.is_finite()) => {
+                wrong("--temperature", t, "a number from 0 (greedy) up")
+            }
+            Self { top_p: Some(p), .. } if !(p > 0.0 && p <= 1.0) => {
+                wrong("--top-p", p, "a number above 0, at most 1")
+            }
+            Self { repetition_penalty: Some(r), .. } if !(r > 0.0 && r.is_finite()) => {
+                wrong("--repetition-penalty", r, "a number above 0 (1 is off)")
+            }
+            _ => Ok(()),
         }
-        if !(params.top_p > 0.0 && params.top_p <= 1.0) {
-            return wrong("--top-p", params.top_p, "a number above 0, at most 1");
-        }
-        if !(params.repetition_penalty > 0.0 && params.repetition_penalty.is_finite()) {
-            return wrong("--repetition-penalty", params.repetition_penalty, "a number above 0 (1 is off)");
-        }
-        Ok(params)
     }
 }
 

@@ -10,7 +10,6 @@ pub mod table;
 use args::{Arguments, Command};
 use clap::Parser;
 use halfbyte::Error;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// Parses the arguments and runs the command. Exit code 1 with one clear line for anything that the user
@@ -26,10 +25,17 @@ pub fn exit_code(result: Result<(), Error>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            commands::say(&format!("error: {}", one_line(&error.to_string())));
             ExitCode::FAILURE
         }
     }
+}
+
+/// A message with the control characters escaped that an argument or a path may have brought in: it stays
+/// on one line and cannot write to the terminal otherwise.
+fn one_line(message: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    message.chars().map(escaped).collect()
 }
 
 fn run(command: Command) -> Result<(), Error> {

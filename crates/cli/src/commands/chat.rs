@@ -8,6 +8,7 @@ use std::io::{BufRead, IsTerminal};
 
 /// Reads lines from stdin and answers each; ends at end of input or `/exit`. Ctrl-C stops an answer.
 pub fn run(args: &ChatArgs) -> Result<(), Error> {
+    args.sample.check()?;
     let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,

@@ -52,8 +52,10 @@ pub fn memory_table(model: &CausalLm) -> Table {
 
 /// A file's text, or stdin's for `-`.
 pub fn read_text(file: &std::path::Path) -> Result<String, Error> {
-    let wrong = |error: std::io::Error| Error::Usage(format!("{}: {error}", file.display()));
-    if file.as_os_str() == "-" {
+    let stdin = file.as_os_str() == "-";
+    let name = if stdin { "stdin".into() } else { file.display().to_string() };
+    let wrong = |error: std::io::Error| Error::Usage(format!("{name}: {error}"));
+    if stdin {
         std::io::read_to_string(std::io::stdin()).map_err(wrong)
     } else {
         std::fs::read_to_string(file).map_err(wrong)

@@ -14,18 +14,23 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
             return Err(Error::Usage("what to continue? --prompt TEXT or --prompt-file FILE".into()));
         }
     };
+    if prompt.is_empty() {
+        return Err(Error::Usage("the prompt is empty: give at least one character".into()));
+    }
+    args.sample.check()?;
     let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens.or(model.default_max_new_tokens()).unwrap_or(256),
         sample: args.sample.over(model.default_sampling())?,
     };
+    let ids = model.encode(&prompt)?;
     interrupt::install();
     let json = args.model.json;
     let mut broken = None;
     if !json {
         print(&prompt)?;
     }
-    let generation = model.generate(&prompt, &options, &mut |text| {
+    let generation = model.generate_ids(&ids, &options, &mut |text| {
         if !json && let Err(error) = print(text) {
             broken = Some(error);
             return Flow::Stop;

@@ -1,0 +1,199 @@
+//! `halfbyte plan`, and budgets that are too small: the figures, and remedies that are tried.
+
+mod command;
+
+use command::Kind::{Count, Flag, MaybeNumber, Rows, Text, Texts};
+use command::{Outcome, fixture, halfbyte, has_fields, text};
+
+fn plan(more: &[&str]) -> Outcome {
+    halfbyte(&[&["plan"], more].concat())
+}
+
+#[test]
+fn json_has_every_field() {
+    for model in ["stories", &fixture("llama_mha"), &fixture("gemma3_text")] {
+        let outcome = plan(&[model, "--device-map", "cpu", "--json"]).ok();
+        let json = outcome.json();
+        has_fields(
+            &json,
+            &[
+                ("fits", Flag),
+                ("devices", Rows),
+                ("layers", Rows),
+                ("max_context", MaybeNumber),
+                ("download_bytes", Count),
+                ("remedies", Texts),
+            ],
+        );
+        assert_eq!(json["fits"], true);
+        for device in json["devices"].as_array().unwrap() {
+            let parts = ["weights_bytes", "kv_cache_bytes", "activation_bytes", "scratch_bytes"];
+            has_fields(device, &[("device", Text), ("budget_bytes", Count), ("planned_bytes", Count)]);
+            let sum: u64 = parts.iter().map(|part| device[*part].as_u64().unwrap()).sum();
+            assert_eq!(sum, device["planned_bytes"].as_u64().unwrap(), "{device}");
+        }
+        for layer in json["layers"].as_array().unwrap() {
+            has_fields(layer, &[("name", Text), ("device", Text), ("bytes", Count)]);
+            assert!(layer["bytes"].as_u64().unwrap() > 0, "{layer}");
+        }
+        assert_eq!(outcome.stderr, "");
+    }
+}
+
+#[test]
+fn people_get_a_table() {
+    let outcome = plan(&["--device-map", "cpu"]).ok();
+    for part in ["device", "weights", "KV cache", "budget", "cpu", "fits, with a context of 512 tokens"] {
+        assert!(outcome.stdout.contains(part), "{part}: {}", outcome.stdout);
+    }
+    let refused = plan(&["--device-map", "cpu", "--max-memory", "cpu=1MiB"]);
+    assert!(refused.refused().contains("it does not fit"), "{}", refused.stderr);
+}
+
+#[test]
+fn what_is_planned_is_what_is_held() {
+    for options in [&["--context", "100"][..], &["--kv-cache", "q8"], &["--quant", "none", "--chunk", "7"]] {
+        let options = [&["stories", "--device-map", "cpu", "--json"], options].concat();
+        let planned = plan(&options).ok().json()["devices"][0]["planned_bytes"].clone();
+        let run = halfbyte(&[&["run", "-p", "Once", "-n", "1"], &options[..]].concat()).ok().json();
+        assert_eq!(run["memory"][0]["planned_bytes"], planned);
+        assert_eq!(run["memory"][0]["measured_bytes"], planned);
+    }
+}
+
+#[test]
+fn a_batch_needs_a_cache_for_each_sequence() {
+    let cache = |batch: &str| {
+        let json = plan(&["--device-map", "cpu", "--json", "--batch", batch]).ok().json();
+        json["devices"][0]["kv_cache_bytes"].as_u64().unwrap()
+    };
+    assert_eq!(cache("3"), 3 * cache("1"));
+    plan(&["--batch", "0"]).refused_with(&["--batch 0"]);
+}
+
+/// `args` with the options of a remedy in the place of their own.
+fn remedied(args: &[&str], remedy: &str) -> Vec<String> {
+    let mut args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let words: Vec<&str> = remedy.split_whitespace().collect();
+    for pair in words.chunks(2) {
+        let [option, value] = pair else { panic!("{remedy:?} is no list of options and values") };
+        match args.iter().position(|arg| arg == option) {
+            Some(at) => args[at + 1] = (*value).to_owned(),
+            None => args.extend([(*option).to_owned(), (*value).to_owned()]),
+        }
+    }
+    args
+}
+
+#[test]
+fn remedies_are_many_and_each_works_when_it_is_tried() {
+    let mut tried = std::collections::BTreeSet::new();
+    for limits in [
+        &["--max-memory", "cpu=1MiB"][..],
+        &["--max-memory", "cpu=4MiB"],
+        &["--max-memory", "cpu=4500KiB", "--context", "512"],
+        &["--max-memory", "cpu=5MiB", "--context", "512", "--kv-cache", "f32"],
+        &["--max-memory", "cpu=2500KiB", "--context", "512", "--kv-cache", "f32", "--chunk", "16"],
+        &["--context", "600"],
+    ] {
+        let options = [&["stories", "--device-map", "cpu"], limits].concat();
+        let json = plan(&[&options[..], &["--json"]].concat()).ok().json();
+        assert_eq!(json["fits"], false, "{limits:?}");
+        let refusal = json["refusal"].as_str().unwrap();
+        let remedies = json["remedies"].as_array().unwrap();
+        assert!(!remedies.is_empty(), "{limits:?}: {refusal}");
+
+        // Running is refused with the same words, and every remedy among them.
+        let run = [&["run", "-p", "Once", "-n", "2"], &options[..]].concat();
+        let outcome = halfbyte(&run);
+        outcome.refused_with(&[refusal]);
+        for remedy in remedies.iter().map(|remedy| remedy.as_str().unwrap()) {
+            assert!(refusal.contains(remedy), "{remedy}: {refusal}");
+            let args = remedied(&run, remedy);
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let again = halfbyte(&[&args[..], &["--json"]].concat());
+            assert_eq!(again.code, Some(0), "{}: {}", again.line, again.stderr);
+            let held = again.json()["memory"][0]["measured_bytes"].as_u64().unwrap();
+            assert!(held > 0);
+            tried.insert(remedy.split_whitespace().next().unwrap().to_owned());
+        }
+    }
+    for option in ["--context", "--kv-cache", "--chunk", "--max-memory"] {
+        assert!(tried.contains(option), "no refusal offered {option}: {tried:?}");
+    }
+}
+
+#[test]
+fn a_limit_is_never_exceeded() {
+    for limit in [5_500_000u64, 5_700_000, 6_000_000] {
+        let limits = format!("cpu={limit}");
+        let args = ["run", "--device-map", "cpu", "--max-memory", &limits, "-p", "Once", "-n", "2", "--json"];
+        let held = halfbyte(&args).ok().json()["memory"][0]["measured_bytes"].as_u64().unwrap();
+        assert!(held <= limit, "{held} of {limit}");
+    }
+}
+
+#[test]
+fn limits_and_devices_that_are_wrong_are_named() {
+    for (limits, part) in [
+        ("cpu", "DEVICE=SIZE"),
+        ("gpu=1GiB", "\"gpu\""),
+        ("cpu=lots", "lots"),
+        ("cpu=-1GiB", "-1GiB"),
+        ("cpu=1e400GiB", "1e400GiB"),
+        ("wgpu:99=1GiB", "wgpu:99"),
+        ("cpu=", "no size"),
+    ] {
+        plan(&["--max-memory", limits]).refused_with(&[part]);
+    }
+    for (device, part) in [
+        ("wgpu:99", "there is no wgpu:99 here"),
+        ("cuda:0", "cuda:0"),
+        ("gpu", "expected auto"),
+        ("", "expected auto"),
+        ("wgpu:", "expected auto"),
+        ("CPU", "expected auto"),
+        ("absent.json", "absent.json"),
+    ] {
+        plan(&["--device-map", device]).refused_with(&[part]);
+    }
+}
+
+#[test]
+fn device_maps_from_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("map.json");
+    let with = |map: &str| {
+        std::fs::write(&file, map).unwrap();
+        plan(&["--device-map", text(&file), "--json"])
+    };
+    for map in
+        [r#"{"": "cpu"}"#, r#"{"model": "cpu", "lm_head": "cpu"}"#, r#"{"model.layers.1": "cpu", "": "cpu"}"#]
+    {
+        let json = with(map).ok().json();
+        let layers = json["layers"].as_array().unwrap();
+        assert!(layers.len() == 6 && layers.iter().all(|layer| layer["device"] == "cpu"), "{json}");
+    }
+    for (map, parts) in [
+        ("{", &["map.json", "expected an object"][..]),
+        ("[]", &["map.json", "expected an object"]),
+        ("\"cpu\"", &["map.json", "expected an object"]),
+        (r#"{"": 7}"#, &["map.json", "expected an object"]),
+        (r#"{"": "gpu"}"#, &["map.json", "\"gpu\""]),
+        ("{}", &["map.json", "no module"]),
+        (r#"{"": "wgpu:99"}"#, &["there is no wgpu:99"]),
+        // These contradict the model.
+        (r#"{"model.layers.77": "cpu", "": "cpu"}"#, &["model.layers.77", "model.embed_tokens"]),
+        (r#"{"model": "cpu"}"#, &["no device for lm_head"]),
+        ("{\"a\\nb\": \"x\\u001b\"}", &["map.json", "no device"]),
+    ] {
+        with(map).refused_with(parts);
+    }
+}
+
+#[test]
+fn a_model_without_a_tokenizer_is_planned() {
+    let json = plan(&[&fixture("llama_mha"), "--device-map", "cpu", "--json"]).ok().json();
+    assert_eq!((json["fits"].as_bool(), json["context"].as_u64()), (Some(true), Some(128)));
+    assert_eq!(json["max_context"], 128);
+}

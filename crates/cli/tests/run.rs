@@ -1,0 +1,251 @@
+//! `halfbyte run`: what it says, in what form, and what it refuses.
+
+mod command;
+
+use command::Kind::{Count, Counts, Number, Object, Rows, Text};
+use command::{Copy, fixture, halfbyte, halfbyte_with, has_fields, repository, text};
+use serde_json::Value;
+
+const PROMPT: &str = "Once there was";
+
+/// `run --device-map cpu --prompt "Once there was"` and more.
+fn run(more: &[&str]) -> command::Outcome {
+    halfbyte(&[&["run", "--device-map", "cpu", "--prompt", PROMPT], more].concat())
+}
+
+#[test]
+fn json_has_every_field_and_nothing_else_is_on_stdout() {
+    let outcome = run(&["--json", "-n", "5"]).ok();
+    let json = outcome.json();
+    has_fields(
+        &json,
+        &[
+            ("text", Text),
+            ("token_ids", Counts),
+            ("prompt_tokens", Count),
+            ("new_tokens", Count),
+            ("load_seconds", Number),
+            ("prefill_tokens_per_second", Number),
+            ("decode_tokens_per_second", Number),
+            ("device_map", Object),
+            ("memory", Rows),
+            ("events", Rows),
+        ],
+    );
+    assert_eq!(json["new_tokens"], 5);
+    assert_eq!(json["prompt_tokens"], 4);
+    assert_eq!(json["token_ids"].as_array().unwrap().len(), 5);
+    assert_eq!(json["device_map"]["model.layers.0"], "cpu");
+    let memory = &json["memory"][0];
+    has_fields(memory, &[("device", Text), ("planned_bytes", Count), ("measured_bytes", Count)]);
+    assert!(memory.get("witnessed_bytes").is_some(), "{memory}");
+    assert_eq!(memory["planned_bytes"], memory["measured_bytes"]);
+    assert_eq!(outcome.stderr, "");
+}
+
+#[test]
+fn people_get_prompt_and_story_on_stdout_and_figures_on_stderr() {
+    let json = run(&["--json", "-n", "12"]).ok().json();
+    let outcome = run(&["-n", "12"]).ok();
+    assert_eq!(outcome.stdout, format!("{PROMPT}{}\n", json["text"].as_str().unwrap()));
+    for part in ["loaded in", "4 prompt tokens", "12 new tokens", "planned", "allocated", "cpu"] {
+        assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn the_bundled_model_tells_the_stories_that_transformers_tells() {
+    let expected = std::fs::read(repository("models/stories/expected.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&expected).unwrap();
+    let exact = ["--compute-dtype", "float32", "--kv-cache", "f32", "--temperature", "0", "--json"];
+    for prompt in expected["prompts"].as_array().unwrap() {
+        let begin = prompt["text"].as_str().unwrap();
+        let ids = prompt["ids"].as_array().unwrap().len();
+        for (quant, suffix) in [("nf4", "nf4_dq"), ("none", "fp32")] {
+            let all = prompt[format!("greedy_{suffix}")].as_array().unwrap();
+            let count = (all.len() - ids).to_string();
+            let options = ["run", "--device-map", "cpu", "--prompt", begin, "-n", &count, "--quant", quant];
+            let json = halfbyte(&[&options[..], &exact].concat()).ok().json();
+            assert_eq!(json["token_ids"].as_array().unwrap(), &all[ids..], "{begin} {suffix}");
+            let story = prompt[format!("text_{suffix}")].as_str().unwrap();
+            assert_eq!(format!("{begin}{}", json["text"].as_str().unwrap()), story);
+        }
+    }
+}
+
+#[test]
+fn a_seed_draws_the_same_text_again_and_another_seed_another() {
+    let draw = |seed: &str| run(&["--json", "-n", "24", "--temperature", "1", "--seed", seed]).ok().json();
+    let [first, again, other] = ["7", "7", "8"].map(|seed| draw(seed)["text"].clone());
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+}
+
+#[test]
+fn so_many_tokens_as_were_asked_for() {
+    let none = run(&["--json", "-n", "0"]).ok().json();
+    assert_eq!((none["text"].as_str(), none["new_tokens"].as_u64()), (Some(""), Some(0)));
+    assert_eq!(run(&["-n", "0"]).ok().stdout, format!("{PROMPT}\n"));
+
+    let one = run(&["--json", "-n", "1"]).ok().json();
+    assert_eq!(one["token_ids"].as_array().unwrap().len(), 1);
+    assert_eq!(one["stop"], "max_new_tokens");
+
+    let full = run(&["--json", "-n", "100000", "--context", "24", "--temperature", "0"]).ok().json();
+    assert_eq!(full["stop"], "context_full");
+    // The last token needs no place: nothing follows it.
+    assert_eq!(full["prompt_tokens"].as_u64().unwrap() + full["new_tokens"].as_u64().unwrap(), 25);
+    assert_eq!(full["context"], 24);
+}
+
+#[test]
+fn prompts_that_cannot_be_continued_are_refused() {
+    let long = PROMPT.repeat(200);
+    halfbyte(&["run", "--device-map", "cpu", "-p", &long, "--json"]).refused_with(&["tokens", "512"]);
+    run(&["--context", "3"]).refused_with(&["the prompt has 4 tokens", "context holds 3"]);
+    halfbyte(&["run", "--device-map", "cpu", "-p", ""]).refused_with(&["prompt is empty"]);
+    halfbyte(&["run", "--device-map", "cpu"]).refused_with(&["--prompt", "--prompt-file"]);
+}
+
+#[test]
+fn prompts_come_from_files_and_stdin() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    let from = |path: &str| {
+        ["run", "--device-map", "cpu", "-n", "3", "--json", "--prompt-file", path].map(str::to_owned)
+    };
+    let call = |path: &str, input: &[u8]| {
+        let args = from(path);
+        halfbyte_with(&args.each_ref().map(String::as_str), input)
+    };
+    std::fs::write(&file, PROMPT).unwrap();
+    let wanted = run(&["-n", "3", "--json"]).ok().json()["text"].clone();
+    assert_eq!(call(text(&file), b"").ok().json()["text"], wanted);
+    assert_eq!(call("-", PROMPT.as_bytes()).ok().json()["text"], wanted);
+
+    call("-", b"").refused_with(&["prompt is empty"]);
+    call("-", b"caf\xe9").refused_with(&["stdin", "UTF-8"]);
+    std::fs::write(&file, b"caf\xe9").unwrap();
+    call(text(&file), b"").refused_with(&["prompt.txt", "UTF-8"]);
+    call(text(&folder.path().join("absent.txt")), b"").refused_with(&["absent.txt", "No such file"]);
+    call(text(folder.path()), b"").refused_with(&[text(folder.path()), "directory"]);
+    let both = ["run", "--prompt", "a", "--prompt-file", text(&file)];
+    halfbyte(&both).misused("--prompt");
+}
+
+#[test]
+fn sampling_values_out_of_range_are_named() {
+    for (option, value) in [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--top-p", "0"),
+        ("--top-p", "1.5"),
+        ("--repetition-penalty", "0"),
+        ("--repetition-penalty", "-2"),
+    ] {
+        run(&[&format!("{option}={value}")]).refused_with(&[option, "expected"]);
+    }
+    run(&["--top-k=-1"]).misused("--top-k");
+    run(&["--seed", "abc"]).misused("--seed");
+    run(&["-n", "-1"]).misused("-1");
+}
+
+#[test]
+fn every_quantization_and_cache_type_runs() {
+    for options in [
+        &["--quant", "none"][..],
+        &["--quant", "fp4"],
+        &["--quant", "fp4", "--no-double-quant", "--blocksize", "128"],
+        &["--no-double-quant"],
+        &["--blocksize", "32"],
+        &["--blocksize", "4096"],
+        &["--kv-cache", "f32"],
+        &["--kv-cache", "q8"],
+        &["--kv-cache", "q4"],
+        &["--compute-dtype", "bfloat16"],
+        &["--chunk", "1"],
+        &["--chunk", "100000"],
+    ] {
+        let json = run(&[options, &["--json", "-n", "4"]].concat()).ok().json();
+        assert_eq!(json["memory"][0]["planned_bytes"], json["memory"][0]["measured_bytes"], "{options:?}");
+        assert!(!json["text"].as_str().unwrap().is_empty());
+    }
+    for (option, value, hint) in [
+        ("--blocksize", "63", "power of two"),
+        ("--blocksize", "0", "power of two"),
+        ("--blocksize", "16", "from 32"),
+        ("--blocksize", "1000000", "to 4096"),
+        ("--quant", "int8", "nf4, fp4 or none"),
+        ("--kv-cache", "f8", "f32, f16, q8 or q4"),
+        ("--compute-dtype", "float8", "float16, bfloat16 or float32"),
+        ("--chunk", "0", "at least one"),
+        ("--context", "0", "at least one"),
+    ] {
+        run(&[option, value]).refused_with(&[&format!("{option} {value}: "), hint]);
+    }
+}
+
+#[test]
+fn a_context_beyond_the_model_is_refused_with_its_own() {
+    run(&["--context", "513"]).refused_with(&["513", "512"]);
+    run(&["--context", "18446744073709551615"]).refused_with(&["18446744073709551615", "512"]);
+    run(&["--context", "-5"]).misused("-5");
+    run(&["--context", "many"]).misused("--context");
+}
+
+#[test]
+fn models_that_are_not_there_are_named() {
+    let at = |model: &str| halfbyte(&["run", model, "--offline", "-p", "x"]);
+    at("/no/such/folder").refused_with(&["/no/such/folder"]);
+    at("no such name").refused_with(&["no such name", "Hub id"]);
+    at("").refused_with(&["directory"]);
+    at("a\nb\u{1b}[31m").refused_with(&["Hub id"]);
+    let empty = tempfile::tempdir().unwrap();
+    let cache = text(empty.path());
+    halfbyte(&["run", "nobody/nothing", "--offline", "--cache-dir", cache, "-p", "x"])
+        .refused_with(&["nobody/nothing"]);
+    // A classifier cannot continue a text.
+    at("sentiment").refused_with(&["BertForSequenceClassification"]);
+}
+
+#[test]
+fn a_model_without_a_tokenizer_says_so() {
+    halfbyte(&["run", &fixture("llama_mha"), "--device-map", "cpu", "-p", "x"])
+        .refused_with(&["tokenizer.json", "llama_mha"]);
+}
+
+#[test]
+fn unknown_options_and_commands_do_not_parse() {
+    run(&["--frobnicate"]).misused("--frobnicate");
+    halfbyte(&["frobnicate"]).misused("frobnicate");
+    halfbyte(&["run", "one", "two", "-p", "x"]).misused("two");
+    let help = halfbyte(&["run", "--help"]).ok();
+    for option in ["--device-map", "--max-memory", "--kv-cache", "--prompt-file", "--seed"] {
+        assert!(help.stdout.contains(option), "{option}");
+    }
+    assert!(halfbyte(&["--version"]).ok().stdout.starts_with("halfbyte "));
+}
+
+#[test]
+fn a_token_is_never_printed() {
+    let outcome = run(&["--token", "hf_secret", "-n", "1", "-vvv", "--json"]).ok();
+    assert!(!outcome.stderr.contains("hf_secret") && !outcome.stdout.contains("hf_secret"));
+}
+
+#[test]
+fn generation_defaults_are_the_models_own() {
+    let model = Copy::of("models/stories");
+    let greedy = run(&["--temperature", "0", "--json", "-n", "30"]).ok().json();
+    model.write("generation_config.json", r#"{"do_sample": false, "max_new_tokens": 30, "eos_token_id": 2}"#);
+    let args = ["run", model.name(), "--device-map", "cpu", "-p", PROMPT, "--json"];
+    assert_eq!(halfbyte(&args).ok().json()["token_ids"], greedy["token_ids"]);
+    // The token after the tenth ends the text, and is no part of it.
+    let stop = greedy["token_ids"][10].as_u64().unwrap();
+    model
+        .write("generation_config.json", format!(r#"{{"max_new_tokens": 30, "eos_token_id": [2, {stop}]}}"#));
+    let json = halfbyte(&args).ok().json();
+    assert_eq!(json["stop"], "end_of_text");
+    let ids = json["token_ids"].as_array().unwrap();
+    assert!(ids.len() <= 10 && ids[..] == greedy["token_ids"].as_array().unwrap()[..ids.len()]);
+}
