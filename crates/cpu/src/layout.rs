@@ -96,7 +96,15 @@ impl Layout for CpuLayout {
 
     fn program(&self, stretch: &Stretch, caps: &Caps) -> Result<Footprint, Fault> {
         stretch.check()?;
-        self.countable("registers", &[stretch.widths.iter().sum(), caps.rows])?;
+        let width = stretch.widths.iter().fold(0usize, |sum, &width| sum.saturating_add(width));
+        self.countable("registers", &[width, caps.rows])?;
+        self.countable("rows", &[caps.rows, ROW_BYTES])?;
+        for want in &stretch.wants {
+            self.want(&want.kind)?;
+            if let Kind::Linear(shape) = &want.kind {
+                self.countable("logits", &[shape.rows(), caps.outputs])?;
+            }
+        }
         Ok(Sizes::of(stretch, caps)?.footprint(self.threads))
     }
 

@@ -104,3 +104,24 @@ impl FromStr for Path {
         path.detect().map(|_| path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_others_refused() {
+        for path in Path::ALL {
+            match path.to_string().parse::<Path>() {
+                Ok(read) => assert!(path.available() && read == path),
+                Err(fault) => {
+                    assert!(!path.available(), "{fault}");
+                    assert!(matches!(&fault, Fault::Unsupported { what, .. } if what.contains("can run")));
+                }
+            }
+        }
+        let fault = "sse9".parse::<Path>().unwrap_err();
+        assert!(matches!(&fault, Fault::Invalid(why) if why.contains("sse9") && why.contains("portable")));
+        assert!(Path::best().available());
+    }
+}

@@ -42,8 +42,8 @@ pub(crate) fn attend<L: Lanes>(
         &*cache
     });
     let group = heads / kv_heads;
-    if view.places.len() < JOB_ROWS {
-        // Few rows (decoding): a job for each key-value head.
+    if view.places.len() < JOB_ROWS * rayon::current_num_threads() {
+        // Few rows (decoding): a job for each key-value head, so that all threads have one.
         out.par_chunks_mut(group * dim).enumerate().for_each(|(index, out)| {
             let (row, head) = (index / kv_heads, index % kv_heads);
             attend_job(lanes, view, cache, qkv, row..row + 1, head..head + 1, out);
