@@ -4,8 +4,9 @@
 //! time, rescaling what was summed before when a larger score appears.
 
 use super::norm::norm;
+use super::records::{F16, F32, Q4, Q8, Records, kv_type, records, sixteen, tail, whole};
 use crate::bound::AttendView;
-use crate::cache::{Cache, decode, decode_block, encode, record_scale};
+use crate::cache::{Cache, encode};
 use crate::simd::Lanes;
 use halfbyte_backend::kv::KV_BLOCK;
 use halfbyte_backend::{KvType, Pairing, RopeTable};
@@ -176,52 +177,6 @@ fn store(view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
     });
 }
 
-/// Keys or values of one head of one sequence.
-#[derive(Clone, Copy)]
-struct Records<'a> {
-    dtype: KvType,
-    /// The first record begins here.
-    bytes: &'a [u8],
-    /// Bytes from one record to the next.
-    stride: usize,
-    /// Bytes of a record.
-    len: usize,
-}
-
-impl<'a> Records<'a> {
-    #[inline(always)]
-    fn get(&self, index: usize) -> &'a [u8] {
-        &self.bytes[index * self.stride..][..self.len]
-    }
-}
-
-/// The keys and values of `head` of the sequence of `row`: all positions in the cache, or the rows of its
-/// own submission.
-fn records<'a>(
-    view: &AttendView<'_>,
-    cache: Option<&'a Cache>,
-    qkv: &'a [f32],
-    row: usize,
-    head: usize,
-) -> (Records<'a>, Records<'a>) {
-    let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
-    if let Some(cache) = cache {
-        let len = cache.shape.head_bytes() as usize;
-        let at = cache.head_start(view.places[row].sequence as usize, head);
-        let of =
-            |bytes: &'a [u8]| Records { dtype: cache.shape.dtype, bytes: &bytes[at..], stride: len, len };
-        return (of(&cache.keys), of(&cache.values));
-    }
-    // Rows are counted from the start of the submission, as `submitted_rows` does.
-    let of = |column: usize| Records {
-        dtype: KvType::F32,
-        bytes: bytemuck::cast_slice(&qkv[column..]),
-        stride: view.width() * 4,
-        len: dim * 4,
-    };
-    (of((heads + head) * dim), of((heads + kv_heads + head) * dim))
-}
-
 /// `Q` queries over the records of one head, compiled for each element type.
 #[inline(always)]
 fn attend_queries<L: Lanes, const Q: usize>(
@@ -238,21 +193,6 @@ fn attend_queries<L: Lanes, const Q: usize>(
         KvType::F16 => attend_typed::<L, Q, F16>(lanes, view, queries, keys, values, qkv, out),
         KvType::Q8 => attend_typed::<L, Q, Q8>(lanes, view, queries, keys, values, qkv, out),
         KvType::Q4 => attend_typed::<L, Q, Q4>(lanes, view, queries, keys, values, qkv, out),
-    }
-}
-
-/// [`KvType`]s as constants, so that loops are compiled for each.
-const F32: u8 = 0;
-const F16: u8 = 1;
-const Q8: u8 = 2;
-const Q4: u8 = 3;
-
-const fn kv_type(kind: u8) -> KvType {
-    match kind {
-        F32 => KvType::F32,
-        F16 => KvType::F16,
-        Q8 => KvType::Q8,
-        _ => KvType::Q4,
     }
 }
 
@@ -312,44 +252,6 @@ fn attend_typed<L: Lanes, const Q: usize, const T: u8>(
     for (query, total) in queries.iter().zip(totals) {
         let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
         out[query.out..][..dim].iter_mut().for_each(|value| *value *= inverse);
-    }
-}
-
-/// Features that are read in sixteens; the others one by one.
-#[inline(always)]
-const fn whole(dtype: KvType, dim: usize) -> usize {
-    match dtype {
-        KvType::F32 | KvType::F16 => dim / 16 * 16,
-        KvType::Q8 | KvType::Q4 => dim / KV_BLOCK * KV_BLOCK,
-    }
-}
-
-/// Features `16 chunk ..` of a record, times their scale.
-#[inline(always)]
-fn sixteen<L: Lanes, const T: u8>(lanes: L, record: &[u8], dim: usize, chunk: usize) -> L::V {
-    // `whole` makes sure that the chunk is.
-    match kv_type(T) {
-        KvType::F32 => lanes.load_f32(&record.as_chunks().0[chunk]),
-        KvType::F16 => lanes.load_f16(&record.as_chunks().0[chunk]),
-        KvType::Q8 => {
-            let scale = record_scale(record, dim.div_ceil(KV_BLOCK), chunk / 2);
-            lanes.mul(lanes.load_i8(&record.as_chunks().0[chunk]), lanes.splat(scale))
-        }
-        KvType::Q4 => {
-            let scale = record_scale(record, dim.div_ceil(KV_BLOCK), chunk / 2);
-            let (low, high) = lanes.load_nibbles(&record.as_chunks().0[chunk / 2]);
-            lanes.mul(if chunk.is_multiple_of(2) { low } else { high }, lanes.splat(scale))
-        }
-    }
-}
-
-/// The features of a record from `from` on.
-#[inline(always)]
-fn tail(dtype: KvType, record: &[u8], dim: usize, from: usize, head: &mut [f32; KV_BLOCK]) {
-    match dtype {
-        KvType::F32 => decode(dtype, &record[from * 4..], &mut head[..dim - from]),
-        KvType::F16 => decode(dtype, &record[from * 2..], &mut head[..dim - from]),
-        KvType::Q8 | KvType::Q4 => decode_block(dtype, record, dim, from / KV_BLOCK, &mut head[..dim - from]),
     }
 }
 

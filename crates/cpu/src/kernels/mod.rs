@@ -7,6 +7,7 @@ mod decode;
 mod embed;
 mod norm;
 mod norm_linear;
+mod records;
 pub(crate) mod tile;
 
 use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
