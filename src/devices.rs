@@ -77,50 +77,63 @@ pub fn devices() -> Result<DevicesReport, Error> {
             }
         })
         .collect();
-    Ok(DevicesReport { devices, absent: found.absent })
+    let failed = found.failed.iter().map(|(_, fault)| fault.to_string());
+    let absent = failed.chain(found.absent.iter().cloned()).collect();
+    Ok(DevicesReport { devices, absent })
 }
 
 /// Every backend that opened, the CPU first.
 pub(crate) struct Found {
     pub(crate) backends: Vec<Rc<dyn Backend>>,
     pub(crate) absent: Vec<String>,
+    /// Devices that are there but did not open, and why.
+    pub(crate) failed: Vec<(String, Fault)>,
 }
 
 /// Opens every device.
 pub(crate) async fn open_all() -> Result<Found, Fault> {
-    open(&|_| true, &LoadOptions::default()).await
+    open(&|_, _| true, &LoadOptions::default()).await
 }
 
-/// Opens the CPU, and the GPUs that `wanted` names.
-async fn open(wanted: &dyn Fn(&str) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
-    let mut found = Found { backends: vec![Rc::new(CpuBackend::new()?)], absent: Vec::new() };
-    open_wgpu(wanted, options, &mut found).await;
+/// Opens the CPU, and the GPUs for which `wanted` says yes to their name and kind.
+async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
+    let mut found =
+        Found { backends: vec![Rc::new(CpuBackend::new()?)], absent: Vec::new(), failed: Vec::new() };
+    if (0..MAX_GPUS).any(|index| wanted(&format!("wgpu:{index}"), DeviceKind::DiscreteGpu)) {
+        open_wgpu(wanted, options, &mut found).await;
+    }
     found
         .absent
         .push("CUDA devices are not run yet: an NVIDIA GPU is used through Vulkan, as wgpu:N".to_owned());
     Ok(found)
 }
 
-/// Opens the GPUs that `wanted` names.
+/// More GPUs than any machine has.
+const MAX_GPUS: usize = 64;
+
+/// Opens the GPUs that are `wanted`, each with the limit that it was given.
 #[cfg(feature = "wgpu")]
-async fn open_wgpu(wanted: &dyn Fn(&str) -> bool, options: &LoadOptions, found: &mut Found) {
+async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions, found: &mut Found) {
     use halfbyte_wgpu::{Options, WgpuBackend};
     let adapters = match WgpuBackend::all().await {
         Ok(adapters) => adapters,
         Err(fault) => return found.absent.push(fault.to_string()),
     };
-    for (index, adapter) in adapters.iter().enumerate().filter(|(_, adapter)| wanted(&adapter.name)) {
+    for (index, adapter) in adapters.iter().enumerate() {
+        if !wanted(&adapter.name, adapter.kind) {
+            continue;
+        }
         let budget = options.max_memory.get(&adapter.name).copied();
         match WgpuBackend::open(index, Options { budget, ..Options::default() }).await {
             Ok(backend) => found.backends.push(Rc::new(backend)),
-            Err(fault) => found.absent.push(fault.to_string()),
+            Err(fault) => found.failed.push((adapter.name.clone(), fault)),
         }
     }
 }
 
 /// Says that there are none.
 #[cfg(not(feature = "wgpu"))]
-async fn open_wgpu(_wanted: &dyn Fn(&str) -> bool, _options: &LoadOptions, found: &mut Found) {
+async fn open_wgpu(_wanted: &dyn Fn(&str, DeviceKind) -> bool, _options: &LoadOptions, found: &mut Found) {
     found.absent.push("built without the feature `wgpu`: no GPUs".to_owned());
 }
 
@@ -153,41 +166,50 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
                 _ => false,
             }
     };
-    let wanted = |name: &str| match &options.device_map {
+    let mapped = |name: &str| match &options.device_map {
         DeviceMap::Only(only) => only == name,
         DeviceMap::Given(map) => map.values().any(|device| device == name),
         _ => true,
     };
+    let wanted = |name: &str, kind| mapped(name) && (kind != DeviceKind::Software || named(name));
     let found = open(&wanted, options).await?;
-    let exists = |name: &str| found.backends.iter().any(|backend| backend.info().name == name);
-    let asked = options.max_memory.keys().filter(|name| *name != "disk").cloned();
-    let mapped: Vec<String> = match &options.device_map {
-        DeviceMap::Only(only) => vec![only.clone()],
-        DeviceMap::Given(map) => map.values().cloned().collect(),
-        _ => Vec::new(),
-    };
-    // A limit for a device that the map leaves out limits nothing: only what is mapped must exist.
-    let must_exist = if mapped.is_empty() { asked.collect() } else { mapped };
-    if let Some(missing) = must_exist.iter().find(|name| !exists(name)) {
-        let there: Vec<&str> = found.backends.iter().map(|b| b.info().name.as_str()).collect();
-        let why = found.absent.first().map(|why| format!(" ({why})")).unwrap_or_default();
-        return Err(Error::Usage(format!("there is no {missing} here, only {}{why}", there.join(", "))));
-    }
+    check_named(options, &found)?;
 
     let mut candidates = Vec::new();
     for backend in found.backends {
-        let info = backend.info();
-        let software = info.kind == DeviceKind::Software;
-        let skip = (software && !named(&info.name)) || (info.name == "cpu" && !wanted("cpu"));
-        if skip {
-            tracing::info!(device = info.name, "not used unless it is named");
-            continue;
+        if mapped(&backend.info().name) {
+            let device = device(&*backend, options);
+            candidates.push(Candidate { backend, device });
         }
-        let device = device(&*backend, options);
-        candidates.push(Candidate { backend, device });
     }
     share_host_memory(&mut candidates, options);
     Ok(candidates)
+}
+
+/// What the options name must be there. A limit for a device that the map leaves out limits nothing, and a
+/// device that cannot even be opened within its limit is one that holds nothing.
+fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
+    let names: Vec<&String> = match &options.device_map {
+        DeviceMap::Only(only) => vec![only],
+        DeviceMap::Given(map) => map.values().collect(),
+        _ => options.max_memory.keys().filter(|name| *name != "disk").collect(),
+    };
+    let must_open = matches!(options.device_map, DeviceMap::Only(_) | DeviceMap::Given(_));
+    for name in names {
+        if found.backends.iter().any(|backend| backend.info().name == *name) {
+            continue;
+        }
+        match found.failed.iter().find(|(failed, _)| failed == name) {
+            Some((_, fault)) if must_open => return Err(fault.clone().into()),
+            Some((_, fault)) => tracing::warn!("{fault}: not used"),
+            None => {
+                let there: Vec<&str> = found.backends.iter().map(|b| b.info().name.as_str()).collect();
+                let why = found.absent.first().map(|why| format!(" ({why})")).unwrap_or_default();
+                return Err(Error::Usage(format!("there is no {name} here, only {}{why}", there.join(", "))));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A device as the planner sees it.
