@@ -48,7 +48,7 @@ impl Ring {
             return Err(Fault::Invalid("an answer that the program was not compiled for".into()));
         };
         if let Some(pending) = pending.take() {
-            pending.signal.block(&gpu.device).map_err(|reason| lost(&gpu.info.name, reason))?;
+            pending.signal.block(gpu).map_err(|reason| lost(&gpu.info.name, reason))?;
             pending.fetch();
         }
         Ok(buffer.clone())
@@ -79,7 +79,7 @@ impl Pending {
 
     /// Awaits the bytes.
     pub(crate) async fn bytes(&self, gpu: &Gpu) -> Result<Vec<u8>, Fault> {
-        let mapped = self.signal.wait(&gpu.device).await;
+        let mapped = self.signal.wait(gpu).await;
         gpu.check()?;
         mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
         self.fetch();

@@ -11,7 +11,7 @@ pub(crate) const SPLIT_KEYS: usize = 256;
 /// The most splits of a context: the product that merges them reads all.
 const MAX_SPLITS: usize = 8;
 /// Words of workgroup memory: WebGPU's default, less small arrays.
-const WORDS: usize = 4096 - 128;
+const WORDS: usize = 4096 - 112;
 /// Queries that one workgroup holds at most.
 const MAX_QUERIES: usize = 16;
 /// Their features at most: 16 for each thread.
@@ -54,12 +54,17 @@ impl AttendPlan {
             None => (Record::new(KvType::F32, attend.head_dim), 0),
         };
         let group = attend.heads / attend.kv_heads;
-        let fits = |heads: usize| {
-            heads <= MAX_QUERIES
-                && heads * attend.head_dim <= MAX_FEATURES
-                && keys(heads, attend.head_dim, record.words).is_some()
+        // Tiles of fewer than 8 keys would be all barriers: rather fewer heads in a workgroup.
+        let fits = |queries: usize, least: usize| {
+            queries <= MAX_QUERIES
+                && queries * attend.head_dim <= MAX_FEATURES
+                && keys(queries, attend.head_dim, record.words).is_some_and(|(keys, _)| keys >= least)
         };
-        let pieces = (1..=group).find(|&pieces| group % pieces == 0 && fits(group / pieces));
+        let cut = |least: usize| {
+            (1..=group).find(|&pieces| group.is_multiple_of(pieces) && fits(group / pieces, least))
+        };
+        let (pieces, least) = (cut(8), 8);
+        let (pieces, least) = if pieces.is_some() { (pieces, least) } else { (cut(1), 1) };
         let Some(pieces) = pieces else {
             return Err(Fault::Unsupported {
                 device: bounds.device.clone(),
@@ -70,7 +75,8 @@ impl AttendPlan {
             });
         };
         let heads_here = group / pieces;
-        let tile_rows = (1..=MAX_QUERIES).take_while(|&rows| fits(rows * heads_here)).last().unwrap_or(1);
+        let tile_rows =
+            (1..=MAX_QUERIES).take_while(|&rows| fits(rows * heads_here, least)).last().unwrap_or(1);
         let parts = attend.cache.is_some() && mergeable(stretch, index, attend);
         let splits = if parts { capacity.div_ceil(SPLIT_KEYS).clamp(1, MAX_SPLITS) } else { 1 };
         Ok(Self { record, pieces, heads_here, tile_rows, splits, parts })
@@ -139,10 +145,10 @@ mod tests {
 
     #[test]
     fn common_heads_fit_with_whole_tiles() {
-        for (queries, head_dim) in [(1, 128), (4, 128), (8, 128), (16, 64), (8, 256), (7, 64), (1, 80)] {
+        for (queries, head_dim) in [(1, 128), (4, 128), (8, 128), (16, 64), (4, 256), (7, 64), (1, 80)] {
             let record = Record::new(KvType::F16, head_dim);
             let (keys, lanes) = keys(queries, head_dim, record.words).unwrap();
-            assert!(keys >= 4, "{queries} queries of {head_dim}: {keys} keys");
+            assert!(keys >= 8, "{queries} queries of {head_dim}: {keys} keys");
             assert!(queries * keys * lanes <= 512);
         }
     }

@@ -52,6 +52,11 @@ impl Trouble {
         look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Why the device was lost, if it was.
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.with(|reported| reported.lost.clone())
+    }
+
     /// What was reported since the last call; a loss is for ever.
     pub(crate) fn check(&self, device: &str) -> Result<(), Fault> {
         self.with(|reported| {

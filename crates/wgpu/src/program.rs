@@ -264,9 +264,8 @@ impl Program for WgpuProgram {
 
         let reply = match rows.output {
             Output::Nothing => Reply::Nothing,
-            Output::Greedy(outputs) if outputs.is_empty() => Reply::Nothing,
+            Output::Greedy([]) | Output::Logits([]) => Reply::Nothing,
             Output::Greedy(outputs) => Reply::Tokens(outputs.len()),
-            Output::Logits(outputs) if outputs.is_empty() => Reply::Nothing,
             Output::Logits(outputs) => Reply::Logits { rows: outputs.len(), width: self.plan.vocabulary },
             Output::Hidden => {
                 let widths = self.stretch.outputs.iter().map(|&reg| self.stretch.width(reg));
@@ -350,6 +349,6 @@ async fn finished(gpu: &Gpu) -> Result<(), Fault> {
     let signal = Signal::default();
     let done = signal.clone();
     gpu.queue.on_submitted_work_done(move || done.set(Ok(())));
-    signal.wait(&gpu.device).await.map_err(|reason| lost(&gpu.info.name, reason))?;
+    signal.wait(gpu).await.map_err(|reason| lost(&gpu.info.name, reason))?;
     gpu.check()
 }

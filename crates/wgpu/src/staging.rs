@@ -93,7 +93,7 @@ impl<'a> Writer<'a> {
         let index = *staging.next.borrow();
         *staging.next.borrow_mut() = (index + 1) % staging.buffers.len();
         let (allocation, signal) = &staging.buffers[index];
-        let mapped = signal.borrow().wait(device);
+        let mapped = signal.borrow().wait(self.gpu);
         mapped.await.map_err(|reason| lost(&info.name, reason))?;
 
         let buffer = &allocation.buffer;

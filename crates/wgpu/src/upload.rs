@@ -158,7 +158,7 @@ fn length(name: &str, found: usize, expected: usize) -> Fault {
 /// the low nibble of byte `i`, element `i + 4` in its high nibble. Padding codes are 0.
 fn pack_row(quantized: &Quantized, row: usize, cols: usize, out: &mut [u8]) {
     let start = row * cols;
-    let whole = if start % 2 == 0 { cols / 8 } else { 0 };
+    let whole = if start.is_multiple_of(2) { cols / 8 } else { 0 };
     let packed = &quantized.packed[start / 2..];
     for (word, bytes) in out.chunks_exact_mut(4).zip(packed.chunks_exact(4)).take(whole) {
         // Canonical bytes hold element 2i in the high nibble of byte i.
@@ -229,7 +229,7 @@ impl Tables {
 mod tests {
     use super::*;
     use halfbyte_backend::{DType, Segment};
-    use halfbyte_quant::{QuantSpec, quantize};
+    use halfbyte_quant::{QuantSpec, Source, quantize};
 
     fn shape(rows: &[usize], arrangement: Arrangement) -> LinearShape {
         let segment = |&rows: &usize| Segment {
@@ -261,8 +261,7 @@ mod tests {
     fn packed_rows_hold_every_code() {
         for cols in [32, 45, 7, 40] {
             let values: Vec<f32> = (0..3 * cols).map(|i| ((i * 29 % 61) as f32 - 30.0) / 7.0).collect();
-            let quantized = quantize(values.as_slice(), QuantSpec::default());
-            let quantized = quantized.unwrap();
+            let quantized = quantize(Source::F32(&values), QuantSpec::default()).unwrap();
             let mut out = vec![0xff; stride(cols) / 2];
             for row in 0..3 {
                 pack_row(&quantized, row, cols, &mut out);

@@ -4,6 +4,7 @@
 //! callback polls it itself, in short waits: several may be outstanding and awaited in any order. In
 //! the browser callbacks come from the event loop and waiting is impossible.
 
+use crate::gpu::{Gpu, Trouble};
 use halfbyte_backend::Fault;
 use std::future::Future;
 use std::pin::Pin;
@@ -45,24 +46,27 @@ impl Signal {
         buffer.slice(..).map_async(mode, move |result| signal.set(result.map_err(|error| error.to_string())));
     }
 
-    /// Awaits the event.
-    pub(crate) fn wait(&self, device: &wgpu::Device) -> impl Future<Output = Result<(), String>> + use<> {
-        Wait { signal: self.clone(), device: device.clone() }
+    /// Awaits the event, or the device's loss.
+    pub(crate) fn wait(&self, gpu: &Gpu) -> impl Future<Output = Result<(), String>> + use<> {
+        Wait { signal: self.clone(), device: gpu.device.clone(), trouble: gpu.trouble.clone() }
     }
 
     /// Blocks until the event.
     ///
     /// # Errors
     /// What the event reported; in the browser, that blocking is impossible.
-    pub(crate) fn block(&self, device: &wgpu::Device) -> Result<(), String> {
+    pub(crate) fn block(&self, gpu: &Gpu) -> Result<(), String> {
         loop {
             if let Some(outcome) = self.outcome() {
                 return outcome;
             }
+            if let Some(reason) = gpu.trouble.lost() {
+                return Err(reason);
+            }
             if cfg!(target_arch = "wasm32") {
                 return Err("too many answers are awaited at once".into());
             }
-            poll(device);
+            poll(&gpu.device);
         }
     }
 }
@@ -81,6 +85,7 @@ fn poll(_device: &wgpu::Device) {}
 struct Wait {
     signal: Signal,
     device: wgpu::Device,
+    trouble: Trouble,
 }
 
 impl Future for Wait {
@@ -93,6 +98,9 @@ impl Future for Wait {
         let mut state = self.signal.state();
         if let Some(outcome) = state.outcome.clone() {
             return Poll::Ready(outcome);
+        }
+        if let Some(reason) = self.trouble.lost() {
+            return Poll::Ready(Err(reason));
         }
         state.waker = Some(context.waker().clone());
         if !cfg!(target_arch = "wasm32") {
