@@ -1,18 +1,12 @@
 //! A causal language model: loaded, and asked.
 
 use crate::chat::Chat;
-use crate::devices::candidates;
+use crate::loading::{Event, Loaded, MemoryRow, expect, tokenizer};
 use crate::model_source::{Model, ModelSource};
-use crate::planning::{ModelCosts, Planning, caps};
-use crate::witness::private_resident;
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
-use halfbyte_backend::{Backend, Fault};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
-use halfbyte_inference::{DeviceFootprint, Engine, Finish, ModelError, Score, Session};
-use halfbyte_placement::{Plan, after_failure};
+use halfbyte_inference::{Finish, ModelError, Score, Session, Task};
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::rc::Rc;
 use std::time::Instant;
 
 /// How to generate.
@@ -103,7 +97,7 @@ impl CausalLm {
         progress: &mut dyn Progress,
         start: Instant,
     ) -> Result<Self, Error> {
-        expect(model, options, Task::Generate)?;
+        expect(model, Task::Generate)?;
         Ok(Self {
             tokenizer: tokenizer(model)?,
             loaded: Loaded::load(model, options, progress, start)?,

@@ -26,30 +26,38 @@
 
 #![forbid(unsafe_code)]
 
+mod auto_model;
 mod causal_lm;
 mod chat;
 mod devices;
 mod doctor;
+mod embedder;
 mod error;
+mod loading;
 mod model_source;
 mod options;
 mod planning;
 mod progress;
 mod quantize;
+mod sequence_classifier;
 mod witness;
 
-pub use causal_lm::{CausalLm, Event, GenerateOptions, Generation, MemoryRow, Stop};
+pub use auto_model::AutoModel;
+pub use causal_lm::{CausalLm, GenerateOptions, Generation, Stop};
 pub use chat::Chat;
 pub use devices::{DeviceReport, DevicesReport, devices};
 pub use doctor::{DoctorCase, DoctorDevice, DoctorReport, doctor};
+pub use embedder::{Embedder, Pooling};
 pub use error::Error;
 pub use halfbyte_backend::{KvType, SampleParams, argmax, human_bytes};
 pub use halfbyte_checkpoint::{Checkpoint, TensorDtype};
-pub use halfbyte_inference::{Flow, Score};
+pub use halfbyte_inference::{Flow, Score, Task};
 pub use halfbyte_quant::{QuantSpec, QuantType};
+pub use loading::{Event, Loaded, MemoryRow};
 pub use model_source::ModelSource;
 pub use options::{ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory};
 pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
+pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};
 pub use witness::{peak_resident, private_resident};

@@ -142,16 +142,16 @@ impl Loaded {
     }
 }
 
-/// Refuses a model that is for something else, and says what to do with it.
-pub(crate) fn expect(model: &Model, options: &LoadOptions, wanted: Task) -> Result<(), Error> {
-    let found = options.task.unwrap_or(families::task(model.config())?);
-    if found == wanted {
+/// Refuses a model that cannot be made to do what is wanted, and says what to do with it.
+pub(crate) fn expect(model: &Model, wanted: Task) -> Result<(), Error> {
+    let found = families::task(model.config())?;
+    if (found == Task::Generate) == (wanted == Task::Generate) {
         return Ok(());
     }
     let instead = match found {
         Task::Generate => "use `halfbyte run` or CausalLm",
         Task::ClassifySequence => "use `halfbyte classify` or SequenceClassifier",
-        Task::ClassifyTokens => "take halfbyte_inference::classify, which labels tokens",
+        Task::ClassifyTokens => "use halfbyte_inference::classify, which labels every token",
         Task::Embed => "use Embedder, or `halfbyte classify` for a new head on it",
     };
     let architecture = model.config().architecture.clone();
@@ -244,7 +244,7 @@ async fn load_plan(
     let engine = Engine::load(
         (*blueprint).clone(),
         placement,
-        caps(planning.options, plan.context),
+        caps(planning.options, &blueprint),
         &*weights,
         &mut |step| progress.load(step.name, step.done, step.total),
     )

@@ -14,10 +14,10 @@ use std::rc::Rc;
 pub enum ModelSource {
     /// A local directory, or a Hub id (`org/name`).
     Named(String),
-    /// A model that is embedded in this library: `stories`.
+    /// A model that is embedded in this library: `stories` or `sentiment`.
     Bundled(String),
-    /// Seeded random weights of a true shape: `llama-160m`, `tinyllama-1.1b`, `llama-2-7b`. Nothing is
-    /// downloaded.
+    /// Seeded random weights of a true shape: `llama-160m`, `tinyllama-1.1b`, `llama-2-7b`, `bert-large`.
+    /// Nothing is downloaded.
     Synthetic(String),
     /// An open checkpoint, wherever its bytes came from.
     Checkpoint(Rc<Checkpoint>),

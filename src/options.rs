@@ -2,6 +2,7 @@
 
 use crate::Error;
 use halfbyte_backend::KvType;
+use halfbyte_inference::Task;
 use halfbyte_quant::QuantSpec;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -81,6 +82,12 @@ pub struct LoadOptions {
     /// Sequences whose KV caches are reserved. [`CausalLm`](crate::CausalLm) uses one; more are planned for
     /// with [`plan`](crate::plan).
     pub sequences: usize,
+    /// What the model is to be for. `None`: what its architecture says. An encoder without a classifier
+    /// gets a new one, drawn at random, where this says [`Task::ClassifySequence`].
+    pub task: Option<Task>,
+    /// Whether the layers of classifiers and poolers are quantized too, as transformers 5 does; otherwise
+    /// they stay in 16 or 32 bits.
+    pub convert_heads: bool,
     /// Branch, tag or commit on the Hub.
     pub revision: Option<String>,
     /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
@@ -103,6 +110,8 @@ impl Default for LoadOptions {
             chunk: 256,
             outputs: 1,
             sequences: 1,
+            task: None,
+            convert_heads: false,
             revision: None,
             token: None,
             offline: false,

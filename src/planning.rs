@@ -6,7 +6,7 @@ use crate::options::{DeviceMap, LoadOptions};
 use crate::{Error, KvType, Progress};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
-use halfbyte_inference::{Blueprint, Settings, build};
+use halfbyte_inference::{Blueprint, Settings, Task, build};
 use halfbyte_placement::{
     Costs, Device, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
 };
@@ -300,14 +300,25 @@ fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {
         kv: options.kv_cache,
         context,
         sequences: options.sequences.max(1),
+        task: options.task,
+        convert_heads: options.convert_heads,
         ..Settings::default()
     }
 }
 
-/// What a program for this context may be asked.
-pub(crate) fn caps(options: &LoadOptions, context: usize) -> Caps {
-    let rows = options.chunk.clamp(1, context.max(1));
-    Caps { rows, outputs: options.outputs.clamp(1, rows) }
+/// The most texts whose labels one submission asks for.
+const LABELLED_AT_ONCE: usize = 64;
+
+/// What a program for this blueprint may be asked. An encoder sees a text whole, however small the chunk.
+pub(crate) fn caps(options: &LoadOptions, blueprint: &Blueprint) -> Caps {
+    let context = blueprint.context.max(1);
+    let (rows, outputs) = match blueprint.task {
+        Task::Generate => (options.chunk.clamp(1, context), options.outputs.max(options.sequences)),
+        Task::ClassifySequence => (options.chunk.max(context), LABELLED_AT_ONCE),
+        Task::ClassifyTokens => (options.chunk.max(context), usize::MAX),
+        Task::Embed => (options.chunk.max(context), 1),
+    };
+    Caps { rows: rows.max(options.sequences), outputs: outputs.clamp(1, rows) }
 }
 
 /// Exact costs: the blueprint's wants and programs by each backend's own layout.
@@ -349,7 +360,7 @@ impl Costs for ModelCosts<'_> {
         let layout = self.candidates[device].backend.layout();
         let mut footprint = layout.resident();
         let taken = blueprint
-            .footprint(layout, blocks, &caps(&self.options, context))
+            .footprint(layout, blocks, &caps(&self.options, &blueprint))
             .map_err(|fault| fault.to_string())?;
         footprint.merge(&taken);
         Ok(footprint)

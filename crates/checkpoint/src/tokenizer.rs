@@ -5,7 +5,7 @@ use crate::decode_stream::DecodeStream;
 use crate::error::{CheckpointError, shown};
 use crate::files::{FileBytes, TokenizerFiles};
 use serde_json::{Map, Value};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, PostProcessor};
 
 /// A model's tokenizer with its special tokens and chat template.
 #[derive(Debug)]
@@ -87,6 +87,38 @@ impl Tokenizer {
         let encoding =
             self.inner.encode_fast(text, add_special).map_err(|error| self.error("encode", &error))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A text, or a pair of texts, as an encoder reads it: ids and the segment of each, with the
+    /// tokenizer's frame around, cut to `most` tokens. Of a pair the longer text is cut first, as
+    /// transformers' `longest_first` does. The last value says whether anything was cut.
+    ///
+    /// # Errors
+    /// If the tokenizer's model cannot represent a text, or `most` leaves no room for it.
+    pub fn encode_pair(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        most: usize,
+    ) -> Result<(Vec<u32>, Vec<u32>, bool), CheckpointError> {
+        let failed = |error: tokenizers::Error| self.error("encode", &error);
+        let encode = |text: &str| self.inner.encode_fast(text, false).map_err(failed);
+        let first = encode(text)?;
+        let second = pair.map(encode).transpose()?;
+        let frame = self.inner.get_post_processor().map_or(0, |frame| frame.added_tokens(second.is_some()));
+        let long = first.len() + second.as_ref().map_or(0, tokenizers::Encoding::len);
+        let cut = long + frame > most;
+        let truncation = tokenizers::TruncationParams {
+            max_length: most.saturating_sub(frame),
+            ..tokenizers::TruncationParams::default()
+        };
+        let (first, second) = match cut {
+            true => tokenizers::utils::truncation::truncate_encodings(first, second, &truncation)
+                .map_err(|error| failed(error.into()))?,
+            false => (first, second),
+        };
+        let encoding = self.inner.post_process(first, second, true).map_err(failed)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec(), cut))
     }
 
     /// The text of token ids; with `skip_special` without the likes of `</s>`. Unknown ids are left out.

@@ -30,6 +30,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Compute the logits of token ids, to compare with other runtimes.
     Logits(LogitsArgs),
+    /// Label texts with a sequence classifier.
+    Classify(ClassifyArgs),
     /// Write a model as a bitsandbytes 4-bit checkpoint.
     Quantize(crate::commands::quantize::QuantizeArgs),
     /// Measure a model's perplexity on a text.
@@ -72,6 +74,9 @@ pub struct ModelArgs {
     /// Tokens of a prompt that are processed at once.
     #[arg(long, default_value_t = 256, value_name = "N", hide_short_help = true)]
     pub chunk: usize,
+    /// Quantize classification heads and poolers too, as transformers 5 does.
+    #[arg(long, hide_short_help = true)]
+    pub convert_heads: bool,
     /// Branch, tag or commit on the Hub.
     #[arg(long)]
     pub revision: Option<String>,
@@ -120,6 +125,8 @@ impl ModelArgs {
             chunk: self.chunk,
             outputs: 1,
             sequences: 1,
+            task: None,
+            convert_heads: self.convert_heads,
             revision: self.revision.clone(),
             token: self.token.clone().map(Token),
             offline: self.offline,
@@ -246,6 +253,23 @@ pub struct ChatArgs {
     /// Sampling.
     #[command(flatten)]
     pub sample: SampleArgs,
+}
+
+/// `halfbyte classify`
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A text to label. May be given again: the texts go through the model together.
+    #[arg(long, short, value_name = "TEXT")]
+    pub text: Vec<String>,
+    /// A file of texts, one on each line; - for stdin.
+    #[arg(long, value_name = "FILE")]
+    pub text_file: Option<PathBuf>,
+    /// The second text of each pair, where the model judges pairs; as many as there are texts.
+    #[arg(long, value_name = "TEXT")]
+    pub pair: Vec<String>,
 }
 
 /// `halfbyte plan`

@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Run(args) => commands::run::run(&args),
         Command::Chat(args) => commands::chat::run(&args),
+        Command::Classify(args) => commands::classify::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Logits(args) => commands::logits::run(&args),
         Command::Quantize(args) => commands::quantize::run(&args),

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod chat;
+pub mod classify;
 pub mod devices;
 pub mod doctor;
 pub mod interrupt;

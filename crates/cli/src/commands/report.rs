@@ -1,7 +1,7 @@
 //! What a load and a generation report, as JSON and as lines for people.
 
 use crate::table::{Table, bytes};
-use halfbyte::{CausalLm, Error, Generation};
+use halfbyte::{CausalLm, Error, Generation, Loaded};
 use serde_json::{Value, json};
 
 /// The JSON object of `run`.
@@ -36,7 +36,7 @@ pub fn speed_line(generation: &Generation) -> String {
 }
 
 /// Planned, allocated and witnessed memory of each device.
-pub fn memory_table(model: &CausalLm) -> Table {
+pub fn memory_table(model: &Loaded) -> Table {
     let mut table = Table::new(&["device", "blocks", "planned", "allocated", "witnessed"]);
     for row in model.memory() {
         table.row([

@@ -45,6 +45,6 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     }
     print("\n")?;
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
-    say(&report::memory_table(&model).to_string());
+    say(&report::memory_table(model.loaded()).to_string());
     Ok(())
 }

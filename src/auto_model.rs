@@ -1,0 +1,57 @@
+//! A model of any kind, for those who do not know which it is.
+
+use crate::model_source::ModelSource;
+use crate::{CausalLm, Embedder, Error, LoadOptions, Loaded, Progress, SequenceClassifier};
+use halfbyte_inference::{ModelError, Task, families};
+use std::time::Instant;
+
+/// What a model turned out to be.
+#[derive(Debug)]
+pub enum AutoModel {
+    /// It continues texts.
+    CausalLm(Box<CausalLm>),
+    /// It labels texts.
+    SequenceClassifier(Box<SequenceClassifier>),
+    /// It turns texts into vectors.
+    Embedder(Box<Embedder>),
+}
+
+impl AutoModel {
+    /// Loads a model as what its architecture says, or as [`LoadOptions::task`].
+    ///
+    /// # Errors
+    /// What is wrong with the model or the options, or why it does not fit, in one line.
+    pub fn load(
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let model = source.open(options, progress)?;
+        let found = families::task(model.config())?;
+        Ok(match options.task.unwrap_or(found) {
+            Task::Generate => {
+                Self::CausalLm(Box::new(CausalLm::from_model(&model, options, progress, start)?))
+            }
+            Task::ClassifySequence => {
+                let classifier = SequenceClassifier::from_model(&model, options, progress, start)?;
+                Self::SequenceClassifier(Box::new(classifier))
+            }
+            Task::Embed => Self::Embedder(Box::new(Embedder::from_model(&model, options, progress, start)?)),
+            wanted @ Task::ClassifyTokens => {
+                let architecture = model.config().architecture.clone();
+                let instead = "use halfbyte_inference::classify, which labels every token".into();
+                return Err(ModelError::Task { architecture, found, wanted, instead }.into());
+            }
+        })
+    }
+
+    /// Where the model lives and what it holds.
+    pub fn loaded(&self) -> &Loaded {
+        match self {
+            Self::CausalLm(model) => model.loaded(),
+            Self::SequenceClassifier(model) => model.loaded(),
+            Self::Embedder(model) => model.loaded(),
+        }
+    }
+}
