@@ -2,7 +2,7 @@
 
 use crate::options::{DeviceMap, LoadOptions};
 use crate::{Error, human_bytes};
-use halfbyte_backend::{Backend, DeviceKind, Fault, Memory};
+use halfbyte_backend::{Backend, DeviceKind, Fault};
 use halfbyte_cpu::CpuBackend;
 use halfbyte_placement::{Device, DeviceClass};
 use std::collections::BTreeMap;
@@ -146,7 +146,7 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Bytes that may be held on it if no limit is given.
     pub(crate) fn unlimited(&self) -> u64 {
-        budget(&self.backend.memory(), None).0
+        budget(&*self.backend, None).0
     }
 }
 
@@ -215,11 +215,10 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
 /// A device as the planner sees it.
 fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
     let info = backend.info();
-    let memory = backend.memory();
-    let (budget, budget_source) = budget(&memory, options.max_memory.get(&info.name).copied());
+    let (budget, budget_source) = budget(backend, options.max_memory.get(&info.name).copied());
     Device {
         name: info.name.clone(),
-        pool: memory.pool,
+        pool: backend.memory().pool,
         budget,
         budget_source,
         kind: if info.kind == DeviceKind::Cpu { DeviceClass::Cpu } else { DeviceClass::Gpu },
@@ -227,23 +226,25 @@ fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
     }
 }
 
-/// Bytes that may be held, and who says so.
-fn budget(memory: &Memory, limit: Option<u64>) -> (u64, String) {
-    let free = memory.free.map(|free| (free as f64 * (1.0 - HEADROOM)) as u64);
+/// Bytes that may be held, what the backend holds already included, and who says so.
+fn budget(backend: &dyn Backend, limit: Option<u64>) -> (u64, String) {
+    let memory = backend.memory();
+    let held = backend.ledger().footprint().total();
+    // Part of the free memory is left to others.
+    let free = memory.free.map(|free| held + (free as f64 * (1.0 - HEADROOM)) as u64);
     match (limit, free) {
-        (Some(limit), Some(free)) if limit > free => (free, free_source(memory)),
-        (Some(limit), _) => (limit, "--max-memory".into()),
-        (None, Some(free)) => (free, free_source(memory)),
+        // A backend that was opened with its limit counts that as all there is.
+        (Some(limit), Some(_)) if memory.free.is_some_and(|free| held + free >= limit) => {
+            (limit, "--max-memory".into())
+        }
+        (Some(limit), None) => (limit, "--max-memory".into()),
+        (_, Some(free)) => (free, format!("{} less {:.0} %", memory.source, HEADROOM * 100.0)),
         // Nothing tells: half of what there is, or whatever the allocations will show.
         (None, None) => match memory.total {
             Some(total) => (total / 2, format!("half of {}, free memory unknown", human_bytes(total))),
             None => (1 << 46, "unknown, found by trying".into()),
         },
     }
-}
-
-fn free_source(memory: &Memory) -> String {
-    format!("{} less {:.0} %", memory.source, HEADROOM * 100.0)
 }
 
 /// A device with a limit of its own that lives in the host's memory: its limit is taken from the host's

@@ -14,6 +14,7 @@ mod answers;
 mod attend_plan;
 mod backend;
 mod gpu;
+mod heaps;
 mod held;
 mod kernels;
 mod kv_plan;
