@@ -27,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod auto_model;
+mod bench;
 mod causal_lm;
 mod chat;
 mod devices;
@@ -43,6 +44,7 @@ mod sequence_classifier;
 mod witness;
 
 pub use auto_model::AutoModel;
+pub use bench::{BenchOptions, BenchRow, bench};
 pub use causal_lm::{CausalLm, GenerateOptions, Generation, Stop};
 pub use chat::Chat;
 pub use devices::{DeviceReport, DevicesReport, devices};
@@ -51,7 +53,7 @@ pub use embedder::{Embedder, Pooling};
 pub use error::Error;
 pub use halfbyte_backend::{KvType, SampleParams, argmax, human_bytes};
 pub use halfbyte_checkpoint::{Checkpoint, TensorDtype};
-pub use halfbyte_inference::{Flow, Score, Task};
+pub use halfbyte_inference::{Encoded, Flow, Score, Task};
 pub use halfbyte_quant::{QuantSpec, QuantType};
 pub use loading::{Event, Loaded, MemoryRow};
 pub use model_source::ModelSource;

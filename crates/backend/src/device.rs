@@ -91,6 +91,14 @@ pub trait Backend {
     /// Frees slots; unknown ones are ignored. Programs that use them must be gone.
     fn release(&self, slots: &[Slot]);
 
+    /// Bytes a second that the device reads from its own memory, measured now with a buffer that no cache
+    /// holds: the limit that every speed is printed beside.
+    ///
+    /// The measurement's own memory is freed before it returns and never enters the ledger.
+    fn read_bandwidth(&self) -> Fut<'_, f64> {
+        Box::pin(async { Err(self.info().unsupported("no measurement of its read bandwidth")) })
+    }
+
     /// Compiles a stretch over the slots of its wants (`slots[i]` is for `stretch.wants[i]`).
     fn compile<'a>(
         &'a self,

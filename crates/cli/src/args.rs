@@ -36,6 +36,8 @@ pub enum Command {
     Quantize(crate::commands::quantize::QuantizeArgs),
     /// Measure a model's perplexity on a text.
     Perplexity(PerplexityArgs),
+    /// Measure decode and prefill, beside the device's own limit.
+    Bench(BenchArgs),
     /// List the devices of this machine.
     Devices(DevicesArgs),
     /// Check every kernel on every device against the scalar reference.
@@ -325,4 +327,28 @@ pub struct DoctorArgs {
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `halfbyte bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Random weights of a true shape, no download: llama-160m, tinyllama-1.1b, llama-2-7b [default:
+    /// llama-160m].
+    #[arg(long, value_name = "SHAPE")]
+    pub shape: Option<String>,
+    /// Lengths of prompts to measure; 0 for none.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [512, 2048])]
+    pub prefill: Vec<usize>,
+    /// Contexts after which decoding is measured.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
+    pub decode_at: Vec<usize>,
+    /// Tokens that are decoded for each figure.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub tokens: usize,
+    /// Each figure is the median of this many runs.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeats: usize,
 }

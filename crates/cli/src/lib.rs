@@ -41,6 +41,7 @@ fn one_line(message: &str) -> String {
 fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
         Command::Chat(args) => commands::chat::run(&args),
         Command::Classify(args) => commands::classify::run(&args),
         Command::Plan(args) => commands::plan::run(&args),

@@ -1,5 +1,6 @@
 //! The backend: wants in, slots and programs out.
 
+use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
 use crate::layout::{CpuLayout, Sizes};
@@ -262,6 +263,10 @@ impl Backend for CpuBackend {
                 self.ledger.strike(entry.ticket);
             }
         }
+    }
+
+    fn read_bandwidth(&self) -> Fut<'_, f64> {
+        Box::pin(async move { bandwidth::read(self.pool.as_deref(), &self.memory(), &self.info) })
     }
 
     fn compile<'a>(

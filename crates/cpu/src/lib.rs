@@ -6,6 +6,7 @@
 //! ([`CpuLayout`]).
 
 mod backend;
+mod bandwidth;
 mod bound;
 mod buffer;
 mod cache;

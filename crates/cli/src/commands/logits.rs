@@ -3,27 +3,45 @@
 use super::{print, print_json, say};
 use crate::args::LogitsArgs;
 use crate::progress::Bars;
-use halfbyte::{CausalLm, Error};
+use halfbyte::{AutoModel, Error};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 
-/// Computes the logits of every position and writes them as a safetensors file.
+/// Computes the logits of every position, or a classifier's of the whole text, and writes them as a
+/// safetensors file.
 pub fn run(args: &LogitsArgs) -> Result<(), Error> {
-    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
-    let logits = model.logits(&args.ids)?;
-    let vocabulary = logits.len() / args.ids.len();
+    let model = AutoModel::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let (logits, shape) = match model {
+        AutoModel::CausalLm(mut model) => {
+            let logits = model.logits(&args.ids)?;
+            let vocabulary = logits.len() / args.ids.len();
+            (logits, vec![1, args.ids.len(), vocabulary])
+        }
+        AutoModel::SequenceClassifier(mut model) => {
+            let logits = model.logits(&[args.ids.clone().into()])?.concat();
+            let labels = logits.len();
+            (logits, vec![1, labels])
+        }
+        AutoModel::Embedder(model) => {
+            return Err(Error::Usage(format!(
+                "{} has hidden states, but no logits: `halfbyte classify` puts a new head on it",
+                model.loaded().name()
+            )));
+        }
+    };
     if let Some(file) = &args.output {
-        write(file, &logits, args.ids.len(), vocabulary)?;
-        say(&format!("wrote logits [1, {}, {vocabulary}] to {}", args.ids.len(), file.display()));
+        write(file, &logits, &shape)?;
+        say(&format!("wrote logits {shape:?} to {}", file.display()));
     }
-    let argmax: Vec<u32> = logits.chunks(vocabulary).map(halfbyte::argmax).collect();
+    let width = shape.last().copied().unwrap_or(1);
+    let argmax: Vec<u32> = logits.chunks(width).map(halfbyte::argmax).collect();
     if args.model.json {
         return print_json(&json!({
             "argmax": argmax,
             "tokens": args.ids.len(),
-            "vocabulary": vocabulary,
+            "vocabulary": width,
             "output": args.output,
         }));
     }
@@ -31,11 +49,10 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
 }
 
 /// Writes beside the file and renames: it is whole or not there.
-fn write(file: &Path, logits: &[f32], tokens: usize, vocabulary: usize) -> Result<(), Error> {
+fn write(file: &Path, logits: &[f32], shape: &[usize]) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("{}: {error}", file.display()));
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let view =
-        TensorView::new(Dtype::F32, vec![1, tokens, vocabulary], &bytes).map_err(|error| failed(&error))?;
+    let view = TensorView::new(Dtype::F32, shape.to_vec(), &bytes).map_err(|error| failed(&error))?;
     let data = safetensors::serialize([("logits", view)], None).map_err(|error| failed(&error))?;
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}.part", std::process::id()));

@@ -1,5 +1,6 @@
 //! One file for each command.
 
+pub mod bench;
 pub mod chat;
 pub mod classify;
 pub mod devices;

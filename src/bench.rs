@@ -1,0 +1,263 @@
+//! How fast a model runs here, beside what the device can do at most.
+
+use crate::devices::candidates;
+use crate::loading::Loaded;
+use crate::model_source::ModelSource;
+use crate::planning::Planning;
+use crate::{Error, LoadOptions, Progress};
+use halfbyte_backend::{Input, Output, Place, Purpose, Rows};
+use std::time::Instant;
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct BenchOptions {
+    /// Prompts of these lengths, each from an empty context.
+    pub prefill: Vec<usize>,
+    /// Decoding after contexts of these lengths.
+    pub decode_at: Vec<usize>,
+    /// Tokens that are decoded for each figure.
+    pub tokens: usize,
+    /// Each figure is the median of this many runs.
+    pub repeats: usize,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self { prefill: vec![512, 2048], decode_at: vec![0, 4096], tokens: 32, repeats: 3 }
+    }
+}
+
+/// One figure. Either the prefill or the decode fields are present.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct BenchRow {
+    /// The device, or several joined by `+` in the order of the blocks.
+    pub device: String,
+    /// The maker's names.
+    pub adapter: String,
+    /// Whether a device is a processor that emulates a GPU: its speed says nothing of GPUs.
+    pub software: bool,
+    /// Length of the prompt.
+    pub prefill_tokens: Option<usize>,
+    /// Its tokens a second.
+    pub prefill_tokens_per_second: Option<f64>,
+    /// Tokens in the context before the first decoded one.
+    pub context: usize,
+    /// Decoded tokens a second.
+    pub decode_tokens_per_second: Option<f64>,
+    /// Bytes of weights and KV cache that decoding one token reads.
+    pub bytes_per_token: Option<u64>,
+    /// Bytes a second of these reads.
+    pub read_rate: Option<f64>,
+    /// Bytes a second that the devices read at most, measured just before; for several devices, what the
+    /// shares of each would allow together.
+    pub read_bandwidth: Option<f64>,
+    /// `read_rate / read_bandwidth`.
+    pub share_of_limit: Option<f64>,
+    /// Dispatches of one decoded token.
+    pub dispatches_per_token: Option<f64>,
+}
+
+/// Measures a model: read bandwidth of its devices first, then prompts and decoding. Token ids and, for a
+/// [`ModelSource::Synthetic`], weights are made up. The context is made to hold the longest run.
+///
+/// # Errors
+/// As [`CausalLm::load`](crate::CausalLm::load).
+pub fn bench(
+    source: &ModelSource,
+    options: &LoadOptions,
+    what: &BenchOptions,
+    progress: &mut dyn Progress,
+    on_row: &mut dyn FnMut(&BenchRow),
+) -> Result<Vec<BenchRow>, Error> {
+    let model = source.open(options, progress)?;
+    let longest = what.prefill.iter().copied().chain(what.decode_at.iter().map(|at| at + what.tokens)).max();
+    let context = options.context.or(longest.map(|longest| longest.max(1)));
+    let options = LoadOptions { context, ..options.clone() };
+    crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
+    let mut loaded = Loaded::load(&model, &options, progress, Instant::now())?;
+
+    let limits = pollster::block_on(limits(&model, &options, &loaded))?;
+    let mut rows = Vec::new();
+    for &tokens in &what.prefill {
+        let seconds = median(what.repeats, || prefill(&mut loaded, tokens))?;
+        let row = BenchRow {
+            prefill_tokens: Some(tokens),
+            prefill_tokens_per_second: Some(tokens as f64 / seconds),
+            ..limits.row(0)
+        };
+        on_row(&row);
+        rows.push(row);
+    }
+    for &at in &what.decode_at {
+        let before = loaded.counts().0;
+        let seconds = median(what.repeats, || decode(&mut loaded, at, what.tokens))?;
+        let steps = (what.repeats * (what.tokens + 1)) as f64;
+        let per_token = seconds / what.tokens as f64;
+        let bytes = limits.bytes_per_token(at);
+        let read_rate = bytes as f64 / per_token;
+        let read_bandwidth = limits.bandwidth(at);
+        let row = BenchRow {
+            decode_tokens_per_second: Some(1.0 / per_token),
+            bytes_per_token: Some(bytes),
+            read_rate: Some(read_rate),
+            read_bandwidth,
+            share_of_limit: read_bandwidth.map(|limit| read_rate / limit),
+            dispatches_per_token: Some((loaded.counts().0 - before) as f64 / steps),
+            ..limits.row(at)
+        };
+        on_row(&row);
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// What the devices of a model have to read for a token, and how fast they can.
+struct Limits {
+    device: String,
+    adapter: String,
+    software: bool,
+    stages: Vec<StageLimit>,
+}
+
+struct StageLimit {
+    weights: u64,
+    kv_per_position: f64,
+    bandwidth: Option<f64>,
+}
+
+impl Limits {
+    fn row(&self, context: usize) -> BenchRow {
+        BenchRow {
+            device: self.device.clone(),
+            adapter: self.adapter.clone(),
+            software: self.software,
+            prefill_tokens: None,
+            prefill_tokens_per_second: None,
+            context,
+            decode_tokens_per_second: None,
+            bytes_per_token: None,
+            read_rate: None,
+            read_bandwidth: None,
+            share_of_limit: None,
+            dispatches_per_token: None,
+        }
+    }
+
+    fn bytes_per_token(&self, context: usize) -> u64 {
+        self.stages.iter().map(|stage| stage.bytes(context)).sum()
+    }
+
+    /// Stages run one after the other, so their times add up.
+    fn bandwidth(&self, context: usize) -> Option<f64> {
+        let seconds: Option<f64> = self
+            .stages
+            .iter()
+            .map(|stage| stage.bandwidth.map(|limit| stage.bytes(context) as f64 / limit))
+            .sum();
+        seconds.map(|seconds| self.bytes_per_token(context) as f64 / seconds)
+    }
+}
+
+impl StageLimit {
+    fn bytes(&self, context: usize) -> u64 {
+        self.weights + (self.kv_per_position * context as f64) as u64
+    }
+}
+
+async fn limits(
+    model: &crate::model_source::Model,
+    options: &LoadOptions,
+    loaded: &Loaded,
+) -> Result<Limits, Error> {
+    let planning = Planning::new(model, options, candidates(options).await?)?;
+    let blueprint = loaded.engine.blueprint();
+    let (mut names, mut adapters, mut stages, mut software) = (Vec::new(), Vec::new(), Vec::new(), false);
+    for (device, blocks) in loaded.engine.placement() {
+        let Some(candidate) = planning.candidates.iter().find(|one| one.device.name == device) else {
+            continue;
+        };
+        let backend = &candidate.backend;
+        names.push(device.to_owned());
+        adapters.push(backend.info().adapter.clone());
+        software |= backend.info().kind == halfbyte_backend::DeviceKind::Software;
+        let (mut weights, mut kv) = (0, 0);
+        // A looked-up embedding is not read as a whole; a tied head is.
+        for block in blocks.filter(|&block| block > 0) {
+            for want in &blueprint.stretch(block..block + 1).wants {
+                let bytes = backend.layout().want(&want.kind)?;
+                match want.purpose {
+                    Purpose::KvCache => kv += bytes,
+                    Purpose::Weights | Purpose::Embeddings => weights += bytes,
+                    _ => {}
+                }
+            }
+        }
+        stages.push(StageLimit {
+            weights,
+            kv_per_position: kv as f64 / blueprint.context.max(1) as f64,
+            bandwidth: backend.read_bandwidth().await.ok(),
+        });
+    }
+    Ok(Limits { device: names.join("+"), adapter: adapters.join(" + "), software, stages })
+}
+
+/// The median of `repeats` runs, after one that warms up.
+fn median(repeats: usize, mut run: impl FnMut() -> Result<f64, Error>) -> Result<f64, Error> {
+    run()?;
+    let mut seconds = (1..repeats.max(1)).map(|_| run()).collect::<Result<Vec<f64>, Error>>()?;
+    seconds.push(run()?);
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// `count` made-up rows of sequence 0 from `position` on.
+fn places(position: usize, count: usize) -> Vec<Place> {
+    let place = |at| Place { sequence: 0, position: at as u32, token_type: 0 };
+    (position..position + count).map(place).collect()
+}
+
+/// Seconds for a prompt of `tokens`.
+fn prefill(loaded: &mut Loaded, tokens: usize) -> Result<f64, Error> {
+    let vocab = loaded.engine.blueprint().vocab as u32;
+    let ids: Vec<u32> = (0..tokens as u32).map(|id| id.wrapping_mul(2_654_435_761) % vocab).collect();
+    let chunk = loaded.engine.caps().rows;
+    let start = Instant::now();
+    for (index, ids) in ids.chunks(chunk).enumerate() {
+        let places = places(index * chunk, ids.len());
+        let last = [(ids.len() - 1) as u32];
+        let output = if (index + 1) * chunk >= tokens { Output::Greedy(&last) } else { Output::Nothing };
+        let rows = Rows { input: Input::Tokens(ids), places: &places, output };
+        pollster::block_on(loaded.engine.forward(&rows)).map_err(halfbyte_inference::ModelError::from)?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Seconds for `tokens` greedy tokens after a context of `at` positions, whose keys and values are what the
+/// cache happens to hold: reading them takes as long whatever they are.
+fn decode(loaded: &mut Loaded, at: usize, tokens: usize) -> Result<f64, Error> {
+    let failed = halfbyte_inference::ModelError::from;
+    let engine = &mut loaded.engine;
+    let first = places(at, 1);
+    let rows = Rows { input: Input::Tokens(&[1]), places: &first, output: Output::Greedy(&[0]) };
+    pollster::block_on(engine.forward(&rows)).map_err(failed)?;
+    let start = Instant::now();
+    let mut waiting = None;
+    for position in at + 1..=at + tokens {
+        let places = places(position.min(engine.blueprint().context - 1), 1);
+        if engine.feeds_back() {
+            let rows = Rows { input: Input::Chosen, places: &places, output: Output::Greedy(&[0]) };
+            let next = engine.submit(&rows).map_err(failed)?;
+            // One step late, as in generating.
+            if let Some(ticket) = waiting.replace(next) {
+                pollster::block_on(ticket).map_err(failed)?;
+            }
+        } else {
+            let rows = Rows { input: Input::Tokens(&[1]), places: &places, output: Output::Greedy(&[0]) };
+            pollster::block_on(engine.forward(&rows)).map_err(failed)?;
+        }
+    }
+    if let Some(ticket) = waiting {
+        pollster::block_on(ticket).map_err(failed)?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
