@@ -4,6 +4,7 @@
 
 mod adapter;
 mod cargo;
+mod interop;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ enum Task {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Compare with real transformers and bitsandbytes, in a virtual environment under target/.
+    Interop,
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -30,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
+        Task::Interop => interop::run(),
         Task::Check => cargo::check(),
     };
     match result {

@@ -3,8 +3,8 @@
 //! transformers asks a module for its class: `nn.Linear` and GPT-2's `Conv1D` are converted, nothing else. A
 //! checkpoint has no classes, so they are told from what it has. A weight becomes 4-bit if its tensor is
 //! called `….weight`, has two dimensions and float elements, and is none of these:
-//! - an embedding: a part of its name says so (`embed_tokens`, `wte`, `embeddings`, …), or its first
-//!   dimension is the vocabulary's size;
+//! - an embedding: a part of its name says so (`embed_tokens`, `wte`, `embeddings`, …), or it has a row for
+//!   each word of the vocabulary and is in no numbered layer;
 //! - an output layer (`lm_head`, `embed_out`, …), which transformers keeps as well;
 //! - a router of experts: a `gate` or `router` beside `experts`;
 //! - what transformers keeps in 32 bits: `wo` in T5;
@@ -192,7 +192,8 @@ impl Rules<'_> {
             return Some(Kept::AsTransformers);
         }
         let vocab = self.config.opt_usize("vocab_size").ok().flatten();
-        if vocab.is_some_and(|vocab| tensor.shape[0] == vocab && vocab > 2 * tensor.shape[1]) {
+        let layered = module.split('.').any(|part| part.parse::<u32>().is_ok());
+        if !layered && vocab == Some(tensor.shape[0]) {
             return Some(Kept::ByUs);
         }
         let parent = module.strip_suffix(last).map_or("", |parent| parent.trim_end_matches('.'));
