@@ -130,7 +130,7 @@ pub async fn generate(
 }
 
 /// Refuses parameters that choose nothing.
-fn check(params: &SampleParams) -> Result<(), ModelError> {
+pub(crate) fn check(params: &SampleParams) -> Result<(), ModelError> {
     let wrong = |name: &str, value: f32, right: &str| {
         Err(ModelError::Invalid(format!("{name} is {value}, but must be {right}")))
     };
@@ -254,13 +254,20 @@ fn step_ahead(
 }
 
 /// The next token: as the device chose it, or sampled from its logits.
-fn choose(answer: Answer, session: &Session, options: &GenerateOptions) -> Result<u32, ModelError> {
+pub(crate) fn choose(
+    answer: Answer,
+    session: &Session,
+    options: &GenerateOptions,
+) -> Result<u32, ModelError> {
     match answer {
         Answer::Tokens(tokens) if tokens.len() == 1 => Ok(tokens[0]),
-        Answer::Logits(mut logits) => {
-            let seen = session.tokens();
-            Ok(sample(&mut logits, seen, &options.sample, seen.len() as u64))
-        }
+        Answer::Logits(mut logits) => Ok(choose_from(&mut logits, session, options)),
         other => Err(unexpected("one token", &other)),
     }
+}
+
+/// The next token, sampled from `logits`, `[vocabulary]`, which are changed.
+pub(crate) fn choose_from(logits: &mut [f32], session: &Session, options: &GenerateOptions) -> u32 {
+    let seen = session.tokens();
+    sample(logits, seen, &options.sample, seen.len() as u64)
 }

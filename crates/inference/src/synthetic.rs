@@ -15,8 +15,16 @@ const DEVIATION: f32 = 0.02;
 /// Elements that are made together, by one thread.
 const CHUNK: usize = 1 << 16;
 
-/// The sizes of a Llama.
+/// A Llama, or BERT with a classifier of two labels.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Llama,
+    Bert,
+}
+
+/// The sizes of a model.
 struct Shape {
+    kind: Kind,
     name: &'static str,
     hidden: usize,
     layers: usize,
@@ -29,6 +37,7 @@ struct Shape {
 
 const SHAPES: &[Shape] = &[
     Shape {
+        kind: Kind::Llama,
         name: "llama-160m",
         hidden: 768,
         layers: 12,
@@ -39,6 +48,7 @@ const SHAPES: &[Shape] = &[
         max_positions: 2048,
     },
     Shape {
+        kind: Kind::Llama,
         name: "tinyllama-1.1b",
         hidden: 2048,
         layers: 22,
@@ -49,6 +59,7 @@ const SHAPES: &[Shape] = &[
         max_positions: 2048,
     },
     Shape {
+        kind: Kind::Llama,
         name: "llama-2-7b",
         hidden: 4096,
         layers: 32,
@@ -57,6 +68,18 @@ const SHAPES: &[Shape] = &[
         intermediate: 11008,
         vocab: 32000,
         max_positions: 4096,
+    },
+    // bert-large-uncased
+    Shape {
+        kind: Kind::Bert,
+        name: "bert-large",
+        hidden: 1024,
+        layers: 24,
+        heads: 16,
+        kv_heads: 16,
+        intermediate: 4096,
+        vocab: 30522,
+        max_positions: 512,
     },
 ];
 
@@ -88,11 +111,20 @@ impl SyntheticModel {
                 instead: format!("known are {}", known.join(", ")),
             });
         };
+        let own = match shape.kind {
+            Kind::Llama => {
+                r#""architectures": ["LlamaForCausalLM"], "model_type": "llama", "rms_norm_eps": 1e-5,
+                "hidden_act": "silu""#
+            }
+            Kind::Bert => {
+                r#""architectures": ["BertForSequenceClassification"], "model_type": "bert",
+                "layer_norm_eps": 1e-12, "hidden_act": "gelu", "type_vocab_size": 2"#
+            }
+        };
         let json = format!(
-            r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float16",
-            "hidden_size": {}, "num_hidden_layers": {}, "num_attention_heads": {},
-            "num_key_value_heads": {}, "intermediate_size": {}, "vocab_size": {},
-            "max_position_embeddings": {}, "rms_norm_eps": 1e-5, "hidden_act": "silu"}}"#,
+            r#"{{{own}, "dtype": "float16", "hidden_size": {}, "num_hidden_layers": {},
+            "num_attention_heads": {}, "num_key_value_heads": {}, "intermediate_size": {},
+            "vocab_size": {}, "max_position_embeddings": {}}}"#,
             shape.hidden,
             shape.layers,
             shape.heads,
@@ -104,7 +136,7 @@ impl SyntheticModel {
         Ok(Self::new(ModelConfig::parse(name, json.as_bytes())?, seed))
     }
 
-    /// A model of any configuration whose tensors have the names of Llama's.
+    /// A model of any configuration whose tensors have the names of Llama's or BERT's.
     pub fn new(config: ModelConfig, seed: u64) -> Self {
         Self { config, seed }
     }
@@ -114,14 +146,17 @@ impl SyntheticModel {
         &self.config
     }
 
-    /// The shape of a tensor by its name; `None` if a Llama has no such tensor.
+    /// The shape of a tensor by its name; `None` if the model has no such tensor.
     fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, ModelError> {
         let config = &self.config;
         let hidden = config.usize("hidden_size")?;
+        let intermediate = config.usize("intermediate_size")?;
+        if config.model_type == "bert" {
+            return self.bert_shape(name, hidden, intermediate);
+        }
         let heads = config.usize("num_attention_heads")?;
         let kv_heads = config.usize_or("num_key_value_heads", heads)?;
         let head_dim = config.usize_or("head_dim", hidden / heads)?;
-        let intermediate = config.usize("intermediate_size")?;
         let Some(module) = name.strip_suffix(".weight") else { return Ok(None) };
         Ok(Some(match module.rsplit('.').next().unwrap_or(module) {
             "embed_tokens" | "lm_head" => vec![config.usize("vocab_size")?, hidden],
@@ -133,6 +168,35 @@ impl SyntheticModel {
             "norm" | "input_layernorm" | "post_attention_layernorm" => vec![hidden],
             _ => return Ok(None),
         }))
+    }
+
+    /// [`shape`](Self::shape) of a BERT with a classifier.
+    fn bert_shape(
+        &self,
+        name: &str,
+        hidden: usize,
+        intermediate: usize,
+    ) -> Result<Option<Vec<usize>>, ModelError> {
+        let config = &self.config;
+        let Some((module, kind)) = name.rsplit_once('.') else { return Ok(None) };
+        let end = |suffix: &str| module.ends_with(suffix);
+        let (rows, cols) = match module {
+            _ if end("word_embeddings") => (config.usize("vocab_size")?, Some(hidden)),
+            _ if end("position_embeddings") => (config.usize("max_position_embeddings")?, Some(hidden)),
+            _ if end("token_type_embeddings") => (config.usize_or("type_vocab_size", 2)?, Some(hidden)),
+            _ if end("LayerNorm") => (hidden, None),
+            _ if end("query") || end("key") || end("value") => (hidden, Some(hidden)),
+            _ if end("attention.output.dense") || end("pooler.dense") => (hidden, Some(hidden)),
+            _ if end("intermediate.dense") => (intermediate, Some(hidden)),
+            _ if end("output.dense") => (hidden, Some(intermediate)),
+            "classifier" => (config.labels()?.len(), Some(hidden)),
+            _ => return Ok(None),
+        };
+        Ok(match (kind, cols) {
+            ("weight", Some(cols)) => Some(vec![rows, cols]),
+            ("weight" | "bias", _) => Some(vec![rows]),
+            _ => None,
+        })
     }
 
     /// `len` weights of the tensor `name`.
@@ -165,7 +229,7 @@ impl Tensors for SyntheticModel {
             Some(shape) => Ok(Stored { dtype: TensorDtype::F16, shape, file: self.config.file.clone() }),
             None => Err(ModelError::Unsupported {
                 what: format!("a synthetic tensor {name}"),
-                instead: "synthetic models have the tensors of a Llama without biases".into(),
+                instead: "synthetic models have the tensors of a Llama without biases, or of BERT".into(),
             }),
         }
     }
@@ -189,7 +253,7 @@ impl WeightSource for SyntheticModel {
     fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
         Box::pin(async move {
             let mut values = self.values(name, len);
-            if name.ends_with("norm.weight") {
+            if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") {
                 values.iter_mut().for_each(|value| *value += 1.0);
             }
             Ok(values)
@@ -262,6 +326,17 @@ mod tests {
         assert_ne!(values[..8], model.values("model.layers.1.mlp.up_proj.weight", 8)[..]);
         let other = SyntheticModel::named("llama-160m", 8).unwrap();
         assert_ne!(values[..8], other.values("model.layers.0.mlp.up_proj.weight", 8)[..]);
+    }
+
+    #[test]
+    fn bert_large_has_its_weights() {
+        let model = SyntheticModel::named("bert-large", 0).unwrap();
+        let blueprint = build(model.config(), &model, &Settings::default()).unwrap();
+        // Embedding, 24 layers, classifier.
+        assert_eq!(blueprint.blocks.len(), 26);
+        // 24 layers of 4 h² + 2 * 4 h², the pooler's h² and two labels.
+        assert_eq!(blueprint.linear_weights(), 24 * 12 * 1024 * 1024 + 1024 * 1024 + 2 * 1024);
+        assert!(blueprint.initialized.is_empty());
     }
 
     #[test]

@@ -1,0 +1,143 @@
+//! Several texts at once: each weight is read once for all of them.
+
+use halfbyte_backend::{Answer, Input, Output, Place, Rows};
+use web_time::Instant;
+
+use crate::engine::Last;
+use crate::generate::{check, choose, choose_from};
+use crate::session::unexpected;
+use crate::{Engine, Finish, Flow, GenerateOptions, Generation, ModelError, Session, Timings};
+
+/// A text in the making.
+struct Text {
+    session: Session,
+    tokens: Vec<u32>,
+    /// Chosen, not yet taken by a step.
+    next: u32,
+    finish: Option<Finish>,
+    timings: Timings,
+}
+
+/// Continues several prompts, of any lengths, as [`generate`](crate::generate()) continues each alone:
+/// the same tokens, whatever else is in the batch. `on_token` is given each token with the number of its
+/// prompt; [`Flow::Stop`] ends that text only.
+///
+/// As many run together as the engine has sequences and one submission has rows and outputs; when a text
+/// ends, the next prompt takes its place. Prompts are read one after the other. Whatever the engine's
+/// sequences held before is lost.
+///
+/// # Errors
+/// As [`Session::extend`], for any of the prompts; then no text is returned.
+pub async fn generate_batch(
+    engine: &mut Engine,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    on_token: &mut dyn FnMut(usize, u32) -> Flow,
+) -> Result<Vec<Generation>, ModelError> {
+    check(&options.sample)?;
+    // Before the first is computed: a batch is refused as a whole.
+    for prompt in prompts {
+        crate::session::check(engine, prompt)?;
+    }
+    let nothing = Generation { tokens: Vec::new(), finish: Finish::MaxTokens, timings: Timings::default() };
+    let mut done = vec![nothing; prompts.len()];
+    if options.max_new_tokens == 0 {
+        return Ok(done);
+    }
+    let caps = engine.caps();
+    let places = engine.blueprint().sequences.min(caps.rows).min(caps.outputs).max(1);
+    let mut free: Vec<u32> = (0..places as u32).rev().collect();
+    let mut waiting = prompts.iter().enumerate();
+    let mut running: Vec<(usize, Text)> = Vec::new();
+    loop {
+        while let Some(&sequence) = free.last() {
+            let Some((index, prompt)) = waiting.next() else { break };
+            free.pop();
+            running.push((index, begin(engine, sequence, prompt, options).await?));
+        }
+        // Every running text has a token at hand.
+        let context = engine.blueprint().context;
+        for (index, text) in &mut running {
+            text.take(options, context, &mut |token| on_token(*index, token));
+        }
+        let ended = running.extract_if(.., |(_, text)| text.finish.is_some());
+        for (index, text) in ended {
+            free.push(text.session.sequence());
+            let finish = text.finish.unwrap_or(Finish::MaxTokens);
+            done[index] = Generation { tokens: text.tokens, finish, timings: text.timings };
+        }
+        if !running.is_empty() {
+            step(engine, &mut running, options).await?;
+        } else if waiting.len() == 0 {
+            return Ok(done);
+        }
+    }
+}
+
+/// Reads a prompt into a sequence and chooses its first token.
+async fn begin(
+    engine: &mut Engine,
+    sequence: u32,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<Text, ModelError> {
+    let start = Instant::now();
+    let mut session = Session::new(sequence);
+    let last = if options.sample.is_greedy() { Last::Greedy } else { Last::Logits };
+    let answer = session.advance(engine, prompt, last).await?;
+    let next = choose(answer, &session, options)?;
+    let prefill_seconds = start.elapsed().as_secs_f64();
+    let timings = Timings { prefill_tokens: prompt.len(), prefill_seconds, ..Timings::default() };
+    Ok(Text { session, tokens: Vec::new(), next, finish: None, timings })
+}
+
+impl Text {
+    /// Takes the token at hand; notes why it was the last, if it was.
+    fn take(&mut self, options: &GenerateOptions, context: usize, on_token: &mut dyn FnMut(u32) -> Flow) {
+        self.finish = if options.stop.contains(&self.next) {
+            Some(Finish::Stop(self.next))
+        } else {
+            self.tokens.push(self.next);
+            match on_token(self.next) {
+                Flow::Stop => Some(Finish::Cancelled),
+                _ if self.tokens.len() >= options.max_new_tokens => Some(Finish::MaxTokens),
+                _ if self.session.tokens().len() >= context => Some(Finish::ContextFull),
+                Flow::Continue => None,
+            }
+        };
+    }
+}
+
+/// One step of all running texts: a row each.
+async fn step(
+    engine: &mut Engine,
+    running: &mut [(usize, Text)],
+    options: &GenerateOptions,
+) -> Result<(), ModelError> {
+    let start = Instant::now();
+    let place = |text: &Text| Place {
+        sequence: text.session.sequence(),
+        position: text.session.tokens().len() as u32,
+        token_type: 0,
+    };
+    let tokens: Vec<u32> = running.iter().map(|(_, text)| text.next).collect();
+    let places: Vec<Place> = running.iter().map(|(_, text)| place(text)).collect();
+    let all: Vec<u32> = (0..running.len() as u32).collect();
+    let output = if options.sample.is_greedy() { Output::Greedy(&all) } else { Output::Logits(&all) };
+    let answer = engine.forward(&Rows { input: Input::Tokens(&tokens), places: &places, output }).await?;
+    let width = engine.blueprint().logits;
+    let seconds = start.elapsed().as_secs_f64();
+    for (row, (_, text)) in running.iter_mut().enumerate() {
+        text.session.push(text.next);
+        text.next = match &answer {
+            Answer::Tokens(tokens) if tokens.len() == all.len() => tokens[row],
+            Answer::Logits(logits) if logits.len() == all.len() * width => {
+                choose_from(&mut logits[row * width..(row + 1) * width].to_vec(), &text.session, options)
+            }
+            other => return Err(unexpected("an answer for each row", other)),
+        };
+        text.timings.decode_tokens += 1;
+        text.timings.decode_seconds += seconds;
+    }
+    Ok(())
+}
