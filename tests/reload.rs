@@ -1,0 +1,31 @@
+//! Loading again and again does not grow the process. In a file of its own: it watches the whole process.
+
+mod reference;
+
+use halfbyte::private_resident;
+use reference::{Fixture, setups};
+
+#[test]
+fn twenty_loads_take_no_more_than_the_first_ones() {
+    if private_resident().is_none() {
+        // The witness reads /proc; the ledger's own test (memory.rs) runs everywhere.
+        assert!(!cfg!(target_os = "linux"));
+        return;
+    }
+    let fixture = Fixture::open("llama_mha");
+    let input = fixture.ids("input_ids");
+    for setup in setups() {
+        let once = || {
+            let mut model = fixture.load(&setup.defaults());
+            model.logits(&input).unwrap();
+        };
+        // Thread pools, caches of the driver and of the allocator fill.
+        (0..4).for_each(|_| once());
+        let before = private_resident().unwrap();
+        (0..20).for_each(|_| once());
+        let after = private_resident().unwrap();
+        println!("{}: {before} before, {after} after", setup.name);
+        // A leaked model would be some 20 times 700 KiB.
+        assert!(after < before + (4 << 20), "{}: {before} before, {after} after", setup.name);
+    }
+}
