@@ -1,6 +1,7 @@
 //! A model on its devices: planned, loaded by the plan, accounted for.
 
 use crate::devices::candidates;
+use crate::four_bit_cache;
 use crate::model_source::Model;
 use crate::planning::{ModelCosts, Planning, caps};
 use crate::witness::private_resident;
@@ -65,7 +66,12 @@ impl Loaded {
     ) -> Result<Self, Error> {
         note_settings(model, options, progress)?;
         pollster::block_on(async {
-            let planning = Planning::new(model, options, candidates(options).await?)?;
+            let mut planning = Planning::new(model, options, candidates(options).await?)?;
+            let cached = four_bit_cache::cached(model, options, &planning, progress)?;
+            let model = cached.as_ref().unwrap_or(model);
+            if cached.is_some() {
+                planning = Planning::new(model, options, planning.candidates)?;
+            }
             let resident_before = private_resident();
             let (engine, events) = load_by_plan(model, &planning, progress).await?;
             note_new_head(&engine, model, progress);

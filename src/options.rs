@@ -1,6 +1,6 @@
 //! How a model is loaded: the counterpart of `from_pretrained`'s arguments.
 
-use crate::Error;
+use crate::{Error, FourBitCache};
 use halfbyte_backend::KvType;
 use halfbyte_inference::Task;
 use halfbyte_quant::QuantSpec;
@@ -88,6 +88,8 @@ pub struct LoadOptions {
     /// Whether the layers of classifiers and poolers are quantized too, as transformers 5 does; otherwise
     /// they stay in 16 or 32 bits.
     pub convert_heads: bool,
+    /// Whether the 4-bit form of a 16-bit model is kept on the disk for the next start.
+    pub four_bit_cache: FourBitCache,
     /// Branch, tag or commit on the Hub.
     pub revision: Option<String>,
     /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
@@ -112,6 +114,7 @@ impl Default for LoadOptions {
             sequences: 1,
             task: None,
             convert_heads: false,
+            four_bit_cache: FourBitCache::Auto,
             revision: None,
             token: None,
             offline: false,

@@ -2,8 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
-    ComputeDtype, DeviceMap, Error, KvType, LoadOptions, ModelSource, QuantSpec, QuantType, SampleParams,
-    Token, parse_max_memory,
+    ComputeDtype, DeviceMap, Error, FourBitCache, KvType, LoadOptions, ModelSource, QuantSpec, QuantType,
+    SampleParams, Token, parse_max_memory,
 };
 use std::path::PathBuf;
 
@@ -79,6 +79,9 @@ pub struct ModelArgs {
     /// Quantize classification heads and poolers too, as transformers 5 does.
     #[arg(long, hide_short_help = true)]
     pub convert_heads: bool,
+    /// Neither read nor write the 4-bit form of a large 16-bit model, which is kept beside the Hub's cache.
+    #[arg(long)]
+    pub no_cache: bool,
     /// Branch, tag or commit on the Hub.
     #[arg(long)]
     pub revision: Option<String>,
@@ -129,6 +132,7 @@ impl ModelArgs {
             sequences: 1,
             task: None,
             convert_heads: self.convert_heads,
+            four_bit_cache: if self.no_cache { FourBitCache::Never } else { FourBitCache::Auto },
             revision: self.revision.clone(),
             token: self.token.clone().map(Token),
             offline: self.offline,

@@ -54,6 +54,15 @@ pub fn resolve(
     Checkpoint::new(files)
 }
 
+/// Where the 4-bit forms of models are kept: `halfbyte` beside the Hub's cache (in `HF_HOME`, mostly), or in
+/// the cache directory that was given. `None` if there is no home directory.
+pub fn four_bit_cache_dir(options: &HubOptions) -> Option<PathBuf> {
+    let settings = Settings::new(options, &|name| std::env::var(name).ok());
+    let cache = settings.cache_dir().ok()?;
+    let given = options.cache_dir.is_some();
+    Some(if given { &*cache } else { cache.parent()? }.join("halfbyte"))
+}
+
 /// Whether a text can be a model's id on the Hub: `name` or `organization/name`.
 pub fn is_hub_id(model: &str) -> bool {
     let part = |part: &str| {
