@@ -76,7 +76,8 @@ pub(crate) fn cached(
     match place.make(checkpoint, &write, progress) {
         Ok(made) => Ok(made),
         Err(problem) => {
-            progress.note(&format!("no 4-bit cache: {problem}; {} is quantized while it loads", model.name()));
+            progress
+                .note(&format!("no 4-bit cache: {problem}; {} is quantized while it loads", model.name()));
             Ok(None)
         }
     }
