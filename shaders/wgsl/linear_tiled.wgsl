@@ -65,10 +65,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         var loaded = mat4x4<f32>(look_up(words.x), look_up(words.y), look_up(words.z), look_up(words.w));
         if (RAGGED) {
             loaded = mat4x4<f32>(
-                loaded[0] * scales_of(starts.x, column),
-                loaded[1] * scales_of(starts.y, column),
-                loaded[2] * scales_of(starts.z, column),
-                loaded[3] * scales_of(starts.w, column),
+                loaded[0] * scales_of(starts.x, column)[0],
+                loaded[1] * scales_of(starts.y, column)[0],
+                loaded[2] * scales_of(starts.z, column)[0],
+                loaded[3] * scales_of(starts.w, column)[0],
             );
         } else {
             loaded = mat4x4<f32>(

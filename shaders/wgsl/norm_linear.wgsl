@@ -181,17 +181,21 @@ fn multiply(at: u32, words: vec4<u32>, starts: vec4<u32>, col: u32) {
     let upper = words >> vec4<u32>(4u);
     var high = mat4x4<f32>(look_up(upper.x), look_up(upper.y), look_up(upper.z), look_up(upper.w));
     if (RAGGED) {
+        let x_scales = scales_of(starts.x, col);
+        let y_scales = scales_of(starts.y, col);
+        let z_scales = scales_of(starts.z, col);
+        let w_scales = scales_of(starts.w, col);
         low = mat4x4<f32>(
-            low[0] * scales_of(starts.x, col),
-            low[1] * scales_of(starts.y, col),
-            low[2] * scales_of(starts.z, col),
-            low[3] * scales_of(starts.w, col),
+            low[0] * x_scales[0],
+            low[1] * y_scales[0],
+            low[2] * z_scales[0],
+            low[3] * w_scales[0],
         );
         high = mat4x4<f32>(
-            high[0] * scales_of(starts.x, col + 4u),
-            high[1] * scales_of(starts.y, col + 4u),
-            high[2] * scales_of(starts.z, col + 4u),
-            high[3] * scales_of(starts.w, col + 4u),
+            high[0] * x_scales[1],
+            high[1] * y_scales[1],
+            high[2] * z_scales[1],
+            high[3] * w_scales[1],
         );
     }
     for (var m = 0u; m < COLUMNS; m++) {
@@ -259,10 +263,10 @@ fn main(
             for (var m = 0u; m < COLUMNS; m++) {
                 unscaled[m] = vec4<f32>();
             }
-            multiply(group * 8u, vec4<u32>(a.x, b.x, c.x, d.x), starts, at * 32u);
-            multiply(group * 8u + 2u, vec4<u32>(a.y, b.y, c.y, d.y), starts, at * 32u + 8u);
-            multiply(group * 8u + 4u, vec4<u32>(a.z, b.z, c.z, d.z), starts, at * 32u + 16u);
-            multiply(group * 8u + 6u, vec4<u32>(a.w, b.w, c.w, d.w), starts, at * 32u + 24u);
+            for (var word = 0u; word < 4u; word++) {
+                let words = vec4<u32>(a[word], b[word], c[word], d[word]);
+                multiply((group * 4u + word) * 2u, words, starts, at * 32u + word * 8u);
+            }
             var scales = vec4<f32>(1.0);
             if (!RAGGED) {
                 scales = vec4<f32>(

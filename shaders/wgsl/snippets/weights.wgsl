@@ -53,14 +53,19 @@ fn scale_of(element: u32) -> f32 {
     return bitcast<f32>(absmax[block]);
 }
 
-// Scales of four elements from column `col` of a row. Padding columns take the last column's: their
+// Scales of eight elements from column `col` of a row, four in each column of the result. Blocks have at
+// least 32 elements, so there are at most two of them. Padding takes the last column's scale: its
 // inputs are zero.
-fn scales_of(start: u32, col: u32) -> vec4<f32> {
-    return vec4<f32>(
-        scale_of(start + min(col, COLS - 1u)),
-        scale_of(start + min(col + 1u, COLS - 1u)),
-        scale_of(start + min(col + 2u, COLS - 1u)),
-        scale_of(start + min(col + 3u, COLS - 1u)),
+fn scales_of(start: u32, col: u32) -> mat2x4<f32> {
+    let first = start + min(col, COLS - 1u);
+    let last = start + min(col + 7u, COLS - 1u);
+    let boundary = (last >> BLOCK_SHIFT) << BLOCK_SHIFT;
+    let before = vec4<f32>(scale_of(first));
+    let after = vec4<f32>(scale_of(last));
+    let low = vec4<u32>(0u, 1u, 2u, 3u) + first;
+    return mat2x4<f32>(
+        select(before, after, low >= vec4<u32>(boundary)),
+        select(before, after, low + 4u >= vec4<u32>(boundary)),
     );
 }
 
