@@ -171,6 +171,18 @@ impl ModelConfig {
         self.opt_as(key, "a number", |value| value.as_f64().filter(|number| number.is_finite()))
     }
 
+    /// The epsilon of a normalization, with a default where it is missing: a number from 0 to 1.
+    ///
+    /// # Errors
+    /// If it is not such a number.
+    pub fn epsilon_or(&self, key: &str, default: f64) -> Result<f64, CheckpointError> {
+        let epsilon = self.f64_or(key, default)?;
+        if (0.0..=1.0).contains(&epsilon) {
+            return Ok(epsilon);
+        }
+        Err(self.error(key, self.opt(key), "a number from 0 to 1"))
+    }
+
     /// A truth value, with a default where it is missing.
     ///
     /// # Errors

@@ -160,7 +160,12 @@ fn map(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
-    if file.metadata().map_err(failed)?.len() == 0 {
+    let metadata = file.metadata().map_err(failed)?;
+    if metadata.is_dir() {
+        // Mapping one fails, too, but says "no such device".
+        return Err(failed(io::ErrorKind::IsADirectory.into()));
+    }
+    if metadata.len() == 0 {
         // An empty file cannot be mapped everywhere; the header's reader says what is wrong with it.
         return Ok(Some(FileBytes::new(name, Vec::new())));
     }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, Fut, QuantFormat, Segment, WeightSource};
 use halfbyte_checkpoint::QuantizedWeight;
 use halfbyte_checkpoint::{Checkpoint, TensorDtype, quant_state};
-use halfbyte_quant::{Quantized, Source, SourceType, quantize};
+use halfbyte_quant::{Absmax, Quantized, Source, SourceType, quantize};
 use std::borrow::Cow;
 
 use crate::ModelError;
@@ -79,7 +79,24 @@ impl<'c> CheckpointSource<'c> {
             Fault::Source(format!("{}: quantizing {}: {error}", self.checkpoint.name, segment.tensor))
         };
         let source = Source::from_le_bytes(dtype, &bytes).map_err(failed)?;
-        Ok(quantize(source, format.into()).map_err(failed)?)
+        let data = quantize(source, format.into()).map_err(failed)?;
+        // One such value spoils its block; with double quantization, through the mean, the whole tensor.
+        let scales_are_finite = match &data.absmax {
+            Absmax::Plain(scales) => scales.iter().all(|scale| scale.is_finite()),
+            Absmax::Nested { absmax, offset, .. } => {
+                offset.is_finite() && absmax.iter().all(|scale| scale.is_finite())
+            }
+        };
+        if scales_are_finite { Ok(data) } else { Err(self.not_finite(&segment.tensor)) }
+    }
+
+    /// The refusal of a weight that would turn every answer into NaN.
+    fn not_finite(&self, tensor: &str) -> ModelError {
+        let name = &self.checkpoint.name;
+        Fault::Source(format!(
+            "{name}: tensor {tensor} holds NaN or infinity; download or convert the model again"
+        ))
+        .into()
     }
 
     /// A float matrix, `[rows, cols]` after transposition.
@@ -184,7 +201,9 @@ impl WeightSource for CheckpointSource<'_> {
     fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
         Box::pin(async move {
             let stored = self.floats(name, &[len]).map_err(fault)?;
-            Ok(floats(&stored.bytes, stored.dtype).collect())
+            let values: Vec<f32> = floats(&stored.bytes, stored.dtype).collect();
+            let finite = values.iter().all(|value| value.is_finite());
+            if finite { Ok(values) } else { Err(fault(self.not_finite(name))) }
         })
     }
 }

@@ -52,7 +52,7 @@ pub(super) fn shared(config: &ModelConfig, prefix: String) -> Result<Encoder, Mo
         first_position: 0,
         types: config.usize_or("type_vocab_size", 2)?,
         act: activation(config, config.str_or("hidden_act", "gelu")?)?,
-        eps: config.f64_or("layer_norm_eps", 1e-12)? as f32,
+        eps: config.epsilon_or("layer_norm_eps", 1e-12)? as f32,
         dense: pooler.clone(),
         classifier: "classifier".into(),
         pooler: Some(pooler),

@@ -99,7 +99,7 @@ impl Decoder {
             max_positions: config.usize_or("max_position_embeddings", 2048)?,
             layers: vec![LayerType::Full; config.usize("num_hidden_layers")?],
             act: activation(config, act)?,
-            eps: config.f64_or("rms_norm_eps", 1e-6)? as f32,
+            eps: config.epsilon_or("rms_norm_eps", 1e-6)? as f32,
             norm_offset: 0.0,
             norms: Norms {
                 attention: "input_layernorm",

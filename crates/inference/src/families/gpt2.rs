@@ -60,7 +60,7 @@ pub(super) fn blueprint(
         intermediate: config.usize_or("n_inner", 4 * hidden)?,
         heads,
         act: activation(config, config.str_or("activation_function", "gelu_new")?)?,
-        eps: config.f64_or("layer_norm_epsilon", 1e-5)? as f32,
+        eps: config.epsilon_or("layer_norm_epsilon", 1e-5)? as f32,
         scaled: config.bool_or("scale_attn_weights", true)?,
         scaled_by_layer: config.bool_or("scale_attn_by_inverse_layer_idx", false)?,
     };
