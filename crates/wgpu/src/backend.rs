@@ -75,13 +75,8 @@ impl WgpuBackend {
 
         let subgroup = adapter.get_info().subgroup_min_size.max(1);
         let wanted = options.subgroups.unwrap_or(true) && features.contains(wgpu::Features::SUBGROUP);
-        let bounded = wgpu::Limits {
-            max_storage_buffer_binding_size: limits
-                .max_storage_buffer_binding_size
-                .min(options.max_binding.unwrap_or(u64::MAX)),
-            ..limits
-        };
-        let layout = WgpuLayout::new(&info.name, &bounded);
+        let layout =
+            WgpuLayout::new(&info.name, &limits).with_shards(options.max_binding.unwrap_or(u64::MAX));
         let ledger = Rc::new(Ledger::new());
         let allocator =
             Allocator { device: &device, name: &info.name, ledger: &ledger, budget: options.budget };

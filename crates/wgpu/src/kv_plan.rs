@@ -48,7 +48,7 @@ impl KvPlan {
         let record = Record::new(shape.dtype, shape.head_dim);
         let head_bytes = (shape.sequences * shape.capacity * record.words) as u64 * 4;
         bounds.bindable("one head of the KV cache", head_bytes)?;
-        let per_shard = ((bounds.binding / head_bytes.max(1)) as usize).clamp(1, shape.kv_heads.max(1));
+        let per_shard = ((bounds.shard / head_bytes.max(1)) as usize).clamp(1, shape.kv_heads.max(1));
         let shards =
             (0..shape.kv_heads).step_by(per_shard).map(|head| (head, per_shard.min(shape.kv_heads - head)));
         Ok(Self { shape: *shape, record, shards: shards.collect() })

@@ -13,22 +13,23 @@ pub(crate) struct Bounds {
     pub(crate) device: String,
     /// Bytes of the largest binding, which is also the largest buffer: buffers are bound whole.
     pub(crate) binding: u64,
+    /// Bytes of the largest shard of weights or of a cache; at most `binding`.
+    pub(crate) shard: u64,
 }
 
 impl Bounds {
     /// Fails if `what` cannot be bound.
     pub(crate) fn bindable(&self, what: &str, bytes: u64) -> Result<(), Fault> {
-        if bytes <= self.binding { Ok(()) } else { Err(self.unsupported(what.to_owned(), bytes)) }
+        if bytes <= self.binding { Ok(()) } else { Err(self.unsupported(what, bytes, self.binding)) }
     }
 
-    /// The fault of something that exceeds a binding.
-    pub(crate) fn unsupported(&self, what: String, bytes: u64) -> Fault {
+    /// The fault of something that takes more than `limit` bytes.
+    pub(crate) fn unsupported(&self, what: &str, bytes: u64, limit: u64) -> Fault {
         Fault::Unsupported {
             device: self.device.clone(),
             what: format!(
-                "{what} takes {bytes} bytes, a buffer holds {} at most: lower the rows, outputs or context \
-                 that are asked for at once, or use another device",
-                self.binding
+                "{what} takes {bytes} bytes, a buffer holds {limit} at most: lower the rows, outputs or context \
+                 that are asked for at once, or use another device"
             ),
         }
     }
@@ -46,7 +47,15 @@ impl WgpuLayout {
     pub fn new(name: &str, limits: &wgpu::Limits) -> Self {
         let binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         // Word offsets are u32 in the shaders, and rows of padded activations must stay below that.
-        Self { bounds: Bounds { device: name.to_owned(), binding: binding.min(8 << 30) & !15 } }
+        let binding = binding.min(8 << 30) & !15;
+        Self { bounds: Bounds { device: name.to_owned(), binding, shard: binding } }
+    }
+
+    /// The same, but weights and caches are cut into shards of at most `bytes`.
+    #[must_use]
+    pub fn with_shards(mut self, bytes: u64) -> Self {
+        self.bounds.shard = self.bounds.binding.min(bytes);
+        self
     }
 
     /// The buffers of a want, in the order in which the backend holds them.

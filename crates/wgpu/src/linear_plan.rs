@@ -60,10 +60,14 @@ impl LinearPlan {
             Format::Quant(_) => padded as u64 / 2,
         };
         let name = || shape.segments.first().map_or("", |segment| segment.tensor.as_str()).to_owned();
-        let fit = bounds.binding / row_bytes;
+        let fit = bounds.shard / row_bytes;
         let per_shard = if fit >= 64 { fit / 64 * 64 } else { fit / 4 * 4 } as usize;
         if per_shard == 0 {
-            return Err(bounds.unsupported(format!("four rows of {} in one binding", name()), 4 * row_bytes));
+            return Err(bounds.unsupported(
+                &format!("four rows of {} in one binding", name()),
+                4 * row_bytes,
+                bounds.shard,
+            ));
         }
         let shards = (0..rows).step_by(per_shard).map(|row| (row, per_shard.min(rows - row))).collect();
 

@@ -5,7 +5,8 @@
 pub struct Options {
     /// The most bytes to hold; `reserve` and `compile` refuse beyond it.
     pub budget: Option<u64>,
-    /// A lower bound on bindings than the adapter's: weights are cut into more shards.
+    /// The largest shard of weights or of a cache, where it is to be smaller than the adapter's
+    /// largest binding.
     pub max_binding: Option<u64>,
     /// Whether sums use subgroups; by default wherever the adapter has them.
     pub subgroups: Option<bool>,

@@ -180,7 +180,8 @@ impl ProgramPlan {
             });
         }
         if !sharded && plan.shards.len() > 1 {
-            return Err(bounds.unsupported(want.name.clone(), plan.rows as u64 * plan.row_bytes));
+            let what = format!("{}: learned positions and token types in one piece", want.name);
+            return Err(bounds.unsupported(&what, plan.rows as u64 * plan.row_bytes, bounds.shard));
         }
         Ok(())
     }

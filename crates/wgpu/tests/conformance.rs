@@ -39,9 +39,9 @@ fn without_subgroups() {
 }
 
 #[test]
-fn with_small_bindings() {
-    let options = Options { max_binding: Some(24 << 10), ..Options::default() };
-    run(options, 2, &["a buffer holds 24576 at most"]);
+fn with_small_shards() {
+    let options = Options { max_binding: Some(8 << 10), ..Options::default() };
+    run(options, 2, &["four rows of", "in one binding", "learned positions and token types"]);
 }
 
 #[test]

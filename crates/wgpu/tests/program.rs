@@ -222,13 +222,10 @@ fn steps_ahead_of_their_answers_choose_the_same_tokens() {
 
 #[test]
 fn the_ledger_is_the_layout_to_the_byte() {
-    let backend = open(Options { max_binding: Some(39 << 10), ..Options::default() });
+    let backend = open(Options { max_binding: Some(4 << 10), ..Options::default() });
     let stretch = Llama::new(2);
     let caps = Caps { rows: 9, outputs: 3 };
-    let layout = WgpuLayout::new(
-        "wgpu:0",
-        &wgpu::Limits { max_storage_buffer_binding_size: 39 << 10, ..wgpu::Limits::default() },
-    );
+    let layout = WgpuLayout::new("wgpu:0", &wgpu::Limits::default()).with_shards(4 << 10);
     let mut planned = halfbyte_backend::Layout::resident(&layout);
     assert_eq!(backend.ledger().footprint(), planned);
     let slots = load(&backend, &stretch);
