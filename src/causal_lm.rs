@@ -51,6 +51,32 @@ pub struct Generation {
     pub decode_tokens_per_second: Option<f64>,
 }
 
+impl Generation {
+    fn new(
+        text: String,
+        generation: halfbyte_inference::Generation,
+        prompt_tokens: usize,
+        cached_tokens: usize,
+    ) -> Self {
+        let timings = generation.timings;
+        let rate = |tokens: usize, rate: f64| (tokens > 0 && rate > 0.0).then_some(rate);
+        Self {
+            text,
+            token_ids: generation.tokens,
+            prompt_tokens,
+            cached_tokens,
+            stop: match generation.finish {
+                Finish::Stop(_) => Stop::EndOfText,
+                Finish::MaxTokens => Stop::MaxNewTokens,
+                Finish::ContextFull => Stop::ContextFull,
+                Finish::Cancelled => Stop::Cancelled,
+            },
+            prefill_tokens_per_second: rate(timings.prefill_tokens, timings.prefill_tokens_per_second()),
+            decode_tokens_per_second: rate(timings.decode_tokens, timings.decode_tokens_per_second()),
+        }
+    }
+}
+
 /// A causal language model that is loaded and ready.
 pub struct CausalLm {
     loaded: Loaded,
@@ -241,11 +267,7 @@ impl CausalLm {
                 stream.push(id)?;
             }
         }
-        let inner = halfbyte_inference::GenerateOptions {
-            max_new_tokens: options.max_new_tokens,
-            sample: options.sample,
-            stop: self.generation.eos_token_ids.clone(),
-        };
+        let inner = self.inner_options(options);
         let cached_tokens = self.session.reusable(&self.loaded.engine, prompt);
         let mut text = String::new();
         let mut on_token = |token| {
@@ -277,22 +299,52 @@ impl CausalLm {
             text += &rest;
             on_text(&rest);
         }
-        let timings = generation.timings;
-        let rate = |tokens: usize, rate: f64| (tokens > 0 && rate > 0.0).then_some(rate);
-        Ok(Generation {
-            text,
-            token_ids: generation.tokens,
-            prompt_tokens: prompt.len(),
-            cached_tokens,
-            stop: match generation.finish {
-                Finish::Stop(_) => Stop::EndOfText,
-                Finish::MaxTokens => Stop::MaxNewTokens,
-                Finish::ContextFull => Stop::ContextFull,
-                Finish::Cancelled => Stop::Cancelled,
-            },
-            prefill_tokens_per_second: rate(timings.prefill_tokens, timings.prefill_tokens_per_second()),
-            decode_tokens_per_second: rate(timings.decode_tokens, timings.decode_tokens_per_second()),
-        })
+        Ok(Generation::new(text, generation, prompt.len(), cached_tokens))
+    }
+
+    /// Continues several prompts of any lengths, each with the text that it would get alone. As many run
+    /// together as the model was loaded for ([`LoadOptions::sequences`]); each weight is read once for all
+    /// of them. What the KV cache held before is forgotten.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), for any of the prompts; then none is continued.
+    pub fn generate_batch(
+        &mut self,
+        prompts: &[&str],
+        options: &GenerateOptions,
+    ) -> Result<Vec<Generation>, Error> {
+        let ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
+        let inner = self.inner_options(options);
+        self.session.clear();
+        let texts = pollster::block_on(halfbyte_inference::generate_batch(
+            &mut self.loaded.engine,
+            &ids,
+            &inner,
+            &mut |_, _| Flow::Continue,
+        ))?;
+        let mut generations = Vec::with_capacity(texts.len());
+        for (prompt, text) in ids.iter().zip(texts) {
+            let mut stream = self.needed_tokenizer()?.decode_stream(true);
+            // The end of the prompt decides whether the first new token begins with a space.
+            for &id in &prompt[prompt.len().saturating_sub(8)..] {
+                stream.push(id)?;
+            }
+            let mut new = String::new();
+            for &id in &text.tokens {
+                new.extend(stream.push(id)?);
+            }
+            new.extend(stream.finish()?);
+            generations.push(Generation::new(new, text, prompt.len(), 0));
+        }
+        Ok(generations)
+    }
+
+    fn inner_options(&self, options: &GenerateOptions) -> halfbyte_inference::GenerateOptions {
+        halfbyte_inference::GenerateOptions {
+            max_new_tokens: options.max_new_tokens,
+            sample: options.sample,
+            stop: self.generation.eos_token_ids.clone(),
+        }
     }
 
     /// Begins a conversation.

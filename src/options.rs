@@ -79,8 +79,8 @@ pub struct LoadOptions {
     /// Positions whose logits are computed at once. 1 is all that generating needs; more speeds up
     /// [`CausalLm::logits`](crate::CausalLm::logits) and [`CausalLm::perplexity`](crate::CausalLm::perplexity).
     pub outputs: usize,
-    /// Sequences whose KV caches are reserved. [`CausalLm`](crate::CausalLm) uses one; more are planned for
-    /// with [`plan`](crate::plan).
+    /// Sequences whose KV caches are reserved: texts that
+    /// [`CausalLm::generate_batch`](crate::CausalLm::generate_batch) continues together.
     pub sequences: usize,
     /// What the model is to be for. `None`: what its architecture says. An encoder without a classifier
     /// gets a new one, drawn at random, where this says [`Task::ClassifySequence`].

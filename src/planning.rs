@@ -318,7 +318,9 @@ pub(crate) fn caps(options: &LoadOptions, blueprint: &Blueprint) -> Caps {
         Task::ClassifyTokens => (options.chunk.max(context), usize::MAX),
         Task::Embed => (options.chunk.max(context), 1),
     };
-    Caps { rows: rows.max(options.sequences), outputs: outputs.clamp(1, rows) }
+    // A batch of texts takes a row each at every step.
+    let rows = rows.max(options.sequences);
+    Caps { rows, outputs: outputs.clamp(1, rows) }
 }
 
 /// Exact costs: the blueprint's wants and programs by each backend's own layout.
