@@ -64,7 +64,7 @@ impl Llama {
         Pre::norm(Norm { kind: NormKind::Rms, weight, eps: 1e-5, offset: 0.0 })
     }
 
-    fn new(layers: usize) -> Stretch {
+    fn stretch(layers: usize) -> Stretch {
         let (heads, kv_heads, head_dim, wide) = (4, 2, 16, 160);
         let mut llama = Self(Stretch::default());
         let [stream, qkv, attended, gated] = [0, 1, 2, 3].map(Reg);
@@ -150,7 +150,7 @@ fn tokens(answer: Answer) -> Vec<u32> {
 
 /// Dispatches of one submission of row 0 at position 0.
 fn decode_dispatches(backend: &WgpuBackend, layers: usize) -> u64 {
-    let stretch = Llama::new(layers);
+    let stretch = Llama::stretch(layers);
     let slots = load(backend, &stretch);
     let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 20, outputs: 2 })).unwrap();
     let rows = Rows { input: Input::Tokens(&[7]), places: &[place(0, 0)], output: Output::Greedy(&[0]) };
@@ -189,7 +189,7 @@ fn generate(program: &mut dyn Program, sequence: u32, prompt: &[u32], steps: u32
 #[test]
 fn steps_ahead_of_their_answers_choose_the_same_tokens() {
     let backend = open(Options::default());
-    let stretch = Llama::new(2);
+    let stretch = Llama::stretch(2);
     let slots = load(&backend, &stretch);
     let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 20, outputs: 2 })).unwrap();
     let prompt: Vec<u32> = (0..13).map(|i| i * 17 % 300).collect();
@@ -223,7 +223,7 @@ fn steps_ahead_of_their_answers_choose_the_same_tokens() {
 #[test]
 fn the_ledger_is_the_layout_to_the_byte() {
     let backend = open(Options { max_binding: Some(4 << 10), ..Options::default() });
-    let stretch = Llama::new(2);
+    let stretch = Llama::stretch(2);
     let caps = Caps { rows: 9, outputs: 3 };
     let layout = WgpuLayout::new("wgpu:0", &wgpu::Limits::default()).with_shards(4 << 10);
     let mut planned = halfbyte_backend::Layout::resident(&layout);
@@ -248,7 +248,7 @@ fn the_ledger_is_the_layout_to_the_byte() {
 
 #[test]
 fn a_budget_refuses_all_or_nothing() {
-    let stretch = Llama::new(1);
+    let stretch = Llama::stretch(1);
     let layout = WgpuLayout::new("wgpu:0", &wgpu::Limits::default());
     let all: u64 =
         stretch.wants.iter().map(|want| halfbyte_backend::Layout::want(&layout, &want.kind).unwrap()).sum();
