@@ -56,7 +56,10 @@ fn run(args: &Args) -> Result<(), Error> {
         (Some(name), _) => ModelSource::named(name),
         (None, _) => ModelSource::Named(LLAMA.into()),
     };
-    let options = args.model.options()?;
+    let mut options = args.model.options()?;
+    // Without --context: what this prompt and its continuation need, not the 2 GiB of 4096 tokens.
+    let prompt = args.prompt.chars().count().max(args.ids.len());
+    options.context = options.context.or(Some((prompt + args.max_new_tokens).clamp(64, 4096)));
     let json = args.model.json;
 
     let plan = halfbyte::plan(&source, &options, &mut Bars::new())?;

@@ -199,13 +199,42 @@ impl SyntheticModel {
         })
     }
 
-    /// `len` weights of the tensor `name`.
-    fn values(&self, name: &str, len: usize) -> Vec<f32> {
-        let key = mix(self.seed
+    /// The number that a tensor's weights are drawn by.
+    fn key(&self, name: &str) -> u64 {
+        mix(self.seed
             ^ name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
                 // FNV-1a
                 (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            }));
+            }))
+    }
+
+    /// The weights in their stored type: drawn and converted a chunk at a time, so that a 16-bit head never
+    /// stands in memory as float32, too.
+    fn dense(&self, name: &str, len: usize, dtype: DType) -> Vec<u8> {
+        let key = self.key(name);
+        let size = match dtype {
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        };
+        let mut out = vec![0; len * size];
+        let draw = |(index, out): (usize, &mut [u8])| {
+            let mut values = vec![0.0; out.len() / size];
+            fill(key, index * CHUNK, &mut values);
+            out.copy_from_slice(&bytes(&values, dtype));
+        };
+        #[cfg(feature = "parallel")]
+        {
+            use rayon::prelude::*;
+            out.par_chunks_mut(CHUNK * size).enumerate().for_each(draw);
+        }
+        #[cfg(not(feature = "parallel"))]
+        out.chunks_mut(CHUNK * size).enumerate().for_each(draw);
+        out
+    }
+
+    /// `len` weights of the tensor `name`.
+    fn values(&self, name: &str, len: usize) -> Vec<f32> {
+        let key = self.key(name);
         let mut values = vec![0.0; len];
         let fill = |(index, chunk): (usize, &mut [f32])| fill(key, index * CHUNK, chunk);
         #[cfg(feature = "parallel")]
@@ -238,14 +267,18 @@ impl Tensors for SyntheticModel {
 impl WeightSource for SyntheticModel {
     fn segment<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Canonical<'a>> {
         Box::pin(async move {
-            let values = self.values(&segment.tensor, segment.rows * segment.cols);
+            let len = segment.rows * segment.cols;
             Ok(match segment.format {
                 Format::Quant(format) => {
+                    let values = self.values(&segment.tensor, len);
                     let data = quantize(Source::F32(&values), format.into())
                         .map_err(|error| Fault::Source(format!("quantizing {}: {error}", segment.tensor)))?;
                     Canonical::Quantized(Cow::Owned(data))
                 }
-                Format::Dense(dtype) => Canonical::Dense { dtype, bytes: Cow::Owned(bytes(&values, dtype)) },
+                Format::Dense(dtype) => {
+                    let bytes = self.dense(&segment.tensor, len, dtype);
+                    Canonical::Dense { dtype, bytes: Cow::Owned(bytes) }
+                }
             })
         })
     }
