@@ -39,7 +39,7 @@ pub use rope::{RopeShape, RopeTable};
 pub use sampler::{SampleParams, argmax, sample};
 pub use source::{Canonical, WeightSource};
 pub use step::{
-    Act, Attend, Embed, Emit, EmitKind, Head, LinearStep, Norm, NormKind, Pairing, Pre, RopeUse, Step,
+    Act, Attend, Embed, Emit, EmitKind, Head, LinearStep, Moe, Norm, NormKind, Pairing, Pre, RopeUse, Step,
 };
 pub use stretch::{Reg, Stretch};
 pub use want::{Kind, NormShape, Slot, Want, WantId};

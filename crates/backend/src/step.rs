@@ -183,6 +183,64 @@ pub struct Attend {
     pub out: Reg,
 }
 
+/// A mixture of experts (Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088).
+///
+/// `h = pre(input)`; `p = softmax(router h)` over the experts, in f32; the `top_k` largest are chosen, the
+/// lower expert among equals; `out = residual + sum over the chosen of p[e] * down[e] (act(gate) * up)`,
+/// where gate and up are the interleaved rows of `gate_up[e] h`. With `renormalize` the chosen `p` are
+/// divided by their sum. Only the chosen experts of a row are computed for it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moe {
+    /// `[rows, hidden]`
+    pub input: Reg,
+    /// Before the router and the experts.
+    pub pre: Pre,
+    /// A [`Kind::Linear`](crate::Kind::Linear), `[experts, hidden]`.
+    pub router: WantId,
+    /// How many experts there are.
+    pub experts: usize,
+    /// How many of them a row takes.
+    pub top_k: usize,
+    /// Whether the weights of the chosen are made to sum to 1.
+    pub renormalize: bool,
+    /// The first expert's gate and up, `[2 * inner, hidden]`, interleaved; the others' are the wants after
+    /// it. No other step names any of them.
+    pub gate_up: WantId,
+    /// The first expert's down, `[hidden, inner]`; the others' are the wants after it. No other step names
+    /// any of them.
+    pub down: WantId,
+    /// Of the gate.
+    pub act: Act,
+    /// Added to the result; may be `out` itself, which then accumulates.
+    pub residual: Option<Reg>,
+    /// `[rows, hidden]`; not `input`, unless it is `residual` too.
+    pub out: Reg,
+}
+
+impl Moe {
+    /// Gate and up of expert `expert`.
+    pub fn gate_up_of(&self, expert: usize) -> WantId {
+        WantId(self.gate_up.0 + expert as u32)
+    }
+
+    /// Down of expert `expert`.
+    pub fn down_of(&self, expert: usize) -> WantId {
+        WantId(self.down.0 + expert as u32)
+    }
+
+    /// Visits a run of experts in order: whoever renumbers by first sight leaves it a run.
+    fn visit(first: &mut WantId, experts: usize, visit: &mut dyn FnMut(&mut WantId)) {
+        let begin = *first;
+        for expert in 0..experts {
+            let mut id = WantId(begin.0 + expert as u32);
+            visit(&mut id);
+            if expert == 0 {
+                *first = id;
+            }
+        }
+    }
+}
+
 /// Logits: `softcap(scale * W pre(input))` for the rows that the request names.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Head {
@@ -207,6 +265,8 @@ pub enum Step {
     Linear(LinearStep),
     /// Attention.
     Attend(Attend),
+    /// A mixture of experts.
+    Moe(Moe),
     /// Logits, and from them the greedy choice where a request asks for it. The last step of a model.
     Head(Head),
 }
@@ -248,6 +308,12 @@ impl Step {
                 norm(&mut step.q_norm, visit);
                 norm(&mut step.k_norm, visit);
             }
+            Step::Moe(step) => {
+                pre(&mut step.pre, visit);
+                visit(&mut step.router);
+                Moe::visit(&mut step.gate_up, step.experts, visit);
+                Moe::visit(&mut step.down, step.experts, visit);
+            }
             Step::Head(step) => {
                 pre(&mut step.pre, visit);
                 visit(&mut step.weight);
@@ -271,6 +337,12 @@ impl Step {
             }
             Step::Attend(step) => {
                 visit(&mut step.qkv);
+                visit(&mut step.out);
+            }
+            Step::Moe(step) => {
+                visit(&mut step.input);
+                pre(&mut step.pre, visit);
+                step.residual.iter_mut().for_each(&mut *visit);
                 visit(&mut step.out);
             }
             Step::Head(step) => {

@@ -122,6 +122,29 @@ impl Stretch {
                 }
                 Ok(())
             }
+            Step::Moe(moe) => {
+                let hidden = self.width(moe.input)?;
+                self.pre(&moe.pre, hidden)?;
+                same("width of the experts' output", self.width(moe.out)?, hidden)?;
+                if moe.top_k == 0 || moe.top_k > moe.experts {
+                    return Err(Fault::Internal(format!("{} of {} experts", moe.top_k, moe.experts)));
+                }
+                if moe.out == moe.input && moe.residual != Some(moe.out) {
+                    return Err(Fault::Internal("a mixture of experts writes the register it reads".into()));
+                }
+                let (rows, cols) = self.linear(moe.router)?;
+                same("rows of the router", rows, moe.experts)?;
+                same("columns of the router", cols, hidden)?;
+                for expert in 0..moe.experts {
+                    let (rows, cols) = self.linear(moe.gate_up_of(expert))?;
+                    same("columns of an expert", cols, hidden)?;
+                    let (out, inner) = self.linear(moe.down_of(expert))?;
+                    same("rows of an expert's gate and up", rows, 2 * inner)?;
+                    same("rows of an expert's down", out, hidden)?;
+                }
+                let residual = moe.residual.map(|reg| self.width(reg)).transpose()?;
+                residual.map_or(Ok(()), |width| same("width of the residual", width, hidden))
+            }
             Step::Head(head) => {
                 let cols = self.linear(head.weight)?.1;
                 same("width of the head's input", self.width(head.input)?, cols)?;

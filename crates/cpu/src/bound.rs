@@ -5,8 +5,8 @@ use crate::matrix::Matrix;
 use crate::request::Span;
 use crate::slots::{NormParams, Shared, Stored};
 use halfbyte_backend::{
-    Act, Attend, Embed, EmitKind, Fault, Head, LinearStep, Norm, NormKind, Pairing, Place, Pre, RopeTable,
-    Step, WantId,
+    Act, Attend, Embed, EmitKind, Fault, Head, LinearStep, Moe, Norm, NormKind, Pairing, Place, Pre,
+    RopeTable, Step, WantId,
 };
 use std::sync::RwLockReadGuard;
 
@@ -63,6 +63,17 @@ pub(crate) enum BoundStep {
         q_norm: Option<BoundNorm>,
         /// Of key heads.
         k_norm: Option<BoundNorm>,
+    },
+    /// See [`Moe`].
+    Moe {
+        /// As the model states it.
+        step: Moe,
+        /// Before the router and the experts.
+        pre: BoundPre,
+        /// `[experts, hidden]`
+        router: Shared<Matrix>,
+        /// Of each expert: gate and up, `[2 * inner, hidden]`, and down, `[hidden, inner]`.
+        experts: Vec<(Shared<Matrix>, Shared<Matrix>)>,
     },
     /// See [`Head`].
     Head {
@@ -238,6 +249,16 @@ impl Binder<'_> {
                 rope: step.rope.map(|rope| self.rope(rope.table)).transpose()?,
                 q_norm: self.norm(step.q_norm)?,
                 k_norm: self.norm(step.k_norm)?,
+                step,
+            },
+            Step::Moe(step) => BoundStep::Moe {
+                pre: self.pre(&step.pre)?,
+                router: self.matrix(step.router)?,
+                experts: (0..step.experts)
+                    .map(|expert| {
+                        Ok((self.matrix(step.gate_up_of(expert))?, self.matrix(step.down_of(expert))?))
+                    })
+                    .collect::<Result<_, Fault>>()?,
                 step,
             },
             Step::Head(step) => {

@@ -1,7 +1,7 @@
 //! The CPU's account of bytes: what wants and programs take, without touching memory.
 
 use crate::matrix;
-use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch};
+use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch, WantId};
 use halfbyte_quant::QuantSpec;
 
 /// Rows of activations that one pass over the weights serves. More would read weights less often and
@@ -124,6 +124,9 @@ pub(crate) struct Sizes {
     pub results: usize,
     /// f32 of the decoded weights of one thread: `[tile rows, padded columns]`.
     pub tile: usize,
+    /// f32 of a mixture of experts: normed rows `[pass rows, padded hidden]`, products of gate and up
+    /// `[pass rows, padded inner]`, and how much each expert counts, `[pass rows, experts]`.
+    pub experts: usize,
     /// f32 of the logits: `[caps.outputs, vocabulary]`.
     pub logits: usize,
     /// Tokens chosen last: `[caps.outputs]` u32.
@@ -143,29 +146,49 @@ impl Sizes {
             inputs: 0,
             results: 0,
             tile: 0,
+            experts: 0,
             logits: 0,
             chosen: 0,
             rows: caps.rows,
         };
         for step in &stretch.steps {
-            let (weight, rows) = match step {
-                Step::Linear(step) => (step.weight, caps.rows.min(PASS_ROWS)),
-                Step::Head(step) => (step.weight, caps.outputs.min(PASS_ROWS)),
-                Step::Embed(_) | Step::Attend(_) => continue,
-            };
-            let Kind::Linear(shape) = &stretch.want(weight)?.kind else {
-                return Err(Fault::Internal(format!("{} is no matrix", stretch.want(weight)?.name)));
-            };
-            let columns = padded(shape.cols());
-            sizes.inputs = sizes.inputs.max(rows * columns);
-            sizes.results = sizes.results.max(rows * shape.rows());
-            sizes.tile = sizes.tile.max(tile_rows(columns) * columns);
-            if matches!(step, Step::Head(_)) {
-                sizes.logits = sizes.logits.max(caps.outputs * shape.rows());
-                sizes.chosen = caps.outputs;
+            match step {
+                Step::Linear(step) => {
+                    sizes.product(stretch, step.weight, caps.rows.min(PASS_ROWS))?;
+                }
+                Step::Head(step) => {
+                    let rows = sizes.product(stretch, step.weight, caps.outputs.min(PASS_ROWS))?;
+                    sizes.logits = sizes.logits.max(caps.outputs * rows);
+                    sizes.chosen = caps.outputs;
+                }
+                Step::Moe(step) => {
+                    let rows = caps.rows.min(PASS_ROWS);
+                    sizes.product(stretch, step.router, rows)?;
+                    let mut inner = 0;
+                    for expert in 0..step.experts {
+                        inner = inner.max(sizes.product(stretch, step.gate_up_of(expert), rows)? / 2);
+                        sizes.product(stretch, step.down_of(expert), rows)?;
+                    }
+                    let hidden = padded(stretch.width(step.input)?);
+                    sizes.experts = sizes.experts.max(rows * (hidden + padded(inner) + step.experts));
+                }
+                Step::Embed(_) | Step::Attend(_) => {}
             }
         }
         Ok(sizes)
+    }
+
+    /// Makes room for the product of `rows` rows with the matrix `weight`; returns the matrix's own rows.
+    fn product(&mut self, stretch: &Stretch, weight: WantId, rows: usize) -> Result<usize, Fault> {
+        let want = stretch.want(weight)?;
+        let Kind::Linear(shape) = &want.kind else {
+            return Err(Fault::Internal(format!("{} is no matrix", want.name)));
+        };
+        let columns = padded(shape.cols());
+        self.inputs = self.inputs.max(rows * columns);
+        self.results = self.results.max(rows * shape.rows());
+        self.tile = self.tile.max(tile_rows(columns) * columns);
+        Ok(shape.rows())
     }
 
     /// Bytes by purpose, with a tile for each of `threads`.
@@ -173,7 +196,8 @@ impl Sizes {
         let floats = |count: usize| count as u64 * 4;
         let mut footprint = Footprint::new();
         footprint.add(Purpose::Activations, floats(self.registers.iter().sum()));
-        footprint.add(Purpose::Scratch, floats(self.inputs + self.results + threads * self.tile));
+        footprint
+            .add(Purpose::Scratch, floats(self.inputs + self.results + self.experts + threads * self.tile));
         footprint.add(Purpose::Scratch, (self.rows * ROW_BYTES) as u64);
         footprint.add(Purpose::Logits, floats(self.logits + self.chosen));
         footprint

@@ -12,6 +12,7 @@ mod buffer;
 mod cache;
 mod kernels;
 mod layout;
+mod experts;
 mod matrix;
 mod memory;
 mod path;

@@ -96,13 +96,15 @@ pub(crate) struct State {
     inputs: Vec<Reg>,
     outputs: Vec<Reg>,
     /// `[caps.rows, width]` each.
-    registers: Vec<Vec<f32>>,
+    pub(crate) registers: Vec<Vec<f32>>,
     /// Inputs of a product, `[pass rows, padded columns]`.
-    x: Vec<f32>,
+    pub(crate) x: Vec<f32>,
     /// Results of a product, `[layer rows, pass rows]`.
-    y: Vec<f32>,
+    pub(crate) y: Vec<f32>,
     /// Decoded weights, `[tile rows, padded columns]` for each thread.
-    tiles: Vec<Mutex<Vec<f32>>>,
+    pub(crate) tiles: Vec<Mutex<Vec<f32>>>,
+    /// See [`Sizes::experts`].
+    pub(crate) experts: Vec<f32>,
     /// `[outputs, vocabulary]`
     logits: Vec<f32>,
     /// What the last [`Output::Greedy`] chose.
@@ -135,6 +137,7 @@ impl State {
             x: zeroed(sizes.inputs)?,
             y: zeroed(sizes.results)?,
             tiles: (0..threads).map(|_| zeroed(sizes.tile).map(Mutex::new)).collect::<Result<_, _>>()?,
+            experts: zeroed(sizes.experts)?,
             logits: zeroed(sizes.logits)?,
             chosen: zeroed(sizes.chosen)?,
             tokens: zeroed(sizes.rows)?,
@@ -240,6 +243,12 @@ impl State {
                 self.put(step.qkv, qkv);
                 self.put(step.out, out);
             }
+            BoundStep::Moe { step, pre, router, experts } => {
+                for first in (0..count).step_by(PASS_ROWS) {
+                    let rows = PASS_ROWS.min(count - first);
+                    self.experts(step, pre, &router.read(), experts, first, rows, kernels);
+                }
+            }
             BoundStep::Head { step, pre, weight } => {
                 let wanted = match rows.output {
                     Output::Logits(wanted) | Output::Greedy(wanted) => wanted,
@@ -313,7 +322,7 @@ impl State {
 
     /// Runs a [`Pre`](halfbyte_backend::Pre) over `rows` rows from `first` on, into the rows of the
     /// product's input from `at` on.
-    fn pre(
+    pub(crate) fn pre(
         &mut self,
         input: Reg,
         pre: &BoundPre,

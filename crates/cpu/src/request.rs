@@ -93,7 +93,7 @@ impl Limits {
                     limits.head = true;
                     limits.vocabulary = weight.read().rows;
                 }
-                BoundStep::Linear { .. } => {}
+                BoundStep::Linear { .. } | BoundStep::Moe { .. } => {}
             }
         }
         limits

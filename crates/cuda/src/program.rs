@@ -27,6 +27,7 @@ pub(crate) fn linear_of<'a>(
         Step::Linear(step) => step,
         Step::Embed(_) => return refuse("embed"),
         Step::Attend(_) => return refuse("attend"),
+        Step::Moe(_) => return refuse("moe"),
         Step::Head(_) => return refuse("head"),
     };
     if step.pre.residual.is_some() {

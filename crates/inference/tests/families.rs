@@ -21,6 +21,8 @@ const MODELS: &[&str] = &[
     "gemma2_softcap",
     "gemma3_text",
     "gpt2",
+    "mixtral_moe",
+    "qwen3_moe",
 ];
 
 /// Suffixes of the reference, and the quantization that each stands for.

@@ -4,7 +4,7 @@ mod fixture;
 
 use fixture::{Fixture, WHOLE, distance, exact};
 use halfbyte_backend::{
-    Act, Attend, Backend, Canonical, Embed, EmitKind, Fut, Kind, LinearStep, NormKind, Pairing, Segment,
+    Act, Attend, Backend, Canonical, Embed, EmitKind, Fut, Kind, LinearStep, Moe, NormKind, Pairing, Segment,
     Step, WeightSource,
 };
 use halfbyte_cpu::CpuBackend;
@@ -170,6 +170,15 @@ fn embeds(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Embed)) {
     });
 }
 
+/// Changes the mixtures of experts.
+fn experts(blueprint: &mut Blueprint, mut change: impl FnMut(&mut Moe)) {
+    steps(blueprint, |step| {
+        if let Step::Moe(moe) = step {
+            change(moe);
+        }
+    });
+}
+
 fn activations(blueprint: &mut Blueprint, from: Act, to: Act) {
     linears(blueprint, |linear| {
         if linear.act == from {
@@ -200,6 +209,22 @@ const NEWER_MUTANTS: &[Mutant] = &[
             }
         });
     }),
+    ("one expert less", "qwen3_moe", |blueprint| experts(blueprint, |moe| moe.top_k -= 1)),
+    ("one expert more", "mixtral_moe", |blueprint| experts(blueprint, |moe| moe.top_k += 1)),
+    ("weights as they are", "mixtral_moe", |blueprint| experts(blueprint, |moe| moe.renormalize = false)),
+    ("weights as they are", "qwen3_moe", |blueprint| experts(blueprint, |moe| moe.renormalize = false)),
+    ("expert order", "mixtral_moe", |blueprint| {
+        let name = |expert: usize| format!("experts.{expert}.");
+        for want in &mut blueprint.wants {
+            if let Kind::Linear(shape) = &mut want.kind {
+                for segment in &mut shape.segments {
+                    let other = if segment.tensor.contains(&name(1)) { 2 } else { 1 };
+                    segment.tensor = segment.tensor.replace(&name(3 - other), &name(other));
+                }
+            }
+        }
+    }),
+    ("gate and up of experts swapped", "qwen3_moe", |blueprint| swap(blueprint, "gate_proj", "up_proj")),
     ("tanh for erf gelu", "bert_cls", |blueprint| activations(blueprint, Act::Gelu, Act::GeluTanh)),
     ("tanh for erf gelu", "distilbert_cls", |blueprint| activations(blueprint, Act::Gelu, Act::GeluTanh)),
     ("epsilon", "bert_cls", |blueprint| {

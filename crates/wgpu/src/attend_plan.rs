@@ -116,6 +116,9 @@ fn mergeable(stretch: &Stretch, index: usize, attend: &Attend) -> bool {
                 && capacity(stretch, step) == capacity(stretch, attend);
             step.qkv != reg && (other == index || step.out != reg || same_shape)
         }
+        Step::Moe(moe) => {
+            moe.input != reg && moe.out != reg && moe.residual != Some(reg) && !pre_reads(&moe.pre)
+        }
         Step::Head(head) => head.input != reg && !pre_reads(&head.pre),
     })
 }

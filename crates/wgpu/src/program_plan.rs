@@ -58,6 +58,14 @@ pub(crate) fn needs_dispatch(pre: &Pre) -> bool {
     pre.residual.is_some() || pre.post.is_some() || pre.emit.is_some()
 }
 
+/// Mixtures of experts run on the CPU; placement asks before it puts one here.
+pub(crate) fn no_experts(device: &str) -> Fault {
+    Fault::Unsupported {
+        device: device.into(),
+        what: "a mixture of experts; run this model on the CPU".into(),
+    }
+}
+
 impl ProgramPlan {
     /// The plan of `stretch` for `caps`.
     ///
@@ -115,6 +123,7 @@ impl ProgramPlan {
                     let Kind::Linear(shape) = &stretch.want(head.weight)?.kind else { continue };
                     plan.vocabulary = shape.rows();
                 }
+                Step::Moe(_) => return Err(no_experts(&bounds.device)),
                 Step::Attend(attend) => {
                     let sizes = AttendPlan::new(stretch, index, attend, bounds)?;
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);

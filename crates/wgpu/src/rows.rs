@@ -42,7 +42,7 @@ impl Reach {
                         reach.positions = reach.positions.min(wants.rope(rope.table)?.2);
                     }
                 }
-                Step::Linear(_) | Step::Head(_) => {}
+                Step::Linear(_) | Step::Moe(_) | Step::Head(_) => {}
             }
         }
         Ok(reach)

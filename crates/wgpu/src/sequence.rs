@@ -9,7 +9,7 @@ use crate::kernels::{Places, Product, Register, Residual, argmax, attend, embed,
 use crate::kernels::{norm_linear, pre};
 use crate::layout::stride;
 use crate::pipeline::{Dispatch, Launch};
-use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch};
+use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch, no_experts};
 use halfbyte_backend::{Act, Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Pre, Reg, Step, WantId};
 
 /// How many rows a product is made for.
@@ -54,6 +54,7 @@ impl<'a> Sequence<'a> {
                 Step::Embed(step) => self.embed(step, &mut out)?,
                 Step::Linear(step) => self.linear(step, manners, &mut out)?,
                 Step::Attend(step) => self.attend(index, step, manners, &mut out)?,
+                Step::Moe(_) => return Err(no_experts("wgpu")),
                 Step::Head(_) => {}
             }
         }

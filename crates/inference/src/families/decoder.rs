@@ -10,7 +10,7 @@
 //! left in a register of its own, and the next step's [`Pre`] norms it and adds it.
 
 use halfbyte_backend::{
-    Act, Attend, Embed, Emit, EmitKind, Head, LinearStep, Norm, Pairing, Pre, Reg, RopeUse, Step,
+    Act, Attend, Embed, Emit, EmitKind, Head, LinearStep, Moe, Norm, Pairing, Pre, Reg, RopeUse, Step,
 };
 use halfbyte_checkpoint::{ModelConfig, RopeScaling};
 
@@ -30,6 +30,24 @@ pub(super) struct Norms {
     pub mlp: &'static str,
     /// After it, before its sum (Gemma).
     pub post_mlp: Option<&'static str>,
+}
+
+/// A mixture of experts, as Mixtral and Qwen 3 have it.
+#[derive(Debug, Clone)]
+pub(super) struct Experts {
+    /// Below a layer: the module that holds router and experts.
+    pub module: &'static str,
+    /// Below an expert: gate, up and down.
+    pub names: [&'static str; 3],
+    pub count: usize,
+    /// How many a token takes.
+    pub top_k: usize,
+    /// Width of one expert.
+    pub intermediate: usize,
+    /// Whether the weights of the chosen are made to sum to 1.
+    pub renormalize: bool,
+    /// Layers that have the plain feed-forward part all the same.
+    pub plain_layers: Vec<usize>,
 }
 
 /// What a family of decoders is. [`Decoder::read`] fills in what most of them share.
@@ -60,6 +78,8 @@ pub(super) struct Decoder {
     pub fused: bool,
     /// Whether each head's query and key are normed.
     pub qk_norm: bool,
+    /// Experts in place of the feed-forward part, in layers where this says so.
+    pub experts: Option<Experts>,
     /// Factor on attention scores.
     pub scale: f32,
     pub attention_softcap: Option<f32>,
@@ -114,6 +134,7 @@ impl Decoder {
             mlp_bias: false,
             fused: false,
             qk_norm: false,
+            experts: None,
             scale: (head_dim as f64).powf(-0.5) as f32,
             attention_softcap: None,
             logit_softcap: None,
@@ -156,7 +177,7 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let name = format!("model.layers.{index}");
             let inputs = regs.boundary(pending);
-            let steps = self.layer(&mut draft, &regs, &name, *layer, &mut pending)?;
+            let steps = self.layer(&mut draft, &regs, &name, (index, *layer), &mut pending)?;
             draft.block(&name, inputs, steps);
         }
 
@@ -175,12 +196,17 @@ impl Decoder {
         draft: &mut Draft<'_>,
         regs: &Registers,
         name: &str,
-        layer: LayerType,
+        (index, layer): (usize, LayerType),
         pending: &mut Option<Norm>,
     ) -> Result<Vec<Step>, ModelError> {
         let mut steps = self.attention(draft, regs, name, layer, *pending)?;
         *pending = self.post(draft, name, self.norms.post_attention)?;
-        steps.extend(self.mlp(draft, regs, name, *pending)?);
+        match &self.experts {
+            Some(experts) if !experts.plain_layers.contains(&index) => {
+                steps.push(self.mixture(draft, regs, name, experts)?);
+            }
+            _ => steps.extend(self.mlp(draft, regs, name, *pending)?),
+        }
         *pending = self.post(draft, name, self.norms.post_mlp)?;
         Ok(steps)
     }
@@ -296,6 +322,46 @@ impl Decoder {
         };
         let down = draft.linear(&part("down_proj", self.hidden, self.intermediate))?;
         Ok(vec![Step::Linear(gate_up), regs.product(regs.gated, down)])
+    }
+
+    /// The experts of a layer, whose products add to the stream: no family with them has post-norms.
+    fn mixture(
+        &self,
+        draft: &mut Draft<'_>,
+        regs: &Registers,
+        name: &str,
+        experts: &Experts,
+    ) -> Result<Step, ModelError> {
+        let module = format!("{name}.{}", experts.module);
+        let norm = self.norm(draft, &format!("{name}.{}", self.norms.mlp), self.hidden)?;
+        let router = draft.router(&Part::new(&module, "gate", experts.count, self.hidden, false))?;
+        let [gate, up, down] = experts.names;
+        let part = |expert: usize, which: &str, rows, cols| {
+            Part::new(&format!("{module}.experts.{expert}"), which, rows, cols, false)
+        };
+        // All of one kind, then all of the other: a step names the first of each run.
+        let mut gate_ups = Vec::with_capacity(experts.count);
+        for expert in 0..experts.count {
+            let parts = [gate, up].map(|which| part(expert, which, experts.intermediate, self.hidden));
+            gate_ups.push(draft.interleaved(&format!("{module}.experts.{expert}.gate_up"), &parts)?);
+        }
+        let mut downs = Vec::with_capacity(experts.count);
+        for expert in 0..experts.count {
+            downs.push(draft.linear(&part(expert, down, self.hidden, experts.intermediate))?);
+        }
+        Ok(Step::Moe(Moe {
+            input: regs.stream,
+            pre: Pre::norm(norm),
+            router,
+            experts: experts.count,
+            top_k: experts.top_k,
+            renormalize: experts.renormalize,
+            gate_up: gate_ups[0],
+            down: downs[0],
+            act: self.act,
+            residual: Some(regs.stream),
+            out: regs.stream,
+        }))
     }
 
     fn norm(&self, draft: &mut Draft<'_>, name: &str, len: usize) -> Result<Norm, ModelError> {

@@ -228,6 +228,12 @@ impl<'a> Draft<'a> {
         Ok(Segment { tensor, rows, cols, format, bias, transposed })
     }
 
+    /// A mixture's router: as the checkpoint stores it, since what it loses sends tokens elsewhere.
+    pub(super) fn router(&mut self, part: &Part) -> Result<WantId, ModelError> {
+        let segment = self.segment_as_stored(part)?;
+        Ok(self.weights(part.module.clone(), vec![segment], Arrangement::Stacked))
+    }
+
     /// A layer of a classifier or pooler. It is quantized only where [`Settings::convert_heads`] says so.
     /// One that the checkpoint lacks is drawn at random while loading, as transformers does, and noted in
     /// [`Blueprint::initialized`]; it is never quantized.

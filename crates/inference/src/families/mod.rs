@@ -15,9 +15,11 @@ mod gpt2;
 mod layer_type;
 mod llama;
 mod mistral;
+mod mixtral;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 
 use halfbyte_checkpoint::ModelConfig;
@@ -49,6 +51,8 @@ const FAMILIES: &[(&str, Family)] = &[
     ("Phi3ForCausalLM", Decodes(phi3::decoder)),
     ("Gemma2ForCausalLM", Decodes(gemma2::decoder)),
     ("Gemma3ForCausalLM", Decodes(gemma3::decoder)),
+    ("MixtralForCausalLM", Decodes(mixtral::decoder)),
+    ("Qwen3MoeForCausalLM", Decodes(qwen3_moe::decoder)),
     ("GPT2LMHeadModel", Own(gpt2::blueprint)),
     ("BertForSequenceClassification", Encodes(bert::encoder, ClassifySequence)),
     ("BertForTokenClassification", Encodes(bert::encoder, ClassifyTokens)),

@@ -61,6 +61,7 @@ pub(super) fn ropes(case: &mut Case, mut change: impl FnMut(&mut RopeUse) -> boo
 pub(super) fn pres(case: &mut Case, mut change: impl FnMut(&mut Pre) -> bool) -> bool {
     any(&mut case.stretch.steps, |step| match step {
         Step::Linear(step) => change(&mut step.pre),
+        Step::Moe(step) => change(&mut step.pre),
         Step::Head(step) => change(&mut step.pre),
         Step::Embed(_) | Step::Attend(_) => false,
     })
@@ -76,6 +77,7 @@ pub(super) fn norms(case: &mut Case, mut change: impl FnMut(&mut Norm) -> bool) 
             Step::Embed(step) => [Some(&mut step.norm), None],
             Step::Linear(step) => [Some(&mut step.pre.post), Some(&mut step.pre.norm)],
             Step::Attend(step) => [Some(&mut step.q_norm), Some(&mut step.k_norm)],
+            Step::Moe(step) => [Some(&mut step.pre.post), Some(&mut step.pre.norm)],
             Step::Head(step) => [Some(&mut step.pre.post), Some(&mut step.pre.norm)],
         };
         any(norms.into_iter().flatten().flatten(), &mut change)
