@@ -1,15 +1,30 @@
 //! Allocation that fails as a value.
 
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+
+/// Bytes of a page, at least: the system gives memory page by page when each is first written.
+const PAGE: usize = 4096;
+
+/// Bytes from which it is worth while to let all threads take the pages.
+const LARGE: usize = 4 << 20;
+
 /// An allocation that did not succeed: the bytes that were asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shortage(pub u64);
 
 /// `len` zeros. The memory is touched, so that it is really there afterwards.
-pub(crate) fn zeroed<T: Copy + Default>(len: usize) -> Result<Vec<T>, Shortage> {
+pub(crate) fn zeroed<T: Copy + Default + Send>(len: usize) -> Result<Vec<T>, Shortage> {
     let mut buffer = Vec::new();
     buffer
         .try_reserve_exact(len)
         .map_err(|_| Shortage((len as u64).saturating_mul(size_of::<T>() as u64)))?;
+    if len.saturating_mul(size_of::<T>()) >= LARGE {
+        // Half the time of loading a model that is in the page cache would go into the kernel's work for each
+        // page; the zeros are written after that, by one thread.
+        let pages = buffer.spare_capacity_mut().par_chunks_mut((PAGE / size_of::<T>().max(1)).max(1));
+        pages.with_min_len(64).for_each(|page| page[0] = MaybeUninit::new(T::default()));
+    }
     buffer.resize(len, T::default());
     Ok(buffer)
 }

@@ -4,6 +4,7 @@ use crate::buffer::{Shortage, zeroed};
 use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized, bytes_for};
+use rayon::prelude::*;
 
 /// A linear layer, an embedding table or an output head, `[rows, cols]`.
 #[derive(Debug)]
@@ -274,10 +275,13 @@ impl Codes {
     }
 }
 
-fn copy<T: Copy>(tensor: &str, what: &str, to: &mut [T], from: &[T]) -> Result<(), Fault> {
+/// Elements that one thread copies at a time.
+const PIECE: usize = 1 << 20;
+
+fn copy<T: Copy + Send + Sync>(tensor: &str, what: &str, to: &mut [T], from: &[T]) -> Result<(), Fault> {
     if to.len() != from.len() {
         return Err(Fault::Source(format!("{tensor} has {} {what}, not {}", from.len(), to.len())));
     }
-    to.copy_from_slice(from);
+    to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
     Ok(())
 }
