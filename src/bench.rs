@@ -91,7 +91,8 @@ pub fn bench(
     for &at in &what.decode_at {
         let before = loaded.counts().0;
         let seconds = median(what.repeats, || decode(&mut loaded, at, what.tokens))?;
-        let steps = (what.repeats * (what.tokens + 1)) as f64;
+        // One run more warms up, and each begins with one token that is not timed.
+        let steps = ((what.repeats + 1) * (what.tokens + 1)) as f64;
         let per_token = seconds / what.tokens as f64;
         let bytes = limits.bytes_per_token(at);
         let read_rate = bytes as f64 / per_token;

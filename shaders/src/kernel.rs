@@ -19,6 +19,8 @@ pub enum Kernel {
     Pre,
     /// The greedy choice.
     Argmax,
+    /// No step: how fast the device reads.
+    ReadBandwidth,
 }
 
 /// What a variant has beyond its kernel's bare form.
@@ -136,7 +138,7 @@ impl Flags {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 7] = [
+    pub const ALL: [Kernel; 8] = [
         Kernel::NormLinear,
         Kernel::LinearTiled,
         Kernel::Attend,
@@ -144,6 +146,7 @@ impl Kernel {
         Kernel::Embed,
         Kernel::Pre,
         Kernel::Argmax,
+        Kernel::ReadBandwidth,
     ];
 
     /// Its file's name without the ending.
@@ -156,6 +159,7 @@ impl Kernel {
             Kernel::Embed => "embed",
             Kernel::Pre => "pre",
             Kernel::Argmax => "argmax",
+            Kernel::ReadBandwidth => "read_bandwidth",
         }
     }
 
@@ -168,6 +172,7 @@ impl Kernel {
             Kernel::Embed => include_str!("../wgsl/embed.wgsl"),
             Kernel::Pre => include_str!("../wgsl/pre.wgsl"),
             Kernel::Argmax => include_str!("../wgsl/argmax.wgsl"),
+            Kernel::ReadBandwidth => include_str!("../wgsl/read_bandwidth.wgsl"),
         }
     }
 
@@ -182,7 +187,7 @@ impl Kernel {
             Kernel::KvStore => &[Flag::Rope, Flag::KNorm],
             Kernel::Embed => &[Flag::Positions, Flag::Types],
             Kernel::Pre => &[Flag::Subgroups, Flag::Residual, Flag::Post, Flag::Norm, Flag::Emit],
-            Kernel::Argmax => &[],
+            Kernel::Argmax | Kernel::ReadBandwidth => &[],
         }
     }
 }

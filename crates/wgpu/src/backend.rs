@@ -203,6 +203,10 @@ impl Backend for WgpuBackend {
         })
     }
 
+    fn read_bandwidth(&self) -> Fut<'_, f64> {
+        Box::pin(crate::bandwidth::read(&self.gpu, self.layout.bounds.binding))
+    }
+
     fn release(&self, slots: &[Slot]) {
         for slot in slots {
             self.slots.borrow_mut().remove(&slot.0);

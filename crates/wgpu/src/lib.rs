@@ -13,6 +13,7 @@ mod adapters;
 mod answers;
 mod attend_plan;
 mod backend;
+mod bandwidth;
 mod gpu;
 mod heaps;
 mod held;

@@ -12,7 +12,11 @@ use std::path::Path;
 /// Computes the logits of every position, or a classifier's of the whole text, and writes them as a
 /// safetensors file.
 pub fn run(args: &LogitsArgs) -> Result<(), Error> {
-    let model = AutoModel::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let model = AutoModel::load(
+        &args.model.source(),
+        &halfbyte::LoadOptions { outputs: 32, ..args.model.options()? },
+        &mut Bars::new(),
+    )?;
     let (logits, shape) = match model {
         AutoModel::CausalLm(mut model) => {
             let logits = model.logits(&args.ids)?;

@@ -9,7 +9,11 @@ use serde_json::json;
 /// Computes and prints it.
 pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
     let text = report::read_text(&args.text_file)?;
-    let mut model = CausalLm::load(&args.model.source(), &args.model.options()?, &mut Bars::new())?;
+    let mut model = CausalLm::load(
+        &args.model.source(),
+        &halfbyte::LoadOptions { outputs: 32, ..args.model.options()? },
+        &mut Bars::new(),
+    )?;
     let score = model.perplexity(&text)?;
     if args.model.json {
         return print_json(&json!({ "perplexity": score.perplexity(), "tokens": score.tokens }));
