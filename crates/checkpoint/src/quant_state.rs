@@ -195,11 +195,30 @@ pub fn read_quantized(
         blocksize: state.blocksize,
         quant_type: state.quant_type,
         code: *parts.array::<16>(code)?,
-        packed: packed.to_vec(),
+        packed: copied(packed),
         absmax,
     };
     data.check().map_err(|error| parts.broken(shown(&error.to_string())))?;
     Ok(Some(QuantizedWeight { data, shape: state.shape, dtype: state.dtype }))
+}
+
+/// A copy of bytes that may lie in a memory map. With all threads: what takes the time is the kernel's work for
+/// each page of the map and of the copy.
+fn copied(bytes: &[u8]) -> Vec<u8> {
+    #[cfg(feature = "native")]
+    {
+        use rayon::prelude::*;
+        const PIECE: usize = 1 << 20;
+        let mut copy = vec![0; bytes.len()];
+        copy.par_chunks_mut(PIECE)
+            .zip(bytes.par_chunks(PIECE))
+            .for_each(|(to, from)| to.copy_from_slice(from));
+        copy
+    }
+    #[cfg(not(feature = "native"))]
+    {
+        bytes.to_vec()
+    }
 }
 
 /// The tensors of one weight.
