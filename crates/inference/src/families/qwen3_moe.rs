@@ -18,7 +18,11 @@ pub(super) fn decoder(config: &ModelConfig) -> Result<Decoder, ModelError> {
     let experts = Experts {
         module: "mlp",
         names: ["gate_proj", "up_proj", "down_proj"],
-        count: config.usize_or("num_experts", 128)?,
+        // transformers 5 writes the latter.
+        count: match config.opt_usize("num_experts")? {
+            Some(count) => count,
+            None => config.usize_or("num_local_experts", 128)?,
+        },
         top_k: config.usize_or("num_experts_per_tok", 8)?,
         intermediate: config.usize("moe_intermediate_size")?,
         renormalize: config.bool_or("norm_topk_prob", false)?,
