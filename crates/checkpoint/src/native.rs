@@ -143,12 +143,27 @@ fn no_weights(dir: &Path, name: &str) -> CheckpointError {
 fn read(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
     let path = dir.join(file);
     let name = path.display().to_string();
-    match std::fs::read(&path) {
+    let read = || {
+        // Asked before the file is opened: a pipe has no end, and opening one waits for its writer.
+        let metadata = std::fs::metadata(&path)?;
+        if metadata.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        if !metadata.is_file() || metadata.len() > LARGEST_TEXT {
+            let message = format!("not a file of at most {} MiB, as it should be", LARGEST_TEXT >> 20);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        std::fs::read(&path)
+    };
+    match read() {
         Ok(bytes) => Ok(Some(FileBytes::new(name, bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(CheckpointError::Io { file: name, source }),
     }
 }
+
+/// The largest configuration or tokenizer that is read: ten times the largest of today.
+const LARGEST_TEXT: u64 = 512 << 20;
 
 /// A large file as a memory map, `None` if it is not there.
 fn map(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
@@ -165,7 +180,7 @@ fn map(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
         // Mapping one fails, too, but says "no such device".
         return Err(failed(io::ErrorKind::IsADirectory.into()));
     }
-    if metadata.len() == 0 {
+    if metadata.is_file() && metadata.len() == 0 {
         // An empty file cannot be mapped everywhere; the header's reader says what is wrong with it.
         return Ok(Some(FileBytes::new(name, Vec::new())));
     }
