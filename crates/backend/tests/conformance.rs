@@ -122,6 +122,7 @@ fn every_variant_has_a_case() {
                     note(&("cache", step.cache.is_some(), step.causal));
                     step.rope.iter().for_each(|rope| _ = note(&rope.pairing));
                 }
+                Step::Moe(step) => _ = note(&("step moe", step.renormalize)),
                 Step::Head(_) => _ = note(&"step head"),
             }
         }
@@ -143,6 +144,7 @@ fn every_variant_has_a_case() {
         }
     }
     covers(&found, ["step embed", "step linear", "step attend", "step head"]);
+    covers(&found, [("step moe", true), ("step moe", false)]);
     let acts = [Act::Identity, Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu, Act::Tanh];
     covers(&found, acts.iter().flat_map(|act| [(act, true), (act, false)]));
     covers(&found, [NormKind::Rms, NormKind::Layer]);
@@ -159,5 +161,5 @@ fn every_variant_has_a_case() {
         [("cache", true, true), ("cache", true, false), ("cache", false, true), ("cache", false, false)],
     );
     let steps = ["embed", "norm_linear", "attend", "merge_linear", "norm_gate_up", "linear_residual", "pre"];
-    assert_eq!(rows, steps.into_iter().chain(["head", "sample"]).map(str::to_owned).collect());
+    assert_eq!(rows, steps.into_iter().chain(["moe", "head", "sample"]).map(str::to_owned).collect());
 }

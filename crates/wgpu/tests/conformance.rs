@@ -25,7 +25,10 @@ fn run(options: Options, wanted: impl Fn(usize, &Case) -> bool, allowed: &[&str]
     assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
     for outcome in &report.outcomes {
         if let Verdict::Unsupported(why) = &outcome.result {
-            assert!(allowed.iter().any(|allowed| why.contains(allowed)), "{}: {why}", outcome.case);
+            // Mixtures of experts run on the CPU so far.
+            let experts = outcome.step == "moe" && why.contains("a mixture of experts");
+            let known = experts || allowed.iter().any(|allowed| why.contains(allowed));
+            assert!(known, "{}: {why}", outcome.case);
         }
     }
 }

@@ -15,6 +15,7 @@ mod embed;
 mod execute;
 mod head;
 mod linear;
+mod moe;
 mod mutants;
 mod report;
 mod weights;
@@ -31,6 +32,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = embed::cases();
     cases.extend(linear::cases());
     cases.extend(attend::cases());
+    cases.extend(moe::cases());
     cases.extend(head::cases());
     cases
 }

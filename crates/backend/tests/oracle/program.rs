@@ -104,6 +104,7 @@ impl Compiled {
                 Step::Embed(embed) => self.embed(&embed, &tokens, rows.places),
                 Step::Linear(linear) => self.linear(&linear),
                 Step::Attend(attend) => self.attend(&attend, rows.places),
+                Step::Moe(moe) => self.moe(&moe),
                 Step::Head(head) => {
                     if let Output::Logits(wanted) | Output::Greedy(wanted) = rows.output {
                         logits = self.head(&head, wanted);

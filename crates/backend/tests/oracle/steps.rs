@@ -4,7 +4,8 @@ use super::program::Compiled;
 use super::{Flaw, Held};
 use halfbyte_backend::kv::round_trip;
 use halfbyte_backend::{
-    Act, Attend, Embed, EmitKind, Head, LinearStep, Norm, NormKind, Pairing, Place, Pre, Reg, RopeUse, WantId,
+    Act, Attend, Embed, EmitKind, Head, LinearStep, Moe, Norm, NormKind, Pairing, Place, Pre, Reg, RopeUse,
+    WantId,
 };
 use std::collections::BTreeMap;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
@@ -38,6 +39,34 @@ impl Compiled {
             };
             for (column, value) in y.iter().enumerate() {
                 let at = row * width + step.at + column;
+                let residual = step.residual.map_or(0.0, |reg| self.register(reg)[at]);
+                let before = if self.flaw == Flaw::AddsToOutput { self.register(step.out)[at] } else { 0.0 };
+                self.register(step.out)[at] = before + residual + value;
+            }
+        }
+    }
+
+    pub fn moe(&mut self, step: &Moe) {
+        let inputs = self.pre(step.input, &step.pre);
+        let width = self.width(step.out);
+        for (row, input) in inputs.iter().enumerate() {
+            let powers: Vec<f64> = self.product(step.router, input).iter().map(|score| score.exp()).collect();
+            let total: f64 = powers.iter().sum();
+            let mut order: Vec<usize> = (0..step.experts).collect();
+            order.sort_by(|&a, &b| powers[b].total_cmp(&powers[a]));
+            order.truncate(step.top_k);
+            let kept: f64 = order.iter().map(|&expert| powers[expert]).sum();
+            let mut sum = vec![0.0; width];
+            for expert in order {
+                let y = self.product(step.gate_up_of(expert), input);
+                let inner: Vec<f64> =
+                    y.chunks_exact(2).map(|pair| activate(step.act, pair[0]) * pair[1]).collect();
+                let weight = powers[expert] / if step.renormalize { kept } else { total };
+                let down = self.product(step.down_of(expert), &inner);
+                add(&mut sum, &down.iter().map(|value| weight * value).collect::<Vec<_>>());
+            }
+            for (column, value) in sum.into_iter().enumerate() {
+                let at = row * width + column;
                 let residual = step.residual.map_or(0.0, |reg| self.register(reg)[at]);
                 let before = if self.flaw == Flaw::AddsToOutput { self.register(step.out)[at] } else { 0.0 };
                 self.register(step.out)[at] = before + residual + value;

@@ -37,7 +37,7 @@ pub async fn run_mutant(
 
 /// All mutants.
 pub fn mutants() -> Vec<Mutant> {
-    let table: [(&[&'static str], &[Mutation]); 12] = [
+    let table: [(&[&'static str], &[Mutation]); 13] = [
         (&["embed"], EMBED),
         (&["embed", "norm_linear", "norm_gate_up", "pre", "attend", "head"], NORMS),
         (&["norm_linear", "norm_gate_up", "linear_residual"], LAYERS),
@@ -48,6 +48,7 @@ pub fn mutants() -> Vec<Mutant> {
         (&["pre"], PRE),
         (&["attend", "merge_linear"], ATTEND),
         (&["attend"], ATTEND_VARIANTS),
+        (&["moe"], EXPERTS),
         (&["head"], HEAD),
         (&["sample"], SAMPLE),
     ];
@@ -145,6 +146,33 @@ const STACKED: &[Mutation] = &[
         shapes(case, |shape| shape.segments.len() == 3 && exchange(&mut shape.segments, 1, 2))
     }),
     ("norm left out", |case| pres(case, |pre| pre.norm.take().is_some())),
+];
+
+const EXPERTS: &[Mutation] = &[
+    ("one expert less", |case| {
+        mixtures(case, |step| {
+            if step.top_k > 1 {
+                step.top_k -= 1;
+                true
+            } else {
+                false
+            }
+        })
+    }),
+    ("weights summed otherwise", |case| {
+        // All experts of all: nothing to renormalize.
+        mixtures(case, |step| {
+            step.renormalize = !step.renormalize;
+            step.top_k < step.experts
+        })
+    }),
+    ("relu", |case| {
+        mixtures(case, |step| {
+            step.act = Act::Relu;
+            true
+        })
+    }),
+    ("no residual", |case| mixtures(case, |step| step.residual.take().is_some())),
 ];
 
 const GATED: &[Mutation] = &[

@@ -2,7 +2,7 @@
 
 use super::super::{Case, Take};
 use crate::{
-    Attend, Embed, EmitKind, Format, Head, Kind, KvType, LinearShape, LinearStep, Norm, NormShape, Pre,
+    Attend, Embed, EmitKind, Format, Head, Kind, KvType, LinearShape, LinearStep, Moe, Norm, NormShape, Pre,
     QuantFormat, RopeShape, RopeUse, Step,
 };
 
@@ -52,6 +52,10 @@ pub(super) fn attends(case: &mut Case, mut change: impl FnMut(&mut Attend) -> bo
 
 pub(super) fn heads(case: &mut Case, mut change: impl FnMut(&mut Head) -> bool) -> bool {
     any(&mut case.stretch.steps, |step| if let Step::Head(step) = step { change(step) } else { false })
+}
+
+pub(super) fn mixtures(case: &mut Case, mut change: impl FnMut(&mut Moe) -> bool) -> bool {
+    any(&mut case.stretch.steps, |step| if let Step::Moe(step) = step { change(step) } else { false })
 }
 
 pub(super) fn ropes(case: &mut Case, mut change: impl FnMut(&mut RopeUse) -> bool) -> bool {
