@@ -114,7 +114,7 @@ impl Tokenizer {
         };
         let (first, second) = match cut {
             true => tokenizers::utils::truncation::truncate_encodings(first, second, &truncation)
-                .map_err(|error| failed(error.into()))?,
+                .map_err(failed)?,
             false => (first, second),
         };
         let encoding = self.inner.post_process(first, second, true).map_err(failed)?;
