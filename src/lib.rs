@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod auto_model;
 mod bench;
 mod causal_lm;
@@ -42,6 +43,7 @@ mod planning;
 mod progress;
 mod quantize;
 mod sequence_classifier;
+mod weight_report;
 mod witness;
 
 pub use auto_model::AutoModel;
@@ -64,4 +66,5 @@ pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};
+pub use weight_report::WeightReport;
 pub use witness::{peak_resident, private_resident};

@@ -3,6 +3,7 @@
 use crate::devices::{Candidate, candidates};
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
+use crate::weight_report::{WeightReport, weights};
 use crate::{Error, KvType, Progress};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
@@ -30,6 +31,8 @@ pub struct LayerReport {
     pub device: String,
     /// Bytes of its weights and KV cache there.
     pub bytes: u64,
+    /// Its matrices and the format of each.
+    pub weights: Vec<WeightReport>,
 }
 
 /// What a device will hold.
@@ -278,7 +281,8 @@ impl<'a> Planning<'a> {
             let Some(device) = plan.device_of(index) else { continue };
             let layout = self.candidates[device].backend.layout();
             let mut bytes = 0;
-            for want in &blueprint.stretch(index..index + 1).wants {
+            let stretch = blueprint.stretch(index..index + 1);
+            for want in &stretch.wants {
                 if !matches!(want.kind, Kind::Rope(_)) {
                     bytes += layout.want(&want.kind)?;
                 }
@@ -287,6 +291,7 @@ impl<'a> Planning<'a> {
                 name: block.name.clone(),
                 device: devices[device].name.clone(),
                 bytes,
+                weights: weights(&stretch.wants),
             });
         }
         Ok(layers)
