@@ -36,7 +36,7 @@ impl Checkpoint {
         let headers = files
             .shards
             .iter()
-            .map(|shard| Header::parse(shard.name(), shard.bytes(), shard.bytes().len() as u64))
+            .map(|shard| Header::parse(shard.name(), shard.bytes(), shard.len()))
             .collect::<Result<Vec<_>, _>>()?;
         let index = match files.shard_index.as_ref().map(FileBytes::named) {
             Some((file, json)) => TensorIndex::sharded(&ShardIndex::parse(file, json)?, headers)?,
@@ -101,6 +101,11 @@ impl Checkpoint {
             ("chat_template.jinja", &self.tokenizer.chat_template),
         ];
         files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?)))
+    }
+
+    /// Bytes of the shards that are not here: all but the headers, if only those were fetched.
+    pub fn missing_bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.len().saturating_sub(shard.bytes().len() as u64)).sum()
     }
 
     /// Whether the checkpoint came with a tokenizer.

@@ -7,12 +7,19 @@ use std::fmt;
 pub struct FileBytes {
     name: String,
     bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
+    /// Bytes of the whole file, where only its beginning is here.
+    whole: Option<u64>,
 }
 
 impl FileBytes {
     /// Bytes under a name. Takes a `Vec<u8>`, a `&'static [u8]`, a memory map, or the like.
     pub fn new(name: impl Into<String>, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> FileBytes {
-        FileBytes { name: name.into(), bytes: Box::new(bytes) }
+        FileBytes { name: name.into(), bytes: Box::new(bytes), whole: None }
+    }
+
+    /// The beginning of a file of `whole` bytes: enough for a plan, not for loading.
+    pub fn beginning(name: impl Into<String>, bytes: Vec<u8>, whole: u64) -> FileBytes {
+        FileBytes { whole: Some(whole), ..FileBytes::new(name, bytes) }
     }
 
     /// The name for messages: a path, for what comes from a directory.
@@ -23,6 +30,16 @@ impl FileBytes {
     /// The contents.
     pub fn bytes(&self) -> &[u8] {
         (*self.bytes).as_ref()
+    }
+
+    /// Bytes of the whole file.
+    pub fn len(&self) -> u64 {
+        self.whole.unwrap_or(self.bytes().len() as u64)
+    }
+
+    /// Whether the whole file is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Name and contents, as the readers take them.

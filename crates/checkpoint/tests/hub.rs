@@ -1,5 +1,6 @@
 //! The Hub, played by a server in this process: downloads, refusals, the cache, being offline.
 
+use halfbyte_checkpoint::hub::outline;
 use halfbyte_checkpoint::{Checkpoint, HubOptions, Progress, resolve};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -84,7 +85,7 @@ fn answer(mut stream: TcpStream, repository: &Repository, log: &Mutex<Vec<String
     } else if file.is_some() && repository.gate != 200 && !valid {
         (repository.gate, String::new(), Vec::new())
     } else if let Some((name, bytes)) = file.and_then(|file| repository.files.get_key_value(file)) {
-        let range = header("range").unwrap();
+        let range = header("range").unwrap_or_else(|| "bytes=0-".to_string());
         let (from, to) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
         let from: usize = from.parse().unwrap();
         let to = to.parse().map_or(bytes.len(), |to: usize| (to + 1).min(bytes.len()));
@@ -319,4 +320,34 @@ fn a_path_wins_over_the_hub() {
     let file = directory.join("model.safetensors");
     let error = resolve(file.to_str().unwrap(), &options, &mut ()).unwrap_err().to_string();
     assert!(error.contains("give the directory that also holds its config.json"), "{error}");
+}
+
+#[test]
+fn a_plan_needs_headers_only() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut repository = repository("llama_bf16_sharded", 200);
+    let hub = Hub::serve(repository.clone());
+    let checkpoint = outline("org/name", &hub.options(cache.path())).unwrap().unwrap();
+    let local = Checkpoint::open(&fixture("llama_bf16_sharded")).unwrap();
+    let names = |checkpoint: &Checkpoint| -> Vec<String> {
+        checkpoint.index.iter().map(|tensor| tensor.name.clone()).collect()
+    };
+    assert_eq!(names(&checkpoint), names(&local));
+    assert_eq!(checkpoint.config.architecture, local.config.architecture);
+    let weights: u64 = local.index.iter().map(|tensor| tensor.bytes()).sum();
+    assert_eq!(checkpoint.missing_bytes(), weights, "all but the headers is missing");
+    let first = local.index.iter().next().unwrap();
+    assert!(checkpoint.tensor_bytes(&first.name).unwrap_err().to_string().contains("not there"));
+    assert!(std::fs::read_dir(cache.path()).unwrap().next().is_none(), "nothing is written");
+
+    // What is not a model is refused as when it is downloaded.
+    repository.files.retain(|name, _| !name.ends_with(".safetensors") && !name.ends_with("index.json"));
+    repository.files.insert("pytorch_model.bin".into(), vec![0]);
+    let hub = Hub::serve(repository);
+    let error = outline("org/name", &hub.options(cache.path())).unwrap_err().to_string();
+    assert!(error.contains("pickles"), "{error}");
+
+    // Local models have nothing to fetch.
+    let path = fixture("llama_mha").display().to_string();
+    assert!(outline(&path, &hub.options(cache.path())).unwrap().is_none());
 }

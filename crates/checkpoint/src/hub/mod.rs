@@ -2,6 +2,7 @@
 
 mod cache;
 mod options;
+mod outline;
 mod progress;
 mod refusal;
 mod wanted;
@@ -15,7 +16,7 @@ use crate::files::ModelFiles;
 use crate::index::ShardIndex;
 use crate::native::SHARD_INDEX;
 use cache::{Cache, is_complete};
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Repo, RepoType};
 use options::Settings;
 use progress::Forward;
@@ -54,13 +55,44 @@ pub fn resolve(
     Checkpoint::new(files)
 }
 
+/// What a plan needs of a model on the Hub: its configuration and the headers of its shards, by range
+/// requests. `None` if there is nothing to fetch: the model is local or in the cache (or has to be, offline),
+/// and [`resolve`] opens it at no cost. The weights themselves are missing from the result.
+///
+/// # Errors
+/// [`CheckpointError::Hub`] with what happened and what to do about it; whatever is wrong with the files.
+pub fn outline(model: &str, options: &HubOptions) -> Result<Option<Checkpoint>, CheckpointError> {
+    let settings = Settings::new(options, &|name| std::env::var(name).ok());
+    if Path::new(model).exists() || !is_hub_id(model) || settings.offline {
+        return Ok(None);
+    }
+    let hub_error = |problem: String| CheckpointError::Hub {
+        model: model.to_string(),
+        problem: settings.without_token(problem),
+    };
+    settings.check().map_err(hub_error)?;
+    let cache = Cache::new(settings.cache_dir().map_err(hub_error)?, model);
+    if cache.snapshot(&settings.revision).is_some_and(|snapshot| is_complete(&snapshot)) {
+        return Ok(None);
+    }
+    let fetched = connect(&settings, &cache).and_then(|api| {
+        let at = |revision: &str| repository(&api, model, revision);
+        let (commit, names) = contents(&at(&settings.revision))?;
+        let repo = at(&commit);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        outline::Ranges::new(&settings, &|file| repo.url(file)).files(model, &names)
+    });
+    let files = fetched.map_err(|refusal| hub_error(refusal.explain(model, &settings)))?;
+    Checkpoint::new(files).map(Some)
+}
+
 /// Where the 4-bit forms of models are kept: `halfbyte` beside the Hub's cache (in `HF_HOME`, mostly), or in
 /// the cache directory that was given. `None` if there is no home directory.
 pub fn four_bit_cache_dir(options: &HubOptions) -> Option<PathBuf> {
     let settings = Settings::new(options, &|name| std::env::var(name).ok());
     let cache = settings.cache_dir().ok()?;
     let given = options.cache_dir.is_some();
-    Some(if given { &*cache } else { cache.parent()? }.join("halfbyte"))
+    Some(if given { &cache } else { cache.parent()? }.join("halfbyte"))
 }
 
 /// Whether a text can be a model's id on the Hub: `name` or `organization/name`.
@@ -126,26 +158,12 @@ fn fetch(
     cache: &Cache,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, Refusal> {
-    let api = ApiBuilder::from_cache(hf_hub::Cache::new(cache.root().to_path_buf()))
-        .with_endpoint(settings.endpoint.clone())
-        .with_token(settings.token.clone())
-        .with_progress(false)
-        .with_retries(3)
-        .with_user_agent("halfbyte", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|error| Refusal::new("", error))?;
-    let at = |revision: &str| {
-        let repo = Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string());
-        api.repo(repo)
-    };
-    let info = at(&settings.revision).info().map_err(|error| Refusal::new("", error))?;
-    if !cache::is_commit(&info.sha) {
-        let problem = format!("its commit is {}", shown(&info.sha));
-        return Err(Refusal::Malformed(problem));
-    }
-    let names: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    let api = connect(settings, cache)?;
+    let (commit, names) = contents(&repository(&api, model, &settings.revision))?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     // All files come from this one commit, even if the branch moves meanwhile.
-    let mut source = Source { repo: at(&info.sha), snapshot: cache.snapshot_dir(&info.sha), progress };
+    let mut source =
+        Source { repo: repository(&api, model, &commit), snapshot: cache.snapshot_dir(&commit), progress };
     let weights = Weights::of(&names).map_err(Refusal::NoWeights)?;
     for file in SMALL.iter().filter(|file| names.contains(file)) {
         source.get(file)?;
@@ -164,8 +182,33 @@ fn fetch(
             }
         }
     }
-    cache.point(&settings.revision, &info.sha).map_err(Refusal::Disk)?;
+    cache.point(&settings.revision, &commit).map_err(Refusal::Disk)?;
     Ok(source.snapshot)
+}
+
+/// The Hub as the settings name it.
+fn connect(settings: &Settings, cache: &Cache) -> Result<Api, Refusal> {
+    ApiBuilder::from_cache(hf_hub::Cache::new(cache.root().to_path_buf()))
+        .with_endpoint(settings.endpoint.clone())
+        .with_token(settings.token.clone())
+        .with_progress(false)
+        .with_retries(3)
+        .with_user_agent("halfbyte", env!("CARGO_PKG_VERSION"))
+        .build()
+        .map_err(|error| Refusal::new("", error))
+}
+
+fn repository(api: &Api, model: &str, revision: &str) -> ApiRepo {
+    api.repo(Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string()))
+}
+
+/// The commit of a revision, and the names of its files.
+fn contents(repo: &ApiRepo) -> Result<(String, Vec<String>), Refusal> {
+    let info = repo.info().map_err(|error| Refusal::new("", error))?;
+    if !cache::is_commit(&info.sha) {
+        return Err(Refusal::Malformed(format!("its commit is {}", shown(&info.sha))));
+    }
+    Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
 }
 
 /// Where files come from, and where they go.

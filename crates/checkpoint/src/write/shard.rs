@@ -91,12 +91,15 @@ fn put(mut file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
     bytes.chunks(PIECE).try_for_each(|piece| file.write_all(piece))
 }
 
+/// A tensor's name and bytes.
+type Named<'a> = (String, Cow<'a, [u8]>);
+
 /// The tensors that an item becomes, by name.
 fn tensors<'a>(
     checkpoint: &'a Checkpoint,
     item: &Item<'_>,
     options: &WriteOptions,
-) -> Result<Vec<(String, Cow<'a, [u8]>)>, CheckpointError> {
+) -> Result<Vec<Named<'a>>, CheckpointError> {
     let bytes = checkpoint.tensor_bytes(item.name())?;
     if !item.quantized() {
         return Ok(vec![(item.name().to_owned(), Cow::Borrowed(bytes))]);
