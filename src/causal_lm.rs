@@ -1,5 +1,6 @@
 //! A causal language model: loaded, and asked.
 
+use crate::attempts::Attempts;
 use crate::chat::Chat;
 use crate::loading::{Event, Loaded, MemoryRow, expect, tokenizer};
 use crate::model_source::{Model, ModelSource};
@@ -152,7 +153,7 @@ impl CausalLm {
         self.loaded.load_seconds()
     }
 
-    /// What happened while loading that was not planned.
+    /// What happened while loading and running that was not planned.
     pub fn events(&self) -> &[Event] {
         self.loaded.events()
     }
@@ -216,6 +217,9 @@ impl CausalLm {
     /// Continues `prompt`, giving each piece of text to `on_text` as it comes. What a former call left in
     /// the KV cache is used as far as the beginnings agree.
     ///
+    /// An allocation that fails and a device that is lost on the way do not end the text: it goes on from
+    /// the tokens that it has, on other devices or with less at once, and [`events`](Self::events) says so.
+    ///
     /// # Errors
     /// An empty prompt, one longer than the context, a failed device. The model can be asked again.
     pub fn generate(
@@ -268,7 +272,6 @@ impl CausalLm {
             }
         }
         let inner = self.inner_options(options);
-        let cached_tokens = self.session.reusable(&self.loaded.engine, prompt);
         let mut text = String::new();
         let mut on_token = |token| {
             let Some(stream) = &mut stream else { return on_text("") };
@@ -285,13 +288,12 @@ impl CausalLm {
                 }
             }
         };
-        let generation = pollster::block_on(halfbyte_inference::generate(
-            &mut self.loaded.engine,
-            &mut self.session,
-            prompt,
-            &inner,
-            &mut on_token,
-        ))?;
+        let (session, context) = (&mut self.session, self.loaded.context());
+        let mut attempts = Attempts::new(prompt);
+        let needed = prompt.len().saturating_add(options.max_new_tokens).min(context);
+        let generation =
+            self.loaded.ask(needed, &mut |engine| attempts.go_on(engine, session, &inner, &mut on_token))?;
+        let cached_tokens = attempts.cached_tokens;
         if let Some(error) = failed {
             return Err(error.into());
         }
@@ -316,12 +318,13 @@ impl CausalLm {
         let ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
         let inner = self.inner_options(options);
         self.session.clear();
-        let texts = pollster::block_on(halfbyte_inference::generate_batch(
-            &mut self.loaded.engine,
-            &ids,
-            &inner,
-            &mut |_, _| Flow::Continue,
-        ))?;
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+        let needed = longest.saturating_add(options.max_new_tokens).min(self.loaded.context());
+        let texts = self.loaded.ask(needed, &mut |engine| {
+            pollster::block_on(halfbyte_inference::generate_batch(engine, &ids, &inner, &mut |_, _| {
+                Flow::Continue
+            }))
+        })?;
         let mut generations = Vec::with_capacity(texts.len());
         for (prompt, text) in ids.iter().zip(texts) {
             let mut stream = self.needed_tokenizer()?.decode_stream(true);
@@ -374,11 +377,10 @@ impl CausalLm {
     /// As [`generate`](Self::generate).
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
         self.session.clear();
-        Ok(pollster::block_on(halfbyte_inference::logits(
-            &mut self.loaded.engine,
-            self.session.sequence(),
-            ids,
-        ))?)
+        let sequence = self.session.sequence();
+        let needed = ids.len().min(self.loaded.context());
+        self.loaded
+            .ask(needed, &mut |engine| pollster::block_on(halfbyte_inference::logits(engine, sequence, ids)))
     }
 
     /// How well the model predicts a text, its first token given. Texts longer than the context are read
@@ -395,11 +397,10 @@ impl CausalLm {
             )));
         }
         self.session.clear();
-        Ok(pollster::block_on(halfbyte_inference::score(
-            &mut self.loaded.engine,
-            self.session.sequence(),
-            &ids,
-        ))?)
+        let sequence = self.session.sequence();
+        let needed = ids.len().min(self.loaded.context());
+        self.loaded
+            .ask(needed, &mut |engine| pollster::block_on(halfbyte_inference::score(engine, sequence, &ids)))
     }
 
     fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {

@@ -137,6 +137,19 @@ async fn open_wgpu(_wanted: &dyn Fn(&str, DeviceKind) -> bool, _options: &LoadOp
     found.absent.push("built without the feature `wgpu`: no GPUs".to_owned());
 }
 
+/// Opens a device that was lost once more.
+pub(crate) async fn reopen(name: &str, options: &LoadOptions) -> Result<Rc<dyn Backend>, Fault> {
+    let found = open(&|other, _| other == name, options).await?;
+    let is = |backend: &Rc<dyn Backend>| backend.info().name == name;
+    match found.backends.into_iter().find(is) {
+        Some(backend) => Ok(backend),
+        None => Err(found.failed.into_iter().map(|(_, fault)| fault).next().unwrap_or_else(|| Fault::Lost {
+            device: name.to_owned(),
+            reason: "it is not there any more".into(),
+        })),
+    }
+}
+
 /// A backend that may be used, with its budget.
 pub(crate) struct Candidate {
     pub(crate) backend: Rc<dyn Backend>,

@@ -84,7 +84,7 @@ impl Embedder {
                 Ok(Encoded { ids, types })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let found = pollster::block_on(features(&mut self.loaded.engine, &encoded))?;
+        let found = self.loaded.ask(context, &mut |engine| pollster::block_on(features(engine, &encoded)))?;
         found
             .into_iter()
             .map(|text| match pooling {

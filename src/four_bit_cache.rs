@@ -64,7 +64,7 @@ const VERSION: u32 = 1;
 pub(crate) fn cached(
     model: &Model,
     options: &LoadOptions,
-    planning: &Planning<'_>,
+    planning: &Planning,
     progress: &mut dyn Progress,
 ) -> Result<Option<Model>, Error> {
     let Some((checkpoint, write)) = eligible(model, options)? else { return Ok(None) };

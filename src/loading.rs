@@ -3,16 +3,14 @@
 use crate::devices::candidates;
 use crate::four_bit_cache;
 use crate::model_source::Model;
-use crate::planning::{ModelCosts, Planning, caps};
+use crate::planning::Planning;
+use crate::recovery::{Loader, Rung};
 use crate::witness::private_resident;
-use crate::{Error, LoadOptions, Progress};
-use halfbyte_backend::{Backend, Fault};
+use crate::{Error, LoadOptions, Progress, Silent};
+use halfbyte_backend::{Fault, FaultCounts};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
-use halfbyte_placement::{Plan, after_failure};
 use std::collections::BTreeMap;
-use std::ops::Range;
-use std::rc::Rc;
 use std::time::Instant;
 
 /// Something that was not planned.
@@ -43,11 +41,10 @@ pub struct Loaded {
     pub(crate) engine: Engine,
     name: String,
     load_seconds: f64,
-    events: Vec<Event>,
     planned: Vec<DeviceFootprint>,
     resident_before: Option<u64>,
-    // Kept last: the engine gives its memory back to these when it is dropped.
-    backends: Vec<Rc<dyn Backend>>,
+    // Kept last: the engine gives its memory back to its backends when it is dropped.
+    loader: Loader,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -73,16 +70,17 @@ impl Loaded {
                 planning = Planning::new(model, options, planning.candidates)?;
             }
             let resident_before = private_resident();
-            let (engine, events) = load_by_plan(model, &planning, progress).await?;
-            note_new_head(&engine, model, progress);
+            let mut loader = Loader::new(planning);
+            let engine = loader.load(progress).await?;
+            loader.met();
+            note_new_head(&engine, loader.model(), progress);
             Ok(Self {
                 planned: engine.footprints()?,
                 engine,
                 name: model.name().to_owned(),
                 load_seconds: start.elapsed().as_secs_f64(),
-                events,
                 resident_before,
-                backends: planning.candidates.iter().map(|one| Rc::clone(&one.backend)).collect(),
+                loader,
             })
         })
     }
@@ -102,9 +100,82 @@ impl Loaded {
         self.load_seconds
     }
 
-    /// What happened while loading that was not planned.
+    /// What happened while loading and running that was not planned.
     pub fn events(&self) -> &[Event] {
-        &self.events
+        &self.loader.events
+    }
+
+    /// Allocations and submissions of the device that [`LoadOptions::fault`] concerns.
+    pub fn fault_counts(&self) -> Option<FaultCounts> {
+        self.loader.fault_counts()
+    }
+
+    /// Asks the engine, and asks it again after whatever an allocation that failed or a device that was lost
+    /// made necessary. `needed`: tokens of context without which another answer would come out.
+    ///
+    /// # Errors
+    /// What `ask` says, unless it is a fault that another placement or another device mends; a refusal if
+    /// none is left. The next call then opens the devices anew and plans as at first.
+    pub(crate) fn ask<T>(
+        &mut self,
+        needed: usize,
+        ask: &mut dyn FnMut(&mut Engine) -> Result<T, ModelError>,
+    ) -> Result<T, Error> {
+        if !self.engine.is_loaded() {
+            pollster::block_on(async {
+                self.loader.refresh().await?;
+                self.reload().await
+            })?;
+        }
+        loop {
+            match ask(&mut self.engine) {
+                Ok(answer) => {
+                    self.loader.met();
+                    return Ok(answer);
+                }
+                Err(ModelError::Fault(fault)) => pollster::block_on(self.recover(fault, needed))?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Climbs down the ladder until the engine can be asked again.
+    async fn recover(&mut self, fault: Fault, needed: usize) -> Result<(), Error> {
+        self.loader.hold(self.context(), needed);
+        let mut fault = fault;
+        loop {
+            if !matches!(fault, Fault::OutOfMemory { .. } | Fault::Lost { .. }) {
+                return Err(fault.into());
+            }
+            let lost = matches!(fault, Fault::Lost { .. });
+            if lost {
+                // Before its place is taken.
+                self.engine.unload().await;
+            }
+            match self.loader.after(fault, &mut Silent).await {
+                Ok(Rung::Load) => {
+                    self.engine.unload().await;
+                    return self.reload().await;
+                }
+                Ok(Rung::Chunk) => match self.engine.set_caps(self.loader.caps(&self.engine)).await {
+                    Ok(()) => {
+                        self.planned = self.engine.footprints()?;
+                        return Ok(());
+                    }
+                    Err(next) => fault = next,
+                },
+                Err(error) => {
+                    self.engine.unload().await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn reload(&mut self) -> Result<(), Error> {
+        self.engine = self.loader.load(&mut Silent).await?;
+        self.planned = self.engine.footprints()?;
+        Ok(())
     }
 
     /// Blocks and their devices, as accelerate's `hf_device_map`.
@@ -128,7 +199,7 @@ impl Loaded {
         self.planned
             .iter()
             .map(|device| {
-                let ledger = self.backends.iter().find(|backend| backend.info().name == device.device);
+                let ledger = self.loader.backends().find(|backend| backend.info().name == device.device);
                 let witnessed = private_resident().zip(self.resident_before);
                 MemoryRow {
                     device: device.device.clone(),
@@ -196,64 +267,4 @@ fn note_settings(model: &Model, options: &LoadOptions, progress: &mut dyn Progre
         progress.note(&format!("{} is quantized already: it stays {kept}, not {asked}", model.name()));
     }
     Ok(())
-}
-
-/// Loads by the plan; when an allocation fails, by the next one.
-async fn load_by_plan(
-    model: &Model,
-    planning: &Planning<'_>,
-    progress: &mut dyn Progress,
-) -> Result<(Engine, Vec<Event>), Error> {
-    let mut devices = planning.devices();
-    let costs = planning.costs();
-    let mut plan = planning.plan(&devices, &costs)?;
-    let mut events = Vec::new();
-    loop {
-        let fault = match load_plan(model, planning, &costs, &plan, progress).await {
-            Ok(engine) => return Ok((engine, events)),
-            Err(Error::Model(ModelError::Fault(fault @ Fault::OutOfMemory { .. }))) => fault,
-            Err(error) => return Err(error),
-        };
-        let Fault::OutOfMemory { device, wanted, free, .. } = &fault else { return Err(fault.into()) };
-        let Some(index) = devices.iter().position(|one| one.name == *device) else {
-            return Err(fault.into());
-        };
-        let shortfall = free.map_or(0, |free| wanted.saturating_sub(free));
-        let (lowered, next) = after_failure(&devices, &costs, &planning.request, &plan, index, shortfall);
-        devices = lowered;
-        plan = next.map_err(|refusal| planning.with_remedies(refusal, &devices))?;
-        let moved = plan
-            .stages
-            .iter()
-            .map(|stage| format!("{} blocks on {}", stage.blocks.len(), devices[stage.device].name));
-        let text = format!("{fault}; planned again: {}", moved.collect::<Vec<_>>().join(", "));
-        tracing::warn!("{text}");
-        progress.note(&text);
-        events.push(Event { device: devices[index].name.clone(), text });
-    }
-}
-
-async fn load_plan(
-    model: &Model,
-    planning: &Planning<'_>,
-    costs: &ModelCosts<'_>,
-    plan: &Plan,
-    progress: &mut dyn Progress,
-) -> Result<Engine, Error> {
-    let blueprint = costs.blueprint(plan.context)?;
-    let placement: Vec<(Rc<dyn Backend>, Range<usize>)> = plan
-        .stages
-        .iter()
-        .map(|stage| (Rc::clone(&planning.candidates[stage.device].backend), stage.blocks.clone()))
-        .collect();
-    let weights = model.weights();
-    let engine = Engine::load(
-        (*blueprint).clone(),
-        placement,
-        caps(planning.options, &blueprint),
-        &*weights,
-        &mut |step| progress.load(step.name, step.done, step.total),
-    )
-    .await?;
-    Ok(engine)
 }

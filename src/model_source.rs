@@ -97,6 +97,7 @@ fn bundled(name: &str) -> Result<Checkpoint, Error> {
 }
 
 /// An open model: headers read, weights not yet.
+#[derive(Clone)]
 pub(crate) enum Model {
     Checkpoint(Rc<Checkpoint>),
     Synthetic(String, SyntheticModel),

@@ -1,7 +1,7 @@
 //! How a model is loaded: the counterpart of `from_pretrained`'s arguments.
 
 use crate::{Error, FourBitCache};
-use halfbyte_backend::KvType;
+use halfbyte_backend::{FaultSpec, KvType};
 use halfbyte_inference::Task;
 use halfbyte_quant::QuantSpec;
 use std::collections::BTreeMap;
@@ -90,6 +90,9 @@ pub struct LoadOptions {
     pub convert_heads: bool,
     /// Whether the 4-bit form of a 16-bit model is kept on the disk for the next start.
     pub four_bit_cache: FourBitCache,
+    /// An allocation that is to fail or a submission at which the device is to be lost: on the first GPU
+    /// that holds a part of the model, else on the CPU. To see that a program survives it.
+    pub fault: Option<FaultSpec>,
     /// Branch, tag or commit on the Hub.
     pub revision: Option<String>,
     /// Access token for the Hub. `None`: `HF_TOKEN`, or what `huggingface-cli login` stored.
@@ -115,6 +118,7 @@ impl Default for LoadOptions {
             task: None,
             convert_heads: false,
             four_bit_cache: FourBitCache::Auto,
+            fault: None,
             revision: None,
             token: None,
             offline: false,

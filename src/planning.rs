@@ -20,7 +20,7 @@ use std::rc::Rc;
 const MIN_CONTEXT: usize = 256;
 
 /// Tokens at once that are tried where more do not fit, the largest first.
-const SMALLER_CHUNKS: [usize; 3] = [128, 32, 8];
+pub(crate) const SMALLER_CHUNKS: [usize; 3] = [128, 32, 8];
 
 /// A block of the model and where it will live.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -99,18 +99,18 @@ pub fn plan(
 }
 
 /// Everything that a plan is made from; kept while loading, for the ladder.
-pub(crate) struct Planning<'a> {
-    model: &'a Model,
-    pub(crate) options: &'a LoadOptions,
+pub(crate) struct Planning {
+    pub(crate) model: Model,
+    pub(crate) options: LoadOptions,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) request: Request,
     model_context: usize,
 }
 
-impl<'a> Planning<'a> {
+impl Planning {
     pub(crate) fn new(
-        model: &'a Model,
-        options: &'a LoadOptions,
+        model: &Model,
+        options: &LoadOptions,
         candidates: Vec<Candidate>,
     ) -> Result<Self, Error> {
         // The smallest blueprint shows everything that is wrong with the model before bytes are counted.
@@ -131,6 +131,7 @@ impl<'a> Planning<'a> {
             DeviceMap::Given(map) => Policy::Given(map.clone()),
         };
         let request = Request { context, min_context: MIN_CONTEXT.min(model_context.max(1)), policy };
+        let (model, options) = (model.clone(), options.clone());
         Ok(Self { model, options, candidates, request, model_context })
     }
 
@@ -142,9 +143,10 @@ impl<'a> Planning<'a> {
         self.costs_with(self.options.clone())
     }
 
-    fn costs_with(&self, options: LoadOptions) -> ModelCosts<'_> {
+    /// Costs under other options.
+    pub(crate) fn costs_with(&self, options: LoadOptions) -> ModelCosts<'_> {
         ModelCosts {
-            model: self.model,
+            model: &self.model,
             options,
             candidates: &self.candidates,
             blueprints: RefCell::default(),

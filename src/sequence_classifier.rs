@@ -152,7 +152,8 @@ impl SequenceClassifier {
     /// # Errors
     /// An empty text, one longer than the model's positions, an unknown token; a failed device.
     pub fn logits(&mut self, texts: &[Encoded]) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(pollster::block_on(classify(&mut self.loaded.engine, texts))?)
+        let context = self.loaded.context();
+        self.loaded.ask(context, &mut |engine| pollster::block_on(classify(engine, texts)))
     }
 
     fn classification(&self, logits: Vec<f32>, truncated: bool) -> Classification {

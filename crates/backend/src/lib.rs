@@ -15,6 +15,7 @@
 pub mod conformance;
 mod device;
 mod fault;
+mod faulty;
 mod footprint;
 pub mod kv;
 mod ledger;
@@ -30,6 +31,7 @@ mod want;
 
 pub use device::{Backend, DeviceInfo, DeviceKind, Layout, Memory};
 pub use fault::{Fault, Fut, human_bytes};
+pub use faulty::{FaultCounts, FaultPlan, FaultSpec, Faulty};
 pub use footprint::{Footprint, Purpose};
 pub use kv::{KvShape, KvType};
 pub use ledger::{Ledger, LedgerRow};

@@ -2,8 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
-    ComputeDtype, DeviceMap, Error, FourBitCache, KvType, LoadOptions, ModelSource, QuantSpec, QuantType,
-    SampleParams, Token, parse_max_memory,
+    ComputeDtype, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource, QuantSpec,
+    QuantType, SampleParams, Token, parse_max_memory,
 };
 use std::path::PathBuf;
 
@@ -82,6 +82,10 @@ pub struct ModelArgs {
     /// Neither read nor write the 4-bit form of a large 16-bit model, which is kept beside the Hub's cache.
     #[arg(long)]
     pub no_cache: bool,
+    /// Let the Nth allocation fail (alloc:N) or lose the device at the Nth submission (device-lost:N), on
+    /// the first GPU that holds a part of the model, else on the CPU: to see that the text stays the same.
+    #[arg(long, value_name = "FAULT", hide_short_help = true)]
+    pub fault: Option<String>,
     /// Branch, tag or commit on the Hub.
     #[arg(long)]
     pub revision: Option<String>,
@@ -133,11 +137,17 @@ impl ModelArgs {
             task: None,
             convert_heads: self.convert_heads,
             four_bit_cache: if self.no_cache { FourBitCache::Never } else { FourBitCache::Auto },
+            fault: self.fault()?,
             revision: self.revision.clone(),
             token: self.token.clone().map(Token),
             offline: self.offline,
             cache_dir: self.cache_dir.clone(),
         })
+    }
+
+    fn fault(&self) -> Result<Option<FaultSpec>, Error> {
+        let parsed = self.fault.as_deref().map(str::parse).transpose();
+        parsed.map_err(|error| Error::Usage(format!("--fault {error}")))
     }
 
     fn quant(&self) -> Result<Option<QuantSpec>, Error> {

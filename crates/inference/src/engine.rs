@@ -292,6 +292,23 @@ impl Engine {
         blueprint.footprint(layout, blocks, caps)
     }
 
+    /// Waits for what is running, then frees all weights, caches and programs; the engine can be asked what
+    /// it was, but runs nothing any more. For a device that is gone or needed otherwise.
+    pub async fn unload(&mut self) {
+        for mut stage in self.stages.drain(..) {
+            if let Some(program) = &mut stage.program {
+                // A device that was lost has nothing to wait for, and says so.
+                _ = program.drain().await;
+            }
+        }
+        self.claims.fill(0);
+    }
+
+    /// Whether the engine has anything to run with.
+    pub fn is_loaded(&self) -> bool {
+        !self.stages.is_empty()
+    }
+
     /// Waits for what is running, then frees everything.
     ///
     /// # Errors

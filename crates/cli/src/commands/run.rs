@@ -24,6 +24,8 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         sample: args.sample.over(model.default_sampling())?,
     };
     let ids = model.encode(&prompt)?;
+    // What happened while loading has been said.
+    let said = model.events().len();
     interrupt::install();
     let json = args.model.json;
     let mut broken = None;
@@ -44,6 +46,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         return print_json(&report::generation_json(&model, &generation));
     }
     print("\n")?;
+    for event in &model.events()[said..] {
+        say(&format!("\n{}", event.text));
+    }
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
     say(&report::memory_table(model.loaded()).to_string());
     Ok(())
