@@ -17,6 +17,8 @@ pub enum Kernel {
     Embed,
     /// Residual sum and norms as a step of their own.
     Pre,
+    /// Which experts a row takes.
+    Route,
     /// The greedy choice.
     Argmax,
     /// No step: how fast the device reads.
@@ -56,6 +58,8 @@ pub enum Flag {
     Post,
     /// The sum or its norm is kept beside.
     Emit,
+    /// The weights are an expert's: only rows that take it count.
+    Expert,
 }
 
 /// A set of [`Flag`]s.
@@ -73,7 +77,7 @@ pub struct Variant {
 
 impl Flag {
     /// All flags.
-    pub const ALL: [Flag; 15] = [
+    pub const ALL: [Flag; 16] = [
         Flag::Subgroups,
         Flag::Q4,
         Flag::Bias,
@@ -89,6 +93,7 @@ impl Flag {
         Flag::Types,
         Flag::Post,
         Flag::Emit,
+        Flag::Expert,
     ];
 
     /// Its name in `#if`.
@@ -109,6 +114,7 @@ impl Flag {
             Flag::Types => "TYPES",
             Flag::Post => "POST",
             Flag::Emit => "EMIT",
+            Flag::Expert => "EXPERT",
         }
     }
 
@@ -138,13 +144,14 @@ impl Flags {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 8] = [
+    pub const ALL: [Kernel; 9] = [
         Kernel::NormLinear,
         Kernel::LinearTiled,
         Kernel::Attend,
         Kernel::KvStore,
         Kernel::Embed,
         Kernel::Pre,
+        Kernel::Route,
         Kernel::Argmax,
         Kernel::ReadBandwidth,
     ];
@@ -158,6 +165,7 @@ impl Kernel {
             Kernel::KvStore => "kv_store",
             Kernel::Embed => "embed",
             Kernel::Pre => "pre",
+            Kernel::Route => "route",
             Kernel::Argmax => "argmax",
             Kernel::ReadBandwidth => "read_bandwidth",
         }
@@ -171,6 +179,7 @@ impl Kernel {
             Kernel::KvStore => include_str!("../wgsl/kv_store.wgsl"),
             Kernel::Embed => include_str!("../wgsl/embed.wgsl"),
             Kernel::Pre => include_str!("../wgsl/pre.wgsl"),
+            Kernel::Route => include_str!("../wgsl/route.wgsl"),
             Kernel::Argmax => include_str!("../wgsl/argmax.wgsl"),
             Kernel::ReadBandwidth => include_str!("../wgsl/read_bandwidth.wgsl"),
         }
@@ -180,13 +189,15 @@ impl Kernel {
     pub fn flags(self) -> &'static [Flag] {
         match self {
             Kernel::NormLinear => {
-                &[Flag::Subgroups, Flag::Q4, Flag::Bias, Flag::Residual, Flag::Norm, Flag::Merge]
+                use Flag::*;
+                &[Subgroups, Q4, Bias, Residual, Norm, Merge, Expert]
             }
-            Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual],
+            Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual, Flag::Expert],
             Kernel::Attend => &[Flag::Rope, Flag::QNorm, Flag::KNorm, Flag::Fresh, Flag::Parts],
             Kernel::KvStore => &[Flag::Rope, Flag::KNorm],
             Kernel::Embed => &[Flag::Positions, Flag::Types],
             Kernel::Pre => &[Flag::Subgroups, Flag::Residual, Flag::Post, Flag::Norm, Flag::Emit],
+            Kernel::Route => &[Flag::Residual],
             Kernel::Argmax | Kernel::ReadBandwidth => &[],
         }
     }
@@ -199,9 +210,14 @@ impl Variant {
         if self.flags.0 & !known.0 != 0 {
             return false;
         }
+        let has = |flag| self.flags.has(flag);
         match self.kernel {
-            Kernel::NormLinear => !(self.flags.has(Flag::Norm) && self.flags.has(Flag::Merge)),
-            Kernel::Attend => self.flags.has(Flag::Fresh) || !self.flags.has(Flag::KNorm),
+            // An expert's input is normed for the router too, its result added to what `route` began.
+            Kernel::NormLinear | Kernel::LinearTiled if has(Flag::Expert) => {
+                !has(Flag::Norm) && !has(Flag::Merge) && !has(Flag::Residual)
+            }
+            Kernel::NormLinear => !(has(Flag::Norm) && has(Flag::Merge)),
+            Kernel::Attend => has(Flag::Fresh) || !has(Flag::KNorm),
             _ => true,
         }
     }

@@ -2,7 +2,8 @@
 //
 // A workgroup of 128 threads forms 64 rows of W by 32 rows of x ("columns" here). It walks the inner
 // dimension in slabs of 32: weights are decoded once a slab into workgroup memory, `[32, 64]`, and
-// serve all 32 columns; each thread owns 4 by 4 sums.
+// serve all 32 columns; each thread owns 4 by 4 sums. An expert's workgroups end at once if none of
+// their columns takes it (EXPERT).
 //
 // Grid: [ceil(ROWS / 64), ceil(columns / 32), 1].
 override THREADS: u32 = 128u;
@@ -29,8 +30,13 @@ fn source_row(column: u32, columns: u32) -> u32 {
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    load_tables(thread);
     let columns = select(row_count(), output_count(), SELECT);
+#if EXPERT
+    if (!is_taken(workgroup.y * 32u, min(workgroup.y * 32u + 32u, columns))) {
+        return;
+    }
+#endif
+    load_tables(thread);
     let four_rows = thread % 16u;
     let eighth = thread / 16u; // of the slab when loading, of the columns when multiplying
     let first_row = workgroup.x * 64u + four_rows * 4u;

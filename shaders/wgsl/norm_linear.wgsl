@@ -3,7 +3,7 @@
 // The prologue forms h in workgroup memory: the input itself, its norm (NORM), or an attention output
 // merged from its splits (MERGE). LANES threads share four rows of W and walk their columns in steps of
 // 32 weights a thread: 16 bytes of codes a row in one load, one scale a row. Decoded weights serve all
-// COLUMNS, staged inputs serve four rows.
+// COLUMNS, staged inputs serve four rows. An expert's workgroups end at once if no row takes it (EXPERT).
 //
 // Grid: [ceil(ROWS / (4 THREADS / LANES)), 1, 1].
 override THREADS: u32 = 128u;
@@ -220,8 +220,13 @@ fn main(
 #else
     local_index = thread;
 #endif
-    load_tables(thread);
     let columns = columns_now();
+#if EXPERT
+    if (!is_taken(0u, columns)) {
+        return;
+    }
+#endif
+    load_tables(thread);
     for (var m = 0u; m < COLUMNS; m++) {
         source_row[m] = row_of_column(min(m, columns - 1u));
         sums[m] = vec4<f32>();

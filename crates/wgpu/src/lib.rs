@@ -3,7 +3,9 @@
 //! [`WgpuBackend`] runs steps as WGSL compute dispatches, all of a submission in one pass. A dense Llama
 //! layer in decode is five: `norm_linear` (norm, q|k|v), `attend` (rope, KV write, split softmax),
 //! `norm_linear` merging the splits (o-projection, residual), `norm_linear` gated, `norm_linear` (down,
-//! residual). It needs no more than WebGPU's default limits: tensors are cut by rows, caches by heads.
+//! residual). A mixture of `n` experts is `3 + 2n` dispatches: norm, router, choice, and two for each
+//! expert, which end at once where no row takes it: only the chosen experts' weights are read. All of it
+//! needs no more than WebGPU's default limits: tensors are cut by rows, caches by heads.
 //!
 //! How it lies in memory is said where it is planned: `linear_plan` (weights), `kv_plan` (caches),
 //! `program_plan` (activations); [`WgpuLayout`] adds it up without a device, and the ledger agrees to
@@ -14,6 +16,7 @@ mod answers;
 mod attend_plan;
 mod backend;
 mod bandwidth;
+mod experts;
 mod gpu;
 mod heaps;
 mod held;

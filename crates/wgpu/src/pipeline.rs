@@ -5,6 +5,7 @@ use halfbyte_backend::Fault;
 use halfbyte_shaders::Variant;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::rc::Rc;
 
 /// How many workgroups a submission needs along one dimension.
@@ -40,12 +41,27 @@ impl Extent {
     }
 }
 
-/// A buffer at a binding of group 0.
+/// A buffer, or a part of it, at a binding of group 0.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Binding<'a> {
     pub(crate) index: u32,
     pub(crate) buffer: &'a wgpu::Buffer,
     pub(crate) writable: bool,
+    /// The first byte and the bytes that are bound, if not all.
+    pub(crate) part: Option<(u64, NonZeroU64)>,
+}
+
+impl Binding<'_> {
+    fn resource(&self) -> wgpu::BindingResource<'_> {
+        match self.part {
+            None => self.buffer.as_entire_binding(),
+            Some((offset, bytes)) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer: self.buffer,
+                offset,
+                size: Some(bytes),
+            }),
+        }
+    }
 }
 
 /// A dispatch as a kernel describes it.
@@ -61,12 +77,18 @@ pub(crate) struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// Binds `buffer` for reading.
     pub(crate) fn read(&mut self, index: u32, buffer: &'a wgpu::Buffer) {
-        self.bindings.push(Binding { index, buffer, writable: false });
+        self.bindings.push(Binding { index, buffer, writable: false, part: None });
+    }
+
+    /// Binds `bytes` of `buffer` from `first` on, a multiple of 256, for reading.
+    pub(crate) fn read_part(&mut self, index: u32, buffer: &'a wgpu::Buffer, first: u64, bytes: u64) {
+        let part = NonZeroU64::new(bytes).map(|bytes| (first, bytes));
+        self.bindings.push(Binding { index, buffer, writable: false, part });
     }
 
     /// Binds `buffer` for reading and writing.
     pub(crate) fn write(&mut self, index: u32, buffer: &'a wgpu::Buffer) {
-        self.bindings.push(Binding { index, buffer, writable: true });
+        self.bindings.push(Binding { index, buffer, writable: true, part: None });
     }
 
     /// Sets constants.
@@ -201,7 +223,7 @@ impl Gpu {
         let entries: Vec<_> = launch
             .bindings
             .iter()
-            .map(|b| wgpu::BindGroupEntry { binding: b.index, resource: b.buffer.as_entire_binding() })
+            .map(|b| wgpu::BindGroupEntry { binding: b.index, resource: b.resource() })
             .collect();
         let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

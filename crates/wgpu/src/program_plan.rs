@@ -2,6 +2,7 @@
 
 use crate::attend_plan::AttendPlan;
 use crate::gpu::BufferPlan;
+use crate::kernels::route::share_stride;
 use crate::kv_plan::Record;
 use crate::layout::{Bounds, stride};
 use crate::linear_plan::LinearPlan;
@@ -20,6 +21,12 @@ pub(crate) enum Role {
     Register(u16),
     /// Normed inputs `[rows, width]` between a norm and a product of their own.
     Normed(usize),
+    /// Scores of experts `[rows, stride]`.
+    Scores,
+    /// How much each expert counts, `[experts, rows]`, each expert's part from a multiple of 256 bytes.
+    Shares,
+    /// Between an expert's two products, `[rows, width]`.
+    Gated(usize),
     /// An attention output in splits.
     Parts(u16),
     /// Keys of rows that attend without a cache.
@@ -56,14 +63,6 @@ pub(crate) struct ProgramPlan {
 /// Whether a pre needs a dispatch of its own even where products can norm their input.
 pub(crate) fn needs_dispatch(pre: &Pre) -> bool {
     pre.residual.is_some() || pre.post.is_some() || pre.emit.is_some()
-}
-
-/// Mixtures of experts run on the CPU; placement asks before it puts one here.
-pub(crate) fn no_experts(device: &str) -> Fault {
-    Fault::Unsupported {
-        device: device.into(),
-        what: "a mixture of experts; run this model on the CPU".into(),
-    }
 }
 
 impl ProgramPlan {
@@ -123,7 +122,19 @@ impl ProgramPlan {
                     let Kind::Linear(shape) = &stretch.want(head.weight)?.kind else { continue };
                     plan.vocabulary = shape.rows();
                 }
-                Step::Moe(_) => return Err(no_experts(&bounds.device)),
+                Step::Moe(moe) => {
+                    plan.normed(stretch, moe.input, caps, bounds)?;
+                    let scores = caps.rows * stride(moe.experts);
+                    plan.float(bounds, Role::Scores, Purpose::Scratch, scores)?;
+                    let shares = moe.experts * share_stride(caps.rows);
+                    plan.float(bounds, Role::Shares, Purpose::Scratch, shares)?;
+                    for expert in 0..moe.experts {
+                        let Kind::Linear(shape) = &stretch.want(moe.down_of(expert))?.kind else { continue };
+                        let width = shape.cols();
+                        let gated = caps.rows * stride(width);
+                        plan.float(bounds, Role::Gated(width), Purpose::Scratch, gated)?;
+                    }
+                }
                 Step::Attend(attend) => {
                     let sizes = AttendPlan::new(stretch, index, attend, bounds)?;
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);
@@ -229,6 +240,9 @@ impl Role {
         match self {
             Role::Register(index) => format!("register {index}"),
             Role::Normed(width) => format!("normed inputs of {width}"),
+            Role::Scores => "scores of experts".into(),
+            Role::Shares => "shares of experts".into(),
+            Role::Gated(width) => format!("an expert's {width} features"),
             Role::Parts(index) => format!("splits of register {index}"),
             Role::Keys => "keys of the submission".into(),
             Role::Values => "values of the submission".into(),

@@ -9,7 +9,7 @@ use crate::kernels::{Places, Product, Register, Residual, argmax, attend, embed,
 use crate::kernels::{norm_linear, pre};
 use crate::layout::stride;
 use crate::pipeline::{Dispatch, Launch};
-use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch, no_experts};
+use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch};
 use halfbyte_backend::{Act, Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Pre, Reg, Step, WantId};
 
 /// How many rows a product is made for.
@@ -54,7 +54,7 @@ impl<'a> Sequence<'a> {
                 Step::Embed(step) => self.embed(step, &mut out)?,
                 Step::Linear(step) => self.linear(step, manners, &mut out)?,
                 Step::Attend(step) => self.attend(index, step, manners, &mut out)?,
-                Step::Moe(_) => return Err(no_experts("wgpu")),
+                Step::Moe(step) => self.experts(step, manners.columns, &mut out)?,
                 Step::Head(_) => {}
             }
         }
@@ -78,7 +78,7 @@ impl<'a> Sequence<'a> {
         self.gpu.prepare(&launch)
     }
 
-    fn buffer(&self, role: Role) -> Result<&'a wgpu::Buffer, Fault> {
+    pub(crate) fn buffer(&self, role: Role) -> Result<&'a wgpu::Buffer, Fault> {
         let index = self.plan.roles.get(&role);
         let found = index.and_then(|&index| self.buffers.get(index));
         found
@@ -86,7 +86,7 @@ impl<'a> Sequence<'a> {
             .ok_or_else(|| Fault::Internal(format!("a program without {role:?}")))
     }
 
-    fn register(&self, reg: Reg) -> Result<Register<'a>, Fault> {
+    pub(crate) fn register(&self, reg: Reg) -> Result<Register<'a>, Fault> {
         let width = self.wants.stretch.width(reg)?;
         Ok(Register { buffer: self.buffer(Role::Register(reg.0))?, stride: stride(width) })
     }
@@ -95,11 +95,11 @@ impl<'a> Sequence<'a> {
         Ok(Register { buffer: self.buffer(Role::Logits)?, stride: stride(self.plan.vocabulary) })
     }
 
-    fn places(&self) -> Result<Places<'a>, Fault> {
+    pub(crate) fn places(&self) -> Result<Places<'a>, Fault> {
         Ok(Places { buffer: self.buffer(Role::Places)?, caps: self.caps })
     }
 
-    fn add(&self, launches: Vec<Launch<'a>>, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
+    pub(crate) fn add(&self, launches: Vec<Launch<'a>>, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
         for launch in launches {
             out.push(self.gpu.prepare(&launch)?);
         }
@@ -152,11 +152,16 @@ impl<'a> Sequence<'a> {
         columns: Columns,
         out: &mut Vec<Dispatch>,
     ) -> Result<(Register<'a>, bool), Fault> {
-        let input = self.register(reg)?;
         let apart = needs_dispatch(step) || (columns == Columns::Many && step.norm.is_some());
         if !apart {
-            return Ok((input, false));
+            return Ok((self.register(reg)?, false));
         }
+        Ok((self.apart(reg, step, out)?, true))
+    }
+
+    /// The input of a product after all of `step`, in a dispatch of its own.
+    pub(crate) fn apart(&self, reg: Reg, step: &Pre, out: &mut Vec<Dispatch>) -> Result<Register<'a>, Fault> {
+        let input = self.register(reg)?;
         let width = self.wants.stretch.width(reg)?;
         let normed = Register { buffer: self.buffer(Role::Normed(width))?, ..input };
         let register = |reg: Reg| self.register(reg).map(|register| register.buffer);
@@ -177,10 +182,19 @@ impl<'a> Sequence<'a> {
             self.gpu.subgroup,
         );
         self.add(vec![launch], out)?;
-        Ok((normed, true))
+        Ok(normed)
     }
 
-    fn product(
+    /// What is added to a product that goes to `out`.
+    pub(crate) fn residual(&self, residual: Option<Reg>, out: Reg) -> Result<Residual<'a>, Fault> {
+        Ok(match residual {
+            None => Residual::None,
+            Some(reg) if reg == out => Residual::Own,
+            Some(reg) => Residual::Other(self.register(reg)?.buffer),
+        })
+    }
+
+    pub(crate) fn product(
         &self,
         product: &Product<'a>,
         splits: Option<Splits<'a>>,
@@ -205,16 +219,13 @@ impl<'a> Sequence<'a> {
             norm: norm.map(|norm| self.wants.norm(norm)).transpose()?,
             act: step.act,
             gated: step.gated,
-            residual: match step.residual {
-                None => Residual::None,
-                Some(reg) if reg == step.out => Residual::Own,
-                Some(reg) => Residual::Other(self.register(reg)?.buffer),
-            },
+            residual: self.residual(step.residual, step.out)?,
             logit_scale: 1.0,
             softcap: 0.0,
             out: self.register(step.out)?,
             at: step.at,
             select: false,
+            share: None,
         };
         let splits = match manners.columns {
             Columns::Few(_) => self.splits(step.input)?,
@@ -311,6 +322,7 @@ impl<'a> Sequence<'a> {
             out: self.logits()?,
             at: 0,
             select: true,
+            share: None,
         };
         self.product(&product, None, columns, out)
     }

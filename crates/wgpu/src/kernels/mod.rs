@@ -8,12 +8,14 @@ pub(crate) mod kv_store;
 pub(crate) mod linear_tiled;
 pub(crate) mod norm_linear;
 pub(crate) mod pre;
+pub(crate) mod route;
 
 use crate::held::{LinearHeld, NormUse};
 use crate::linear_plan::ROW_AT;
 use crate::pipeline::Launch;
 use halfbyte_backend::{Act, Caps};
 use halfbyte_shaders::{Flag, Flags};
+use route::Share;
 
 /// The row metadata, which almost every kernel reads, and its bounds.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +67,8 @@ pub(crate) struct Product<'a> {
     pub(crate) at: usize,
     /// Whether the outputs' rows are taken, not all rows.
     pub(crate) select: bool,
+    /// Where the layer is an expert's: how much it counts in each row.
+    pub(crate) share: Option<Share<'a>>,
 }
 
 impl<'a> Product<'a> {
@@ -73,6 +77,7 @@ impl<'a> Product<'a> {
             .with(Flag::Q4, self.held.plan.scales.is_some())
             .with(Flag::Bias, self.held.plan.has_bias)
             .with(Flag::Residual, matches!(self.residual, Residual::Other(_)))
+            .with(Flag::Expert, self.share.is_some())
     }
 
     /// Binds and sets what both kernels share, for one shard.
@@ -90,6 +95,10 @@ impl<'a> Product<'a> {
         launch.write(6, self.out.buffer);
         if let Residual::Other(buffer) = self.residual {
             launch.read(7, buffer);
+        }
+        if let Some(Share { all, expert }) = self.share {
+            let bytes = all.stride as u64 * 4;
+            launch.read_part(2, all.buffer, expert as u64 * bytes, bytes);
         }
         if let Some(scales) = &plan.scales {
             launch.set(&[
