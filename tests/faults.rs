@@ -167,5 +167,12 @@ fn what_fits_nowhere_is_refused() {
     println!("{error}");
     assert!(matches!(&error, Error::Refused(refusal) if !refusal.remedies.is_empty()), "{error}");
     assert!(error.to_string().contains("--kv-cache q8"), "{error}");
+    // The planner, asked apart: a byte less than what was planned does not do.
+    let planned = halfbyte::plan(&stories(), &options, &mut Silent).unwrap();
+    let bytes = planned.devices.iter().find(|device| device.device == "cpu").unwrap().planned_bytes;
+    for (limit, fits) in [(bytes, true), (bytes - 1, false)] {
+        let options = LoadOptions { max_memory: [("cpu".to_owned(), limit)].into(), ..options.clone() };
+        assert_eq!(halfbyte::plan(&stories(), &options, &mut Silent).unwrap().fits, fits);
+    }
     assert!(run(&options, NEVER, 8, SampleParams::default()).is_ok());
 }
