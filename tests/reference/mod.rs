@@ -20,6 +20,8 @@ pub const MODELS: &[&str] = &[
     "phi3_fused",
     "gemma2_softcap",
     "gemma3_text",
+    "mixtral_moe",
+    "qwen3_moe",
 ];
 
 /// A folder of the repository.
