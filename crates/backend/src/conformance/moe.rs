@@ -2,7 +2,7 @@
 
 use super::linear::{NF4, formats, named};
 use super::{Case, Fill};
-use crate::{Act, Arrangement, DType, Format, Moe, Pre, Step};
+use crate::{Act, Arrangement, DType, Format, Kind, Moe, Pre, Step};
 
 /// Experts, how many a row takes, and whether their weights are made to sum to 1.
 const CHOICES: [(usize, usize, bool); 5] =
@@ -22,7 +22,42 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("hidden {hidden}, inner {inner}");
         cases.push(mixture(name, (5, 2, true), (hidden, inner), NF4, Act::GeluTanh));
     }
+    let mut many = mixture("8 of 130".into(), (130, 8, true), (33, 4), Format::Dense(DType::F16), Act::Silu);
+    many.submissions.truncate(3);
+    cases.push(many);
+
+    let usual = |name: &str| mixture(name.into(), (5, 2, true), (66, 33), NF4, Act::Silu);
+    let mut alone = usual("no residual");
+    alter(&mut alone, |step| step.residual = None);
+    cases.push(alone);
+    // The output is what norm, router and every expert read.
+    let mut in_place = usual("in place");
+    in_place.stretch.outputs = vec![in_place.stretch.inputs[0]];
+    alter(&mut in_place, |step| step.out = step.input);
+    cases.push(in_place);
+    let mut bare = usual("in place without a norm");
+    bare.stretch.outputs = vec![bare.stretch.inputs[0]];
+    alter(&mut bare, |step| (step.out, step.pre) = (step.input, Pre::default()));
+    cases.push(bare);
+    // Experts 7 to 13 score as 0 to 6 do, to the bit.
+    let mut equals = mixture("equals: the lower expert".into(), (14, 3, true), (64, 33), NF4, Act::Silu);
+    for want in &mut equals.stretch.wants {
+        if let Kind::Linear(shape) = &mut want.kind
+            && shape.rows() == 14
+        {
+            shape.segments[0].tensor = "router.tied.weight".into();
+        }
+    }
+    cases.push(equals);
     cases
+}
+
+fn alter(case: &mut Case, change: impl Fn(&mut Moe)) {
+    for step in &mut case.stretch.steps {
+        if let Step::Moe(step) = step {
+            change(step);
+        }
+    }
 }
 
 /// Experts of `hidden` and `inner` in `format` behind a norm, adding to a stream.
