@@ -3,7 +3,7 @@
 use crate::options::{DeviceMap, LoadOptions};
 use crate::{Error, human_bytes};
 use halfbyte_backend::{Backend, DeviceKind, Fault};
-use halfbyte_cpu::CpuBackend;
+use halfbyte_cpu::{CpuBackend, CpuOptions};
 use halfbyte_placement::{Device, DeviceClass};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -97,8 +97,9 @@ pub(crate) async fn open_all() -> Result<Found, Fault> {
 
 /// Opens the CPU, and the GPUs for which `wanted` says yes to their name and kind.
 async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
-    let mut found =
-        Found { backends: vec![Rc::new(CpuBackend::new()?)], absent: Vec::new(), failed: Vec::new() };
+    let memory_limit = options.pretend_memory.get("cpu").copied();
+    let cpu = CpuBackend::with(CpuOptions { memory_limit, ..CpuOptions::default() })?;
+    let mut found = Found { backends: vec![Rc::new(cpu)], absent: Vec::new(), failed: Vec::new() };
     if (0..MAX_GPUS).any(|index| wanted(&format!("wgpu:{index}"), DeviceKind::DiscreteGpu)) {
         open_wgpu(wanted, options, &mut found).await;
     }
@@ -123,7 +124,8 @@ async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOpti
         if !wanted(&adapter.name, adapter.kind) {
             continue;
         }
-        let budget = options.max_memory.get(&adapter.name).copied();
+        let limits = [&options.max_memory, &options.pretend_memory];
+        let budget = limits.iter().filter_map(|limits| limits.get(&adapter.name).copied()).min();
         match WgpuBackend::open(index, Options { budget, ..Options::default() }).await {
             Ok(backend) => found.backends.push(Rc::new(backend)),
             Err(fault) => found.failed.push((adapter.name.clone(), fault)),
@@ -172,7 +174,7 @@ const HEADROOM: f64 = 0.10;
 /// is used only where the options name it.
 pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, Error> {
     let named = |name: &str| {
-        options.max_memory.contains_key(name)
+        is_limited(options, name)
             || match &options.device_map {
                 DeviceMap::Only(only) => only == name,
                 DeviceMap::Given(map) => map.values().any(|device| device == name),
@@ -199,13 +201,21 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
     Ok(candidates)
 }
 
+/// Whether the options say how much a device may hold, or has.
+fn is_limited(options: &LoadOptions, name: &str) -> bool {
+    options.max_memory.contains_key(name) || options.pretend_memory.contains_key(name)
+}
+
 /// What the options name must be there. A limit for a device that the map leaves out limits nothing, and a
 /// device that cannot even be opened within its limit is one that holds nothing.
 fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
     let names: Vec<&String> = match &options.device_map {
         DeviceMap::Only(only) => vec![only],
         DeviceMap::Given(map) => map.values().collect(),
-        _ => options.max_memory.keys().filter(|name| *name != "disk").collect(),
+        _ => {
+            let limits = options.max_memory.keys().chain(options.pretend_memory.keys());
+            limits.filter(|name| *name != "disk").collect()
+        }
     };
     let must_open = matches!(options.device_map, DeviceMap::Only(_) | DeviceMap::Given(_));
     for name in names {
@@ -228,7 +238,10 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
 /// A device as the planner sees it.
 fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
     let info = backend.info();
-    let (budget, budget_source) = budget(backend, options.max_memory.get(&info.name).copied());
+    let (budget, mut budget_source) = budget(backend, options.max_memory.get(&info.name).copied());
+    if options.pretend_memory.contains_key(&info.name) && budget_source != "--max-memory" {
+        budget_source = format!("--pretend-memory less {:.0} %", HEADROOM * 100.0);
+    }
     Device {
         name: info.name.clone(),
         pool: backend.memory().pool,
@@ -268,7 +281,7 @@ fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
     let mut taken = 0;
     for candidate in candidates.iter_mut() {
         let device = &mut candidate.device;
-        let limited = options.max_memory.contains_key(&device.name);
+        let limited = is_limited(options, &device.name);
         if device.kind == DeviceClass::Gpu && device.pool == pool && limited {
             device.pool = device.name.clone();
             taken += device.budget;

@@ -65,6 +65,9 @@ pub struct LoadOptions {
     pub device_map: DeviceMap,
     /// The most bytes to hold on a device, by its name; never exceeded.
     pub max_memory: BTreeMap<String, u64>,
+    /// The memory that a device is to be taken to have, by its name: it is planned for and allocated as if
+    /// the device were that small. To see how a model would live on another machine.
+    pub pretend_memory: BTreeMap<String, u64>,
     /// How 16- and 32-bit linear layers are quantized; `None` keeps them as they are. A checkpoint that is
     /// already quantized keeps its own format.
     pub quant: Option<QuantSpec>,
@@ -108,6 +111,7 @@ impl Default for LoadOptions {
         Self {
             device_map: DeviceMap::Auto,
             max_memory: BTreeMap::new(),
+            pretend_memory: BTreeMap::new(),
             quant: Some(QuantSpec::default()),
             compute_dtype: ComputeDtype::default(),
             kv_cache: KvType::F16,
@@ -235,17 +239,27 @@ pub fn parse_bytes(text: &str) -> Result<u64, Error> {
 /// # Errors
 /// [`Error::Usage`] naming the part that is wrong.
 pub fn parse_max_memory(text: &str) -> Result<BTreeMap<String, u64>, Error> {
+    parse_memory("--max-memory", text)
+}
+
+/// `wgpu:0=6GiB,cpu=8GiB`: the memory that each device is taken to have.
+///
+/// # Errors
+/// [`Error::Usage`] naming the part that is wrong.
+pub fn parse_pretend_memory(text: &str) -> Result<BTreeMap<String, u64>, Error> {
+    parse_memory("--pretend-memory", text)
+}
+
+fn parse_memory(option: &str, text: &str) -> Result<BTreeMap<String, u64>, Error> {
     let mut limits = BTreeMap::new();
     for part in text.split(',').filter(|part| !part.trim().is_empty()) {
         let Some((device, bytes)) = part.split_once('=') else {
-            return Err(Error::Usage(format!(
-                "--max-memory {part}: expected DEVICE=SIZE, as in wgpu:0=6GiB"
-            )));
+            return Err(Error::Usage(format!("{option} {part}: expected DEVICE=SIZE, as in wgpu:0=6GiB")));
         };
         let device = device.trim();
         if !is_device_name(device) {
             return Err(Error::Usage(format!(
-                "--max-memory {part}: {device:?} is no device; `halfbyte devices` lists them"
+                "{option} {part}: {device:?} is no device; `halfbyte devices` lists them"
             )));
         }
         limits.insert(device.to_owned(), parse_bytes(bytes.trim())?);
@@ -279,6 +293,8 @@ mod tests {
         let limits = parse_max_memory("wgpu:0=6GiB, cpu=8GiB,disk=0").unwrap();
         assert_eq!(limits["wgpu:0"], 6 << 30);
         assert_eq!(limits["disk"], 0);
+        assert_eq!(parse_pretend_memory("cpu=2GiB").unwrap()["cpu"], 2 << 30);
+        assert!(parse_pretend_memory("cpu").unwrap_err().to_string().contains("--pretend-memory cpu"));
         assert!(parse_max_memory("gpu=1GiB").unwrap_err().to_string().contains("\"gpu\""));
         assert!(parse_max_memory("cpu").unwrap_err().to_string().contains("DEVICE=SIZE"));
     }

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
     ComputeDtype, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource, QuantSpec,
-    QuantType, SampleParams, Token, parse_max_memory,
+    QuantType, SampleParams, Token, parse_max_memory, parse_pretend_memory,
 };
 use std::path::PathBuf;
 
@@ -55,6 +55,10 @@ pub struct ModelArgs {
     /// The most memory to use on a device, as in wgpu:0=6GiB,cpu=8GiB. May be given again.
     #[arg(long, value_name = "LIMITS")]
     pub max_memory: Vec<String>,
+    /// Take a device to have this much memory, as in wgpu:0=6GiB: plan for it and allocate within it, as on
+    /// a machine that has no more. May be given again.
+    #[arg(long, value_name = "SIZES", hide_short_help = true)]
+    pub pretend_memory: Vec<String>,
     /// nf4, fp4, or none: keep 16- and 32-bit weights as they are.
     #[arg(long, default_value = "nf4", value_name = "TYPE")]
     pub quant: String,
@@ -121,12 +125,17 @@ impl ModelArgs {
         for limits in &self.max_memory {
             max_memory.extend(parse_max_memory(limits)?);
         }
+        let mut pretend_memory = std::collections::BTreeMap::new();
+        for sizes in &self.pretend_memory {
+            pretend_memory.extend(parse_pretend_memory(sizes)?);
+        }
         if self.chunk == 0 {
             return Err(Error::Usage("--chunk 0: at least one token must be processed at once".into()));
         }
         Ok(LoadOptions {
             device_map: self.device_map.parse::<DeviceMap>()?,
             max_memory,
+            pretend_memory,
             quant: self.quant()?,
             compute_dtype: self.compute_dtype.parse::<ComputeDtype>()?,
             kv_cache: parse_kv(&self.kv_cache)?,
