@@ -1,6 +1,6 @@
 //! What the conformance table does not ask: dispatches, answers out of turn, budgets, accounts.
 
-use halfbyte_backend::conformance::SeededWeights;
+use halfbyte_backend::conformance::{self, SeededWeights};
 use halfbyte_backend::{
     Act, Answer, Arrangement, Attend, Backend, Caps, DType, Embed, Fault, Footprint, Format, Head, Input,
     Kind, KvShape, KvType, LinearShape, LinearStep, Norm, NormKind, NormShape, Output, Pairing, Place, Pre,
@@ -168,6 +168,27 @@ fn a_llama_layer_is_five_dispatches_in_decode() {
     // Embedding, head and choice are three.
     assert_eq!(decode_dispatches(&backend, 1), 3 + 5);
     assert_eq!(decode_dispatches(&backend, 3), 3 + 3 * 5);
+}
+
+#[test]
+fn a_mixture_of_experts_is_two_dispatches_an_expert_and_three() {
+    let backend = open(Options::default());
+    let cases = conformance::cases();
+    let mut tried = 0;
+    for case in cases.iter().filter(|case| case.step == "moe").take(5) {
+        let stretch = &case.stretch;
+        let [Step::Moe(moe)] = stretch.steps[..] else { panic!("{}: {:?}", case.name, stretch.steps) };
+        let slots = load(&backend, stretch);
+        let mut program = block_on(backend.compile(stretch, &slots, case.caps)).unwrap();
+        let values = vec![0.5; stretch.inputs.iter().map(|&reg| stretch.width(reg).unwrap()).sum()];
+        let rows = Rows { input: Input::Hidden(&values), places: &[place(0, 0)], output: Output::Hidden };
+        block_on(program.submit(&rows).unwrap()).unwrap();
+        assert_eq!(program.counts(), (3 + 2 * moe.experts as u64, 1), "{}", case.name);
+        drop(program);
+        backend.release(&slots);
+        tried += 1;
+    }
+    assert_eq!(tried, 5);
 }
 
 /// A prompt of `prompt`, then greedy steps; the tokens chosen at each.
