@@ -130,7 +130,7 @@ fn a_source_that_changes_is_read_again() {
     let shard = case.model.join("model.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
     // A float in the middle of the weights becomes another one.
-    let at = bytes.len() / 2 & !3;
+    let at = (bytes.len() / 2) & !3;
     bytes[at..at + 4].copy_from_slice(&3.5f32.to_le_bytes());
     std::fs::write(&shard, bytes).unwrap();
     let later = SystemTime::now() + Duration::from_secs(5);
