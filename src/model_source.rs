@@ -1,6 +1,6 @@
 //! Which model: by name, bundled, or made up.
 
-use crate::{Error, LoadOptions, Progress};
+use crate::{Error, LoadOptions, Progress, planning};
 use halfbyte_backend::WeightSource;
 use halfbyte_checkpoint::hub::{self, HubOptions};
 use halfbyte_checkpoint::{Checkpoint, ModelConfig, ModelFiles};
@@ -36,26 +36,61 @@ impl ModelSource {
         }
     }
 
-    /// Opens it: headers and configuration only.
+    /// Opens it to be loaded. A model that is still on the Hub is planned from its headers first: what would
+    /// not fit is not downloaded.
     pub(crate) fn open(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Model, Error> {
+        if let Some(outline) = self.outline(options)? {
+            planning::check_fit(&outline, options)?;
+        }
+        self.fetch(options, progress)
+    }
+
+    /// Opens it to be planned: of a model that is still on the Hub only the headers are fetched.
+    pub(crate) fn open_headers(
+        &self,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Model, Error> {
+        match self.outline(options)? {
+            Some(outline) => Ok(outline),
+            None => self.fetch(options, progress),
+        }
+    }
+
+    /// Opens it, wherever it would fit.
+    pub(crate) fn fetch(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Model, Error> {
         match self {
             Self::Checkpoint(checkpoint) => Ok(Model::Checkpoint(Rc::clone(checkpoint))),
             Self::Bundled(name) => Ok(Model::Checkpoint(Rc::new(bundled(name)?))),
             Self::Synthetic(shape) => Ok(Model::Synthetic(shape.clone(), SyntheticModel::named(shape, 0)?)),
-            Self::Named(name) => Ok(Model::Checkpoint(Rc::new(resolve(name, options, progress)?))),
+            Self::Named(name) => {
+                let mut downloads = Downloads { progress, file: String::new(), done: 0, total: 0 };
+                let checkpoint = hub::resolve(name, &hub_options(options), &mut downloads)?;
+                Ok(Model::Checkpoint(Rc::new(checkpoint)))
+            }
+        }
+    }
+
+    /// The headers of a model that is still on the Hub; `None` for all others.
+    fn outline(&self, options: &LoadOptions) -> Result<Option<Model>, Error> {
+        match self {
+            Self::Named(name) => {
+                let outline = hub::outline(name, &hub_options(options))?;
+                Ok(outline.map(|checkpoint| Model::Checkpoint(Rc::new(checkpoint))))
+            }
+            _ => Ok(None),
         }
     }
 }
 
-fn resolve(name: &str, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Checkpoint, Error> {
-    let options = HubOptions {
+fn hub_options(options: &LoadOptions) -> HubOptions {
+    HubOptions {
         revision: options.revision.clone(),
         token: options.token.as_ref().map(|token| token.0.clone()),
         cache_dir: options.cache_dir.clone(),
         offline: options.offline,
         endpoint: None,
-    };
-    Ok(hub::resolve(name, &options, &mut Downloads { progress, file: String::new(), done: 0, total: 0 })?)
+    }
 }
 
 /// Passes the Hub's reports on.

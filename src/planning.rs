@@ -6,6 +6,7 @@ use crate::options::{DeviceMap, LoadOptions};
 use crate::weight_report::{WeightReport, weights};
 use crate::{Error, KvType, Progress};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
+use halfbyte_checkpoint::Checkpoint;
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
 use halfbyte_inference::{Blueprint, Settings, Task, build};
 use halfbyte_placement::{
@@ -71,7 +72,7 @@ pub struct PlanReport {
     pub context: usize,
     /// The largest context that fits at all, up to what the model was made for.
     pub max_context: Option<usize>,
-    /// Bytes that are still to be downloaded: 0, the headers having come from local files.
+    /// Bytes of weights that are still to be downloaded.
     pub download_bytes: u64,
     /// What the rates predict, where they are known.
     pub predicted_tokens_per_second: Option<f64>,
@@ -92,10 +93,18 @@ pub fn plan(
     options: &LoadOptions,
     progress: &mut dyn Progress,
 ) -> Result<PlanReport, Error> {
-    let model = source.open(options, progress)?;
+    let model = source.open_headers(options, progress)?;
     let candidates = pollster::block_on(candidates(options))?;
     let planning = Planning::new(&model, options, candidates)?;
     planning.report()
+}
+
+/// Refuses a model that would not fit, before it is downloaded.
+pub(crate) fn check_fit(model: &Model, options: &LoadOptions) -> Result<(), Error> {
+    let candidates = pollster::block_on(candidates(options))?;
+    let planning = Planning::new(model, options, candidates)?;
+    planning.plan(&planning.devices(), &planning.costs())?;
+    Ok(())
 }
 
 /// Everything that a plan is made from; kept while loading, for the ladder.
@@ -258,7 +267,7 @@ impl Planning {
             layers,
             context: planned.as_ref().map_or_else(|refusal| refusal.context, |plan| plan.context),
             max_context: longest,
-            download_bytes: 0,
+            download_bytes: self.model.checkpoint().map_or(0, Checkpoint::missing_bytes),
             predicted_tokens_per_second: planned
                 .as_ref()
                 .ok()

@@ -101,7 +101,7 @@ pub fn quantize(
         cache_dir: options.cache_dir.clone(),
         ..LoadOptions::default()
     };
-    let model = source.open(&load, progress)?;
+    let model = source.fetch(&load, progress)?;
     let checkpoint = model.checkpoint().ok_or_else(|| {
         Error::Usage(format!("{} is made up of random weights: there is nothing to write", model.name()))
     })?;
