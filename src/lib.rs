@@ -62,7 +62,9 @@ pub use halfbyte_inference::{Encoded, Flow, Score, Task};
 pub use halfbyte_quant::{QuantSpec, QuantType};
 pub use loading::{Event, Loaded, MemoryRow};
 pub use model_source::ModelSource;
-pub use options::{ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory};
+pub use options::{
+    ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,
+};
 pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
