@@ -86,7 +86,16 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn open(name: &str) -> Self {
-        let folder = path("tests/fixtures/models").join(name);
+        Self::in_folder("tests/fixtures/models", name)
+    }
+
+    /// A checkpoint that bitsandbytes wrote.
+    pub fn quantized(name: &str) -> Self {
+        Self::in_folder("tests/fixtures/bnb_ckpt", name)
+    }
+
+    fn in_folder(folder: &str, name: &str) -> Self {
+        let folder = path(folder).join(name);
         let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
         Self { name: name.into(), folder, expected }
     }
