@@ -4,7 +4,7 @@ use crate::loading::{Loaded, expect, tokenizer};
 use crate::model_source::{Model, ModelSource};
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::Tokenizer;
-use halfbyte_inference::{Encoded, ModelError, Task, features};
+use halfbyte_inference::{Encoded, Features, ModelError, Task, features};
 use std::time::Instant;
 
 /// How the vectors of a text's tokens become one.
@@ -70,6 +70,16 @@ impl Embedder {
         &self.loaded
     }
 
+    /// The last hidden states of token ids, `[tokens, hidden]` a text, and the pooler's output where there is a
+    /// pooler. Needs no tokenizer.
+    ///
+    /// # Errors
+    /// A text longer than the model's positions, an unknown token; a failed device.
+    pub fn features(&mut self, texts: &[Encoded]) -> Result<Vec<Features>, Error> {
+        let context = self.loaded.context();
+        self.loaded.ask(context, &mut |engine| pollster::block_on(features(engine, texts)))
+    }
+
     /// The vector of each text, `[hidden]`. Texts longer than the model's positions are cut.
     ///
     /// # Errors
@@ -84,8 +94,7 @@ impl Embedder {
                 Ok(Encoded { ids, types })
             })
             .collect::<Result<Vec<_>, Error>>()?;
-        let found = self.loaded.ask(context, &mut |engine| pollster::block_on(features(engine, &encoded)))?;
-        found
+        self.features(&encoded)?
             .into_iter()
             .map(|text| match pooling {
                 Pooling::Mean => Ok(text.mean()),

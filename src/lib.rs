@@ -58,7 +58,7 @@ pub use error::Error;
 pub use four_bit_cache::FourBitCache;
 pub use halfbyte_backend::{FaultCounts, FaultSpec, KvType, SampleParams, argmax, human_bytes};
 pub use halfbyte_checkpoint::{Checkpoint, TensorDtype};
-pub use halfbyte_inference::{Encoded, Flow, Score, Task};
+pub use halfbyte_inference::{Encoded, Features, Flow, Score, Task};
 pub use halfbyte_quant::{QuantSpec, QuantType};
 pub use loading::{Event, Loaded, MemoryRow};
 pub use model_source::ModelSource;

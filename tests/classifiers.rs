@@ -182,3 +182,31 @@ fn vectors_of_like_texts_are_near() {
         assert!(distance(&found[1], &found[0]) < distance(&found[2], &found[0]), "{pooling:?}");
     }
 }
+
+#[test]
+fn hidden_states_are_those_of_transformers() {
+    let fixture = Fixture::open("bert_model");
+    let texts = texts(&fixture, true);
+    let padded = fixture.ids("input_ids").len() / 3;
+    for setup in devices() {
+        for (suffix, quant) in [("", None), (".nf4dq", Some(QuantSpec::default()))] {
+            let mut model = Embedder::load(&fixture.source(), &setup.exact(quant), &mut Silent).unwrap();
+            let found = model.features(&texts).unwrap();
+            let hidden = fixture.floats(&format!("last_hidden_state{suffix}"));
+            let pooled = fixture.floats(&format!("pooler_output{suffix}"));
+            for (row, (found, text)) in found.iter().zip(&texts).enumerate() {
+                let wanted = &hidden[row * padded * 64..][..text.ids.len() * 64];
+                let distance = [
+                    distance(&found.hidden, wanted),
+                    distance(found.pooled.as_ref().unwrap(), &pooled[row * 64..][..64]),
+                ];
+                println!("text {row}{suffix} on {}: {distance:?}", setup.name);
+                assert!(
+                    distance.iter().all(|distance| *distance < setup.tolerance),
+                    "{row}{suffix} on {}",
+                    setup.name
+                );
+            }
+        }
+    }
+}
