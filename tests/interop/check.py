@@ -234,7 +234,8 @@ def main():
             except Exception as error:
                 failed += 1
                 print(f"FAILED {title}: {type(error).__name__}: {error}", flush=True)
-    print(f"{len(cases) - failed} of {len(cases)} cases passed in {time.time() - begin:.0f} s")
+    print(f"in {time.time() - begin:.0f} s:")
+    print(f"{len(cases) - failed} passed, {failed} failed")
     return 1 if failed else 0
 
 

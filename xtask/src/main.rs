@@ -25,7 +25,11 @@ enum Task {
         rest: Vec<String>,
     },
     /// Compare with real transformers and bitsandbytes, in a virtual environment under target/.
-    Interop,
+    Interop {
+        /// Where the Python packages cannot be had, say so and succeed.
+        #[arg(long)]
+        if_available: bool,
+    },
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -33,7 +37,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
-        Task::Interop => interop::run(),
+        Task::Interop { if_available } => interop::run(if_available),
         Task::Check => cargo::check(),
     };
     match result {
