@@ -46,6 +46,8 @@ impl Tokenizer {
             largest_id: None,
         };
         tokenizer.find_largest_id();
+        // A frame that names a token which is not there shows only when it is put around a text.
+        tokenizer.encode("a", true)?;
         Ok(tokenizer)
     }
 
@@ -84,8 +86,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's model cannot represent the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CheckpointError> {
-        let encoding =
-            self.inner.encode_fast(text, add_special).map_err(|error| self.error("encode", &error))?;
+        let encoding = self.guard("encode", || self.inner.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -102,7 +103,7 @@ impl Tokenizer {
         most: usize,
     ) -> Result<(Vec<u32>, Vec<u32>, bool), CheckpointError> {
         let failed = |error: tokenizers::Error| self.error("encode", &error);
-        let encode = |text: &str| self.inner.encode_fast(text, false).map_err(failed);
+        let encode = |text: &str| self.guard("encode", || self.inner.encode_fast(text, false));
         let first = encode(text)?;
         let second = pair.map(encode).transpose()?;
         let frame = self.inner.get_post_processor().map_or(0, |frame| frame.added_tokens(second.is_some()));
@@ -117,7 +118,7 @@ impl Tokenizer {
                 .map_err(failed)?,
             false => (first, second),
         };
-        let encoding = self.inner.post_process(first, second, true).map_err(failed)?;
+        let encoding = self.guard("encode", || self.inner.post_process(first, second, true))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec(), cut))
     }
 
@@ -126,7 +127,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, CheckpointError> {
-        self.inner.decode(ids, skip_special).map_err(|error| self.error("decode", &error))
+        self.guard("decode", || self.inner.decode(ids, skip_special))
     }
 
     /// A decoder that gives out text while ids arrive.
@@ -234,6 +235,22 @@ impl Tokenizer {
 
     fn find_largest_id(&mut self) {
         self.largest_id = self.inner.get_vocab(true).into_values().max();
+    }
+
+    /// Runs the library on a file that may be damaged in ways that it does not look for: a panic of its own
+    /// becomes an error.
+    fn guard<T>(
+        &self,
+        what: &str,
+        run: impl FnOnce() -> tokenizers::Result<T>,
+    ) -> Result<T, CheckpointError> {
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+            Ok(result) => result.map_err(|error| self.error(what, &error)),
+            Err(_) => Err(CheckpointError::Tokenizer {
+                file: self.file.clone(),
+                problem: format!("cannot {what}: the tokenizers library panicked on it; download it again"),
+            }),
+        }
     }
 
     fn error(&self, what: &str, error: &tokenizers::Error) -> CheckpointError {
