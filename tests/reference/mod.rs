@@ -24,6 +24,11 @@ pub const MODELS: &[&str] = &[
     "qwen3_moe",
 ];
 
+/// What a GPU may differ in float32: less than the smallest error of meaning that the mutants of
+/// `crates/inference/tests/mutants.rs` make, 5e-5, so that each of them would fail here too. Software Vulkan
+/// differs by less than 1e-6.
+const GPU_TOLERANCE: f64 = 5e-5;
+
 /// A folder of the repository.
 pub fn path(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)
@@ -52,13 +57,13 @@ pub fn setups() -> Vec<Setup> {
         setups.push(Setup {
             name: "wgpu",
             device_map: "wgpu:0".parse().unwrap(),
-            tolerance: 1e-4,
+            tolerance: GPU_TOLERANCE,
             devices: &["wgpu:0"],
         });
         setups.push(Setup {
             name: "cpu and wgpu",
             device_map: file.to_str().unwrap().parse().unwrap(),
-            tolerance: 1e-4,
+            tolerance: GPU_TOLERANCE,
             devices: &["cpu", "wgpu:0"],
         });
     }
