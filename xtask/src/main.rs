@@ -1,10 +1,12 @@
-//! What CI and people both call: `cargo xtask test`, `cargo xtask check`.
+//! What CI and people both call: `cargo xtask test`, `cargo xtask check`, and what measures: `cargo xtask bench`.
 
 #![forbid(unsafe_code)]
 
 mod adapter;
+mod bench;
 mod cargo;
 mod interop;
+mod python;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +32,8 @@ enum Task {
         #[arg(long)]
         if_available: bool,
     },
+    /// Measure the speed of a release build, alone or in turns with another build or with llama.cpp.
+    Bench(Box<bench::BenchArgs>),
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
         Task::Interop { if_available } => interop::run(if_available),
+        Task::Bench(args) => bench::run(&args),
         Task::Check => cargo::check(),
     };
     match result {

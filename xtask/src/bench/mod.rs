@@ -1,0 +1,116 @@
+//! `cargo xtask bench`: halfbyte's speed, alone or paired with another build or with llama.cpp.
+//!
+//! Two things that are to be compared run in turns within one call, each turn's order the reverse of the
+//! one before, so that a machine that grows slower or faster meanwhile favours neither.
+
+mod gguf;
+mod report;
+mod revision;
+mod side;
+
+use clap::Args;
+use report::{Figure, Samples};
+use side::Side;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What is measured, and with what it is compared.
+#[derive(Args)]
+pub struct BenchArgs {
+    /// llama-160m, tinyllama-1.1b or llama-2-7b, with random weights.
+    #[arg(long, default_value = "llama-160m")]
+    shape: String,
+    /// Lengths of prompts; 0 for none.
+    #[arg(short, long, value_delimiter = ',', default_values_t = [128])]
+    prefill: Vec<usize>,
+    /// Tokens to decode for each figure; 0 for none.
+    #[arg(short = 'n', long, default_value_t = 32)]
+    tokens: usize,
+    /// Contexts after which decoding is measured.
+    #[arg(short, long, value_delimiter = ',', default_values_t = [0])]
+    decode_at: Vec<usize>,
+    /// Cores that every side is bound to, by `taskset` [default: all].
+    #[arg(short, long)]
+    threads: Option<usize>,
+    /// cpu, wgpu:0, cuda:0; llama-bench gets `-ngl 99` unless it is cpu.
+    #[arg(long, default_value = "cpu")]
+    device_map: String,
+    /// Measurements within a turn; their median is the turn's figure.
+    #[arg(long, default_value_t = 3)]
+    repeats: usize,
+    /// Turns of each side.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// The `halfbyte` to measure [default: built from the working tree].
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// `llama-bench`, a path of another `halfbyte`, or a git revision, which is built. May be given again.
+    #[arg(long, value_name = "WHAT")]
+    compare: Vec<String>,
+    /// llama.cpp's head: q4_0, which reads least, q6_k, which `llama-quantize` makes, or f16.
+    #[arg(long, default_value = "q4_0")]
+    head: String,
+    /// A Python with `gguf` and `numpy` [default: a virtual environment under target/].
+    #[arg(long)]
+    python: Option<PathBuf>,
+    /// One more argument for llama-bench, as in --peer-arg=-fa --peer-arg=1. May be given again.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    peer_arg: Vec<String>,
+    /// Where all figures are written as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Passed on to every `halfbyte bench`, as in `-- --kv-cache q8`.
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Measures, prints a table, and writes the JSON if one is asked for.
+pub fn run(args: &BenchArgs) -> Result<(), String> {
+    let sides = sides(args)?;
+    let mut samples: BTreeMap<Figure, Vec<Samples>> = BTreeMap::new();
+    for round in 0..args.rounds.max(1) {
+        let mut order: Vec<usize> = (0..sides.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            eprintln!("turn {} of {}: {}", round + 1, args.rounds.max(1), sides[index].name());
+            for (figure, speed) in sides[index].measure(args)? {
+                let row = samples.entry(figure).or_insert_with(|| vec![Samples::default(); sides.len()]);
+                row[index].add(speed);
+            }
+        }
+    }
+    let names: Vec<&str> = sides.iter().map(Side::name).collect();
+    print!("{}", report::table(&names, &samples));
+    if let Some(path) = &args.json {
+        let json = report::json(args, &names, &samples);
+        let text = serde_json::to_string_pretty(&json).map_err(|error| error.to_string())?;
+        std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The working tree's build, then what it is compared with.
+fn sides(args: &BenchArgs) -> Result<Vec<Side>, String> {
+    let own = match &args.binary {
+        Some(path) => absolute(path)?,
+        None => revision::working_tree()?,
+    };
+    let mut sides = vec![Side::halfbyte("halfbyte", own)];
+    for what in &args.compare {
+        let side = if what == "llama-bench" {
+            Side::llama(gguf::file(&args.shape, &args.head, args.python.as_deref())?)
+        } else if Path::new(what).is_file() {
+            Side::halfbyte(what, absolute(Path::new(what))?)
+        } else {
+            Side::halfbyte(what, revision::build(what)?)
+        };
+        sides.push(side);
+    }
+    Ok(sides)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    path.canonicalize().map_err(|error| format!("{}: {error}", path.display()))
+}
