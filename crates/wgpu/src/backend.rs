@@ -53,6 +53,15 @@ impl WgpuBackend {
                 what: format!("there are {} such devices, numbered from 0", adapters.len()),
             });
         };
+        Self::on(adapter, index, options).await
+    }
+
+    /// Opens `adapter` as device `wgpu:{index}`: one that [`all`](Self::all) does not list, such as an
+    /// implementation of WebGPU of the caller's own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn on(adapter: &wgpu::Adapter, index: usize, options: Options) -> Result<Self, Fault> {
         let info = describe(adapter, index);
         let features = adapter.features() & wgpu::Features::SUBGROUP;
         let offered = adapter.limits();
