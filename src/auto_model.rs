@@ -1,8 +1,8 @@
 //! A model of any kind, for those who do not know which it is.
 
 use crate::model_source::ModelSource;
-use crate::{CausalLm, Embedder, Error, LoadOptions, Loaded, Progress, SequenceClassifier};
-use halfbyte_inference::{ModelError, Task, families};
+use crate::{CausalLm, Embedder, Error, LoadOptions, Loaded, Progress, SequenceClassifier, TokenClassifier};
+use halfbyte_inference::{Task, families};
 use std::time::Instant;
 
 /// What a model turned out to be.
@@ -12,6 +12,8 @@ pub enum AutoModel {
     CausalLm(Box<CausalLm>),
     /// It labels texts.
     SequenceClassifier(Box<SequenceClassifier>),
+    /// It labels the tokens of texts.
+    TokenClassifier(Box<TokenClassifier>),
     /// It turns texts into vectors.
     Embedder(Box<Embedder>),
 }
@@ -38,12 +40,31 @@ impl AutoModel {
                 Self::SequenceClassifier(Box::new(classifier))
             }
             Task::Embed => Self::Embedder(Box::new(Embedder::from_model(&model, options, progress, start)?)),
-            wanted @ Task::ClassifyTokens => {
-                let architecture = model.config().architecture.clone();
-                let instead = "use halfbyte_inference::classify, which labels every token".into();
-                return Err(ModelError::Task { architecture, found, wanted, instead }.into());
+            Task::ClassifyTokens => {
+                let classifier = TokenClassifier::from_model(&model, options, progress, start)?;
+                Self::TokenClassifier(Box::new(classifier))
             }
         })
+    }
+
+    /// Loads a model to label texts with: a token classifier as such, anything else as a
+    /// [`SequenceClassifier`], with a new head where it has none.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and for a model that cannot label.
+    pub fn load_classifier(
+        source: &ModelSource,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Self, Error> {
+        let start = Instant::now();
+        let model = source.open(options, progress)?;
+        if families::task(model.config())? == Task::ClassifyTokens {
+            let classifier = TokenClassifier::from_model(&model, options, progress, start)?;
+            return Ok(Self::TokenClassifier(Box::new(classifier)));
+        }
+        let classifier = SequenceClassifier::from_model(&model, options, progress, start)?;
+        Ok(Self::SequenceClassifier(Box::new(classifier)))
     }
 
     /// Where the model lives and what it holds.
@@ -51,6 +72,7 @@ impl AutoModel {
         match self {
             Self::CausalLm(model) => model.loaded(),
             Self::SequenceClassifier(model) => model.loaded(),
+            Self::TokenClassifier(model) => model.loaded(),
             Self::Embedder(model) => model.loaded(),
         }
     }

@@ -44,6 +44,7 @@ mod progress;
 mod quantize;
 mod recovery;
 mod sequence_classifier;
+mod token_classifier;
 mod weight_report;
 mod witness;
 
@@ -69,5 +70,6 @@ pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};
+pub use token_classifier::{Entity, TokenClassifier, TokenLabel};
 pub use weight_report::WeightReport;
 pub use witness::{peak_resident, private_resident};

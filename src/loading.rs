@@ -228,7 +228,7 @@ pub(crate) fn expect(model: &Model, wanted: Task) -> Result<(), Error> {
     let instead = match found {
         Task::Generate => "use `halfbyte run` or CausalLm",
         Task::ClassifySequence => "use `halfbyte classify` or SequenceClassifier",
-        Task::ClassifyTokens => "use halfbyte_inference::classify, which labels every token",
+        Task::ClassifyTokens => "use `halfbyte classify` or TokenClassifier",
         Task::Embed => "use Embedder, or `halfbyte classify` for a new head on it",
     };
     let architecture = model.config().architecture.clone();

@@ -194,14 +194,17 @@ fn scores(scoring: Scoring, logits: &[f32]) -> Vec<f32> {
         Scoring::AnyOf => {
             logits.iter().map(|&logit| (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32).collect()
         }
-        Scoring::OneOf => {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let powers: Vec<f64> =
-                logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect();
-            let total: f64 = powers.iter().sum();
-            powers.into_iter().map(|power| (power / total) as f32).collect()
-        }
+        Scoring::OneOf => softmax(logits),
     }
+}
+
+/// Probabilities of which one is right, in f64 within.
+pub(crate) fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers: Vec<f64> =
+        logits.iter().map(|&logit| (f64::from(logit) - f64::from(largest)).exp()).collect();
+    let total: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| (power / total) as f32).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod reference;
 
 use halfbyte::{
     AutoModel, CausalLm, Embedder, Encoded, LoadOptions, ModelSource, Pooling, Progress, QuantSpec,
-    SequenceClassifier, Silent,
+    SequenceClassifier, Silent, TokenClassifier,
 };
 use reference::{Fixture, Setup, distance, path, setups};
 use serde_json::Value;
@@ -207,6 +207,55 @@ fn hidden_states_are_those_of_transformers() {
                     setup.name
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn entities_are_those_of_transformers() {
+    let folder = path("tests/fixtures/models/bert_ner");
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let cases = expected["cases"].as_array().unwrap();
+    let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
+    let number = |value: &Value| value.as_f64().unwrap() as f32;
+    for setup in devices() {
+        let source = ModelSource::named(folder.to_str().unwrap());
+        let mut model = TokenClassifier::load(&source, &setup.exact(None), &mut Silent).unwrap();
+        let (labels, entities) = (model.label(&texts).unwrap(), model.entities(&texts).unwrap());
+        for (case, (labels, entities)) in cases.iter().zip(labels.iter().zip(&entities)) {
+            let text = case["text"].as_str().unwrap();
+            // transformers counts characters, and gives the frame's tokens empty spans.
+            let bytes = |characters: &Value| {
+                let count = characters.as_u64().unwrap() as usize;
+                text.char_indices().nth(count).map_or(text.len(), |(at, _)| at)
+            };
+            let spans =
+                case["offsets"].as_array().unwrap().iter().map(|pair| bytes(&pair[0])..bytes(&pair[1]));
+            let spans: Vec<_> = spans.filter(|span| !span.is_empty()).collect();
+            assert_eq!(labels.iter().map(|one| one.span.clone()).collect::<Vec<_>>(), spans, "{text}");
+            let logits = case["logits"].as_array().unwrap();
+            let wanted: Vec<f32> = logits[1..logits.len() - 1]
+                .iter()
+                .flat_map(|row| row.as_array().unwrap().iter().map(number))
+                .collect();
+            let found: Vec<f32> = labels.iter().flat_map(|one| one.logits.clone()).collect();
+            let distance = distance(&found, &wanted);
+            println!("{text} on {}: {distance:.1e}", setup.name);
+            assert!(distance < setup.tolerance, "{text} on {}: {distance:e}", setup.name);
+            let wanted = case["entities"].as_array().unwrap();
+            assert_eq!(entities.len(), wanted.len(), "{text}");
+            for (found, wanted) in entities.iter().zip(wanted) {
+                let span = bytes(&wanted["start"])..bytes(&wanted["end"]);
+                assert_eq!(
+                    (found.label.as_str(), found.start..found.end),
+                    (wanted["label"].as_str().unwrap(), span)
+                );
+                assert!((found.score - number(&wanted["score"])).abs() < 1e-4, "{found:?} {wanted}");
+            }
+        }
+        for row in model.loaded().memory() {
+            assert_eq!(row.planned_bytes, row.measured_bytes, "on {}", row.device);
         }
     }
 }

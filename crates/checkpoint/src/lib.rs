@@ -62,6 +62,6 @@ pub use quant_state::{QuantState, QuantizedWeight};
 pub use quantization::QuantizationConfig;
 pub use rope::{RopeKind, RopeScaling};
 pub use selection::{Fate, Selection};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SpannedTokens, Tokenizer};
 #[cfg(feature = "native")]
 pub use write::{WriteOptions, WriteReport, quantized_bytes, write_quantized};

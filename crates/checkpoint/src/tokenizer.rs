@@ -5,6 +5,7 @@ use crate::decode_stream::DecodeStream;
 use crate::error::{CheckpointError, shown};
 use crate::files::{FileBytes, TokenizerFiles};
 use serde_json::{Map, Value};
+use std::ops::Range;
 use tokenizers::{AddedToken, PostProcessor};
 
 /// A model's tokenizer with its special tokens and chat template.
@@ -16,6 +17,17 @@ pub struct Tokenizer {
     eos: Option<String>,
     chat_template: Option<ChatTemplate>,
     largest_id: Option<u32>,
+}
+
+/// A text's tokens and where each comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpannedTokens {
+    /// Token ids, the frame included.
+    pub ids: Vec<u32>,
+    /// The bytes of the text that each stands for; `None` for a token of the frame.
+    pub spans: Vec<Option<Range<usize>>>,
+    /// Whether the text was cut.
+    pub truncated: bool,
 }
 
 impl Tokenizer {
@@ -102,10 +114,34 @@ impl Tokenizer {
         pair: Option<&str>,
         most: usize,
     ) -> Result<(Vec<u32>, Vec<u32>, bool), CheckpointError> {
-        let failed = |error: tokenizers::Error| self.error("encode", &error);
         let encode = |text: &str| self.guard("encode", || self.inner.encode_fast(text, false));
-        let first = encode(text)?;
-        let second = pair.map(encode).transpose()?;
+        let (encoding, cut) = self.frame(encode(text)?, pair.map(encode).transpose()?, most)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec(), cut))
+    }
+
+    /// A text as [`encode_pair`](Self::encode_pair) gives it, and for each token the bytes of the text that it
+    /// stands for; `None` for a token of the frame.
+    ///
+    /// # Errors
+    /// As [`encode_pair`](Self::encode_pair).
+    pub fn encode_spans(&self, text: &str, most: usize) -> Result<SpannedTokens, CheckpointError> {
+        let plain = self.guard("encode", || self.inner.encode(text, false))?;
+        let (encoding, truncated) = self.frame(plain, None, most)?;
+        let spans = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
+        Ok(SpannedTokens {
+            ids: encoding.get_ids().to_vec(),
+            spans: spans.map(|(&(start, end), &frame)| (frame == 0).then_some(start..end)).collect(),
+            truncated,
+        })
+    }
+
+    /// Cuts a text or a pair to what `most` tokens leave beside the frame, and puts the frame around.
+    fn frame(
+        &self,
+        first: tokenizers::Encoding,
+        second: Option<tokenizers::Encoding>,
+        most: usize,
+    ) -> Result<(tokenizers::Encoding, bool), CheckpointError> {
         let frame = self.inner.get_post_processor().map_or(0, |frame| frame.added_tokens(second.is_some()));
         let long = first.len() + second.as_ref().map_or(0, tokenizers::Encoding::len);
         let cut = long + frame > most;
@@ -115,11 +151,10 @@ impl Tokenizer {
         };
         let (first, second) = match cut {
             true => tokenizers::utils::truncation::truncate_encodings(first, second, &truncation)
-                .map_err(failed)?,
+                .map_err(|error| self.error("encode", &error))?,
             false => (first, second),
         };
-        let encoding = self.guard("encode", || self.inner.post_process(first, second, true))?;
-        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec(), cut))
+        Ok((self.guard("encode", || self.inner.post_process(first, second, true))?, cut))
     }
 
     /// The text of token ids; with `skip_special` without the likes of `</s>`. Unknown ids are left out.

@@ -72,3 +72,21 @@ fn plans_and_logits_of_classifiers() {
     let first = f32::from_le_bytes(logits.data()[..4].try_into().unwrap());
     assert!((first - 3.4738).abs() < 0.01, "{first}");
 }
+
+#[test]
+fn a_token_classifier_gives_entities() {
+    let model = fixture("bert_ner");
+    let text = "The soup was wonderful.";
+    let args = ["classify", model.as_str(), "--text", text, "--device-map", "cpu"];
+    let json = halfbyte(&[&args[..], &["--json"]].concat()).ok().json();
+    let entities = json["results"][0]["entities"].as_array().unwrap();
+    assert!(!entities.is_empty());
+    for entity in entities {
+        has_fields(entity, &[("label", Text), ("score", Number), ("start", Number), ("end", Number)]);
+        let at = |key: &str| entity[key].as_u64().unwrap() as usize;
+        assert_eq!(entity["words"], text[at("start")..at("end")]);
+    }
+    let table = halfbyte(&args).ok();
+    assert!(table.stdout.contains("soup was wonderful."), "{}", table.stdout);
+    halfbyte(&[&args[..], &["--pair", "again"]].concat()).refused_with(&["--pair"]);
+}

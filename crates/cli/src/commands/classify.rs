@@ -4,29 +4,27 @@ use super::{print, print_json, report, say};
 use crate::args::ClassifyArgs;
 use crate::progress::Bars;
 use crate::table::Table;
-use halfbyte::{Classification, Error, ModelSource, SequenceClassifier};
+use halfbyte::{AutoModel, Classification, Entity, Error, ModelSource, SequenceClassifier, TokenClassifier};
 use serde_json::{Map, Value, json};
 
-/// Loads, labels all texts together, and prints a label and its score for each.
+/// Loads, labels all texts together, and prints a label and its score for each; from a token classifier,
+/// the entities of each.
 pub fn run(args: &ClassifyArgs) -> Result<(), Error> {
     let texts = texts(args)?;
-    let pairs = pairs(&texts, &args.pair)?;
     let source = match args.model.model {
         Some(_) => args.model.source(),
         None => ModelSource::Bundled("sentiment".into()),
     };
-    let mut model = SequenceClassifier::load(&source, &args.model.options()?, &mut Bars::new())?;
+    let mut model = AutoModel::load_classifier(&source, &args.model.options()?, &mut Bars::new())?;
     let start = std::time::Instant::now();
-    let answers = model.classify_pairs(&pairs)?;
+    let (results, table) = match &mut model {
+        AutoModel::TokenClassifier(model) => entities(model, &texts, args)?,
+        AutoModel::SequenceClassifier(model) => labels(model, &texts, args)?,
+        other => return Err(Error::Usage(format!("{} labels no texts", other.loaded().name()))),
+    };
     let seconds = start.elapsed().as_secs_f64();
     let loaded = model.loaded();
-    let cut = answers.iter().filter(|answer| answer.truncated).count();
-    if cut > 0 {
-        say(&format!("note: {cut} of {} texts were cut to {} tokens", answers.len(), loaded.context()));
-    }
     if args.model.json {
-        let results: Vec<Value> =
-            texts.iter().zip(&answers).map(|(text, answer)| result(text, answer)).collect();
         return print_json(&json!({
             "results": results,
             "seconds": seconds,
@@ -36,15 +34,70 @@ pub fn run(args: &ClassifyArgs) -> Result<(), Error> {
             "events": loaded.events(),
         }));
     }
-    let mut table = Table::new(&["label", "score", "text"]);
-    for (text, answer) in texts.iter().zip(&answers) {
-        table.row([answer.label.clone(), format!("{:.4}", answer.score), text.clone()]);
-    }
     print(&table.to_string())?;
     let rate = texts.len() as f64 / seconds.max(f64::MIN_POSITIVE);
     say(&format!("\nloaded in {:.1} s; {} texts at {rate:.1} texts/s", loaded.load_seconds(), texts.len()));
     say(&report::memory_table(loaded).to_string());
     Ok(())
+}
+
+/// A label for each text.
+fn labels(
+    model: &mut SequenceClassifier,
+    texts: &[String],
+    args: &ClassifyArgs,
+) -> Result<(Vec<Value>, Table), Error> {
+    let answers = model.classify_pairs(&pairs(texts, &args.pair)?)?;
+    let cut = answers.iter().filter(|answer| answer.truncated).count();
+    if cut > 0 {
+        let context = model.loaded().context();
+        say(&format!("note: {cut} of {} texts were cut to {context} tokens", answers.len()));
+    }
+    let mut table = Table::new(&["label", "score", "text"]);
+    for (text, answer) in texts.iter().zip(&answers) {
+        table.row([answer.label.clone(), format!("{:.4}", answer.score), text.clone()]);
+    }
+    Ok((texts.iter().zip(&answers).map(|(text, answer)| result(text, answer)).collect(), table))
+}
+
+/// The entities of each text.
+fn entities(
+    model: &mut TokenClassifier,
+    texts: &[String],
+    args: &ClassifyArgs,
+) -> Result<(Vec<Value>, Table), Error> {
+    if !args.pair.is_empty() {
+        return Err(Error::Usage("--pair: a token classifier labels single texts; leave it out".into()));
+    }
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let found = model.entities(&texts)?;
+    let mut table = Table::new(&["label", "score", "words", "text"]);
+    let mut results = Vec::with_capacity(texts.len());
+    for (text, entities) in texts.iter().zip(&found) {
+        let words = |entity: &Entity| text.get(entity.start..entity.end).unwrap_or_default().to_owned();
+        for entity in entities {
+            table.row([
+                entity.label.clone(),
+                format!("{:.4}", entity.score),
+                words(entity),
+                (*text).to_owned(),
+            ]);
+        }
+        let entities: Vec<Value> = entities
+            .iter()
+            .map(|entity| {
+                json!({
+                    "label": entity.label,
+                    "score": entity.score,
+                    "start": entity.start,
+                    "end": entity.end,
+                    "words": words(entity),
+                })
+            })
+            .collect();
+        results.push(json!({ "text": text, "entities": entities }));
+    }
+    Ok((results, table))
 }
 
 fn texts(args: &ClassifyArgs) -> Result<Vec<String>, Error> {

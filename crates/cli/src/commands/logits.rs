@@ -28,6 +28,10 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
             let labels = logits.len();
             (logits, vec![1, labels])
         }
+        AutoModel::TokenClassifier(mut model) => {
+            let logits = model.logits(&[args.ids.clone().into()])?.concat();
+            (logits, vec![1, args.ids.len(), model.labels().len()])
+        }
         AutoModel::Embedder(model) => {
             return Err(Error::Usage(format!(
                 "{} has hidden states, but no logits: `halfbyte classify` puts a new head on it",
