@@ -259,4 +259,15 @@ impl Variant {
         }
         render(self.kernel.name(), self.kernel.source(), self.flags)
     }
+
+    /// Its WGSL as browsers want it: `enable subgroups;` where subgroups are used, which naga 29 does not
+    /// take and does not need.
+    ///
+    /// # Errors
+    /// As [`wgsl`](Self::wgsl).
+    pub fn portable_wgsl(self) -> Result<String, ShaderError> {
+        let source = self.wgsl()?;
+        let enable = if self.flags.has(Flag::Subgroups) { "enable subgroups;\n" } else { "" };
+        Ok(format!("{enable}{source}"))
+    }
 }

@@ -142,14 +142,16 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     let run_first = tile_word(workgroup.z, 4u);
     let run_rows = tile_word(workgroup.z, 5u);
 
-    own_slot = select(position, first_row, ENCODER);
+    // Private variables never count as uniform, and barriers follow from this one.
+    let tile_slot = select(position, first_row, ENCODER);
+    own_slot = tile_slot;
     let sequence = select(tile_word(workgroup.z, 2u), 0u, ENCODER);
     record_base = (sequence * SHARD_HEADS + kv_head) * CAPACITY * RECORD;
     var low = select(0u, run_first, ENCODER);
-    if (WINDOW > 0u && own_slot + 1u > WINDOW) {
-        low = max(low, own_slot + 1u - WINDOW);
+    if (WINDOW > 0u && tile_slot + 1u > WINDOW) {
+        low = max(low, tile_slot + 1u - WINDOW);
     }
-    let end = select(own_slot + run_first + run_rows - first_row, own_slot + tile_rows, CAUSAL);
+    let end = select(tile_slot + run_first + run_rows - first_row, tile_slot + tile_rows, CAUSAL);
     let active_splits = clamp((end - low + SPLIT_KEYS - 1u) / SPLIT_KEYS, 1u, SPLITS);
     let span = ((end - low + active_splits - 1u) / active_splits + KEYS - 1u) / KEYS * KEYS;
     let begin = low + split * span;

@@ -7,6 +7,7 @@ mod bench;
 mod cargo;
 mod interop;
 mod python;
+mod shaders;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -32,6 +33,12 @@ enum Task {
         #[arg(long)]
         if_available: bool,
     },
+    /// Every shader variant: static account, naga's backends, and Tint, which npm installs under target/.
+    Shaders {
+        /// Where node or its package cannot be had, say so and succeed.
+        #[arg(long)]
+        if_available: bool,
+    },
     /// Measure the speed of a release build, alone or in turns with another build or with llama.cpp.
     Bench(Box<bench::BenchArgs>),
     /// Formatting and clippy, warnings denied.
@@ -42,6 +49,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().task {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
         Task::Interop { if_available } => interop::run(if_available),
+        Task::Shaders { if_available } => shaders::run(if_available),
         Task::Bench(args) => bench::run(&args),
         Task::Check => cargo::check(),
     };
