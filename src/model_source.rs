@@ -64,8 +64,7 @@ impl ModelSource {
             Self::Bundled(name) => Ok(Model::Checkpoint(Rc::new(bundled(name)?))),
             Self::Synthetic(shape) => Ok(Model::Synthetic(shape.clone(), SyntheticModel::named(shape, 0)?)),
             Self::Named(name) => {
-                let mut downloads = Downloads { progress, file: String::new(), done: 0, total: 0 };
-                let checkpoint = hub::resolve(name, &hub_options(options), &mut downloads)?;
+                let checkpoint = hub::resolve(name, &hub_options(options), &mut Downloads(progress))?;
                 Ok(Model::Checkpoint(Rc::new(checkpoint)))
             }
         }
@@ -89,31 +88,24 @@ fn hub_options(options: &LoadOptions) -> HubOptions {
         token: options.token.as_ref().map(|token| token.0.clone()),
         cache_dir: options.cache_dir.clone(),
         offline: options.offline,
-        endpoint: None,
+        ..HubOptions::default()
     }
 }
 
 /// Passes the Hub's reports on.
-struct Downloads<'a> {
-    progress: &'a mut dyn Progress,
-    file: String,
-    done: u64,
-    total: u64,
-}
+pub(crate) struct Downloads<'a>(pub(crate) &'a mut dyn Progress);
 
 impl hub::Progress for Downloads<'_> {
-    fn started(&mut self, file: &str, bytes: u64) {
-        (self.file, self.done, self.total) = (file.to_owned(), 0, bytes);
-        self.progress.download(file, 0, bytes);
+    fn file(&mut self, file: &str, done: u64, total: u64) {
+        self.0.download(file, done, total);
     }
 
-    fn advanced(&mut self, bytes: u64) {
-        self.done += bytes;
-        self.progress.download(&self.file, self.done, self.total);
+    fn all(&mut self, done: u64, total: u64) {
+        self.0.download_all(done, total);
     }
 
-    fn finished(&mut self) {
-        self.progress.download(&self.file, self.total, self.total);
+    fn note(&mut self, text: &str) {
+        self.0.note(text);
     }
 }
 

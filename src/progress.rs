@@ -2,9 +2,14 @@
 
 /// Told of downloads, loading, and what happened on the way. Every method does nothing by default.
 pub trait Progress {
-    /// `done` of `total` bytes of a file have been downloaded.
+    /// `done` of `total` bytes of a file have been downloaded. Several files are downloaded at a time.
     fn download(&mut self, file: &str, done: u64, total: u64) {
         let _ = (file, done, total);
+    }
+
+    /// `done` of the `total` bytes of all files that are being downloaded together are there.
+    fn download_all(&mut self, done: u64, total: u64) {
+        let _ = (done, total);
     }
 
     /// `done` of `total` bytes are on their devices; `name` is the last that went there.

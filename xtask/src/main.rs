@@ -5,6 +5,7 @@
 mod adapter;
 mod bench;
 mod cargo;
+mod hub;
 mod interop;
 mod python;
 mod shaders;
@@ -41,6 +42,8 @@ enum Task {
     },
     /// Measure the speed of a release build, alone or in turns with another build or with llama.cpp.
     Bench(Box<bench::BenchArgs>),
+    /// Serve a directory of models as the Hugging Face Hub would; `HF_ENDPOINT` points any command at it.
+    Hub(hub::Args),
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Interop { if_available } => interop::run(if_available),
         Task::Shaders { if_available } => shaders::run(if_available),
         Task::Bench(args) => bench::run(&args),
+        Task::Hub(args) => hub::run(&args),
         Task::Check => cargo::check(),
     };
     match result {

@@ -1,51 +1,64 @@
 //! Progress bars on stderr; silent where stderr is no terminal.
 
 use halfbyte::Progress;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
-/// Draws downloads and loading as bars.
+/// Bytes there of bytes in all, the rate, and the time left.
+const FIGURES: &str = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
+/// Draws downloads, one bar a file and one for all of them, and loading and quantizing.
 pub struct Bars {
-    bar: Option<ProgressBar>,
-    what: String,
+    bars: MultiProgress,
+    /// By what they are of.
+    open: BTreeMap<String, ProgressBar>,
     terminal: bool,
 }
 
 impl Bars {
     /// Bars for this process's stderr.
     pub fn new() -> Self {
-        Self { bar: None, what: String::new(), terminal: std::io::stderr().is_terminal() }
+        let terminal = std::io::stderr().is_terminal();
+        let bars = MultiProgress::new();
+        if !terminal {
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self { bars, open: BTreeMap::new(), terminal }
     }
 
-    fn advance(&mut self, verb: &str, what: &str, done: u64, total: u64) {
+    /// Moves the bar of `what`, which is opened at its first call and closed when all is done.
+    fn advance(&mut self, what: &str, message: &str, done: u64, total: u64) {
         if !self.terminal {
             return;
         }
-        if self.bar.is_none() || self.what != verb {
-            self.finish();
+        if done >= total {
+            self.close(what);
+            return;
+        }
+        let bars = &self.bars;
+        let bar = self.open.entry(what.to_owned()).or_insert_with(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template(
-                "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}",
-            ) {
+            if let Ok(style) = ProgressStyle::with_template(&format!("{{prefix}} {FIGURES} {{wide_msg}}")) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_prefix(verb.to_owned());
-            self.bar = Some(bar);
-            self.what = verb.to_owned();
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_message(what.to_owned());
-            bar.set_position(done);
-            if done >= total {
-                self.finish();
-            }
-        }
+            bar.set_prefix(what.to_owned());
+            // What an earlier try left took no time now.
+            let bar = bars.add(bar.with_position(done));
+            bar.reset_eta();
+            bar.enable_steady_tick(Duration::from_millis(500));
+            bar
+        });
+        bar.set_length(total);
+        bar.set_message(message.to_owned());
+        bar.set_position(done);
     }
 
-    fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
+    fn close(&mut self, what: &str) {
+        if let Some(bar) = self.open.remove(what) {
             bar.finish_and_clear();
+            self.bars.remove(&bar);
         }
     }
 }
@@ -58,7 +71,11 @@ impl Default for Bars {
 
 impl Progress for Bars {
     fn download(&mut self, file: &str, done: u64, total: u64) {
-        self.advance(&format!("downloading {file}"), "", done, total);
+        self.advance(file, "", done, total);
+    }
+
+    fn download_all(&mut self, done: u64, total: u64) {
+        self.advance("all files", "", done, total);
     }
 
     fn load(&mut self, name: &str, done: u64, total: u64) {
@@ -70,13 +87,17 @@ impl Progress for Bars {
     }
 
     fn note(&mut self, text: &str) {
-        self.finish();
-        let _ = writeln!(std::io::stderr(), "note: {text}");
+        // Above the bars.
+        self.bars.suspend(|| {
+            let _ = writeln!(std::io::stderr(), "note: {text}");
+        });
     }
 }
 
 impl Drop for Bars {
     fn drop(&mut self) {
-        self.finish();
+        for bar in std::mem::take(&mut self.open).into_values() {
+            bar.finish_and_clear();
+        }
     }
 }

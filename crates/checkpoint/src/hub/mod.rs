@@ -1,10 +1,14 @@
 //! Models from the Hugging Face Hub: only the files that are needed, into the cache that Python shares.
 
 mod cache;
+mod checksum;
+mod connection;
+mod download;
 mod options;
 mod outline;
 mod progress;
 mod refusal;
+mod transfer;
 mod wanted;
 
 pub use options::HubOptions;
@@ -13,16 +17,10 @@ pub use progress::Progress;
 use crate::checkpoint::Checkpoint;
 use crate::error::{CheckpointError, shown};
 use crate::files::ModelFiles;
-use crate::index::ShardIndex;
-use crate::native::SHARD_INDEX;
 use cache::{Cache, is_complete};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
-use hf_hub::{Repo, RepoType};
+use download::Repo;
 use options::Settings;
-use progress::Forward;
-use refusal::Refusal;
 use std::path::{Path, PathBuf};
-use wanted::{SMALL, Weights};
 
 /// Opens a model: a directory if `model` is one, else the model of this id on the Hub.
 ///
@@ -75,13 +73,7 @@ pub fn outline(model: &str, options: &HubOptions) -> Result<Option<Checkpoint>, 
     if cache.snapshot(&settings.revision).is_some_and(|snapshot| is_complete(&snapshot)) {
         return Ok(None);
     }
-    let fetched = connect(&settings, &cache).and_then(|api| {
-        let at = |revision: &str| repository(&api, model, revision);
-        let (commit, names) = contents(&at(&settings.revision))?;
-        let repo = at(&commit);
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        outline::Ranges::new(&settings, &|file| repo.url(file)).files(model, &names)
-    });
+    let fetched = Repo::find(model, &settings, &|_| {}).and_then(|repo| repo.outline());
     let files = fetched.map_err(|refusal| hub_error(refusal.explain(model, &settings)))?;
     Checkpoint::new(files).map(Some)
 }
@@ -142,92 +134,13 @@ pub fn download(
             ))
         });
     }
-    match fetch(model, &settings, &cache, progress) {
+    let fetched = Repo::find(model, &settings, &|_| {}).and_then(|repo| repo.fetch_all(&cache, progress));
+    match fetched {
         Ok(snapshot) => Ok(snapshot),
         Err(refusal) => match cached {
             Some(cached) if refusal.is_unreachable() => Ok(cached),
             _ => Err(hub_error(refusal.explain(model, &settings))),
         },
-    }
-}
-
-/// Downloads what the cache lacks of a revision.
-fn fetch(
-    model: &str,
-    settings: &Settings,
-    cache: &Cache,
-    progress: &mut dyn Progress,
-) -> Result<PathBuf, Refusal> {
-    let api = connect(settings, cache)?;
-    let (commit, names) = contents(&repository(&api, model, &settings.revision))?;
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    // All files come from this one commit, even if the branch moves meanwhile.
-    let mut source =
-        Source { repo: repository(&api, model, &commit), snapshot: cache.snapshot_dir(&commit), progress };
-    let weights = Weights::of(&names).map_err(Refusal::NoWeights)?;
-    for file in SMALL.iter().filter(|file| names.contains(file)) {
-        source.get(file)?;
-    }
-    match weights {
-        Weights::Single(file) => {
-            source.get(file)?;
-        }
-        Weights::Sharded => {
-            let index = source.get(SHARD_INDEX)?;
-            let json = std::fs::read(&index).map_err(Refusal::Disk)?;
-            let shards = ShardIndex::parse(&index.display().to_string(), &json)
-                .map_err(|error| Refusal::Malformed(error.to_string()))?;
-            for shard in shards.shards() {
-                source.get(shard)?;
-            }
-        }
-    }
-    cache.point(&settings.revision, &commit).map_err(Refusal::Disk)?;
-    Ok(source.snapshot)
-}
-
-/// The Hub as the settings name it.
-fn connect(settings: &Settings, cache: &Cache) -> Result<Api, Refusal> {
-    ApiBuilder::from_cache(hf_hub::Cache::new(cache.root().to_path_buf()))
-        .with_endpoint(settings.endpoint.clone())
-        .with_token(settings.token.clone())
-        .with_progress(false)
-        .with_retries(3)
-        .with_user_agent("halfbyte", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|error| Refusal::new("", error))
-}
-
-fn repository(api: &Api, model: &str, revision: &str) -> ApiRepo {
-    api.repo(Repo::with_revision(model.to_string(), RepoType::Model, revision.to_string()))
-}
-
-/// The commit of a revision, and the names of its files.
-fn contents(repo: &ApiRepo) -> Result<(String, Vec<String>), Refusal> {
-    let info = repo.info().map_err(|error| Refusal::new("", error))?;
-    if !cache::is_commit(&info.sha) {
-        return Err(Refusal::Malformed(format!("its commit is {}", shown(&info.sha))));
-    }
-    Ok((info.sha, info.siblings.into_iter().map(|file| file.rfilename).collect()))
-}
-
-/// Where files come from, and where they go.
-struct Source<'a> {
-    repo: ApiRepo,
-    snapshot: PathBuf,
-    progress: &'a mut dyn Progress,
-}
-
-impl Source<'_> {
-    /// The path of a file in the cache, downloaded if need be.
-    fn get(&mut self, file: &str) -> Result<PathBuf, Refusal> {
-        let path = self.snapshot.join(file);
-        if path.is_file() {
-            return Ok(path);
-        }
-        self.repo
-            .download_with_progress(file, Forward::new(self.progress))
-            .map_err(|error| Refusal::new(file, error))
     }
 }
 

@@ -3,9 +3,12 @@
 use crate::error::shown;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What the user asks of the Hub; what is left open comes from the environment, as in Python's
-/// `huggingface_hub`: `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+/// `huggingface_hub`: `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`,
+/// `HF_HUB_DOWNLOAD_TIMEOUT` (seconds); and `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`,
+/// `REQUESTS_CA_BUNDLE`.
 #[derive(Clone, Default)]
 pub struct HubOptions {
     /// A branch, tag or commit; `main` if not given.
@@ -18,6 +21,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Another server with the Hub's interface, such as a mirror.
     pub endpoint: Option<String>,
+    /// How long a server may say nothing before that counts as a broken connection; 30 seconds if not given.
+    pub patience: Option<Duration>,
 }
 
 /// Without the token.
@@ -29,9 +34,13 @@ impl fmt::Debug for HubOptions {
             .field("cache_dir", &self.cache_dir)
             .field("offline", &self.offline)
             .field("endpoint", &self.endpoint)
+            .field("patience", &self.patience)
             .finish()
     }
 }
+
+/// [`HubOptions::patience`] where nothing else is said.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// [`HubOptions`] after the environment has filled them.
 pub(super) struct Settings {
@@ -39,6 +48,11 @@ pub(super) struct Settings {
     pub token: Option<String>,
     pub offline: bool,
     pub endpoint: String,
+    pub patience: Duration,
+    /// A PEM file of certificates to trust instead of those that are built in.
+    pub certificates: Option<PathBuf>,
+    /// The variable that names a proxy, if one does.
+    pub proxy: Option<&'static str>,
     cache_dir: Option<PathBuf>,
 }
 
@@ -82,7 +96,14 @@ impl Settings {
             .clone()
             .or_else(|| variable("HF_ENDPOINT"))
             .unwrap_or_else(|| "https://huggingface.co".to_string());
+        let seconds = || variable("HF_HUB_DOWNLOAD_TIMEOUT")?.trim().parse::<u64>().ok();
+        let patience = options.patience.or_else(|| seconds().map(Duration::from_secs));
+        let certificates = variable("SSL_CERT_FILE").or_else(|| variable("REQUESTS_CA_BUNDLE"));
+        let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
         Settings {
+            patience: patience.unwrap_or(PATIENCE).max(Duration::from_millis(1)),
+            certificates: certificates.map(PathBuf::from),
+            proxy: proxies.into_iter().find(|name| variable(name).is_some()),
             revision: options.revision.clone().unwrap_or_else(|| "main".to_string()),
             token,
             offline: options.offline || on("HF_HUB_OFFLINE"),
