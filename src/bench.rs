@@ -4,26 +4,30 @@ use crate::devices::candidates;
 use crate::loading::Loaded;
 use crate::model_source::ModelSource;
 use crate::planning::Planning;
+use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
-use halfbyte_backend::{Input, Output, Place, Purpose, Rows};
+use halfbyte_backend::{DeviceKind, Input, Output, Place, Purpose, Rows};
+use halfbyte_inference::Engine;
 use std::time::Instant;
 
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct BenchOptions {
-    /// Prompts of these lengths, each from an empty context.
-    pub prefill: Vec<usize>,
-    /// Decoding after contexts of these lengths.
-    pub decode_at: Vec<usize>,
+    /// Prompts of these lengths, each from an empty context. `None`: 512 and 2048 where a GPU takes part, else 128.
+    pub prefill: Option<Vec<usize>>,
+    /// Decoding after contexts of these lengths. `None`: 0 and 4096 where a GPU takes part, else 0 and 512.
+    pub decode_at: Option<Vec<usize>>,
     /// Tokens that are decoded for each figure.
     pub tokens: usize,
     /// Each figure is the median of this many runs.
     pub repeats: usize,
+    /// Whether decoding is taken apart by step class and by host and device.
+    pub profile: bool,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { prefill: vec![512, 2048], decode_at: vec![0, 4096], tokens: 32, repeats: 3 }
+        Self { prefill: None, decode_at: None, tokens: 32, repeats: 3, profile: false }
     }
 }
 
@@ -57,6 +61,33 @@ pub struct BenchRow {
     pub dispatches_per_token: Option<f64>,
 }
 
+/// A device that takes part, and what it can do at most.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct BenchDevice {
+    /// As device maps name it.
+    pub device: String,
+    /// The maker's name.
+    pub adapter: String,
+    /// API and driver.
+    pub driver: String,
+    /// Whether it is a processor that emulates a GPU.
+    pub software: bool,
+    /// Bytes a second that it reads of its own memory, measured before anything else.
+    pub read_bandwidth: Option<f64>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct BenchReport {
+    /// The devices that take part, in the order of the blocks.
+    pub devices: Vec<BenchDevice>,
+    /// Prompts, then decoding.
+    pub rows: Vec<BenchRow>,
+    /// One for each context of [`BenchOptions::decode_at`], if [`BenchOptions::profile`] asks for it and one GPU
+    /// runs everything.
+    pub profiles: Vec<DecodeProfile>,
+}
+
 /// Measures a model: read bandwidth of its devices first, then prompts and decoding. Token ids and, for a
 /// [`ModelSource::Synthetic`], weights are made up. The context is made to hold the longest run.
 ///
@@ -68,9 +99,10 @@ pub fn bench(
     what: &BenchOptions,
     progress: &mut dyn Progress,
     on_row: &mut dyn FnMut(&BenchRow),
-) -> Result<Vec<BenchRow>, Error> {
+) -> Result<BenchReport, Error> {
     let model = source.open(options, progress)?;
-    let longest = what.prefill.iter().copied().chain(what.decode_at.iter().map(|at| at + what.tokens)).max();
+    let (prompts, contexts) = lengths(what, options)?;
+    let longest = prompts.iter().copied().chain(contexts.iter().map(|at| at + what.tokens)).max();
     let context = options.context.or(longest.map(|longest| longest.max(1)));
     let options = LoadOptions { context, ..options.clone() };
     crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
@@ -78,7 +110,7 @@ pub fn bench(
 
     let limits = pollster::block_on(limits(&model, &options, &loaded))?;
     let mut rows = Vec::new();
-    for &tokens in &what.prefill {
+    for &tokens in &prompts {
         let seconds = median(what.repeats, || prefill(&mut loaded, tokens))?;
         let row = BenchRow {
             prefill_tokens: Some(tokens),
@@ -88,9 +120,9 @@ pub fn bench(
         on_row(&row);
         rows.push(row);
     }
-    for &at in &what.decode_at {
+    for &at in &contexts {
         let before = loaded.counts().0;
-        let seconds = median(what.repeats, || decode(&mut loaded, at, what.tokens))?;
+        let seconds = median(what.repeats, || decode(&mut loaded, at, what.tokens, &mut |_| {}))?;
         // One run more warms up, and each begins with one token that is not timed.
         let steps = ((what.repeats + 1) * (what.tokens + 1)) as f64;
         let per_token = seconds / what.tokens as f64;
@@ -109,14 +141,36 @@ pub fn bench(
         on_row(&row);
         rows.push(row);
     }
-    Ok(rows)
+    let mut profiles = Vec::new();
+    if what.profile {
+        for &at in &contexts {
+            profiles.extend(profile(&mut loaded, &limits, at, what)?);
+        }
+    }
+    Ok(BenchReport { devices: limits.devices, rows, profiles })
+}
+
+/// The prompts and contexts that are asked for, or what suits the devices: a processor takes minutes for what a GPU
+/// does in a second.
+fn lengths(what: &BenchOptions, options: &LoadOptions) -> Result<(Vec<usize>, Vec<usize>), Error> {
+    if let (Some(prompts), Some(contexts)) = (&what.prefill, &what.decode_at) {
+        return Ok((prompts.clone(), contexts.clone()));
+    }
+    let gpu = |kind| matches!(kind, DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu);
+    let found = pollster::block_on(candidates(options))?;
+    let (prompts, contexts) = match found.iter().any(|one| gpu(one.backend.info().kind)) {
+        true => (vec![512, 2048], vec![0, 4096]),
+        false => (vec![128], vec![0, 512]),
+    };
+    Ok((what.prefill.clone().unwrap_or(prompts), what.decode_at.clone().unwrap_or(contexts)))
 }
 
 /// What the devices of a model have to read for a token, and how fast they can.
-struct Limits {
-    device: String,
-    adapter: String,
-    software: bool,
+pub(crate) struct Limits {
+    pub(crate) device: String,
+    pub(crate) adapter: String,
+    pub(crate) software: bool,
+    devices: Vec<BenchDevice>,
     stages: Vec<StageLimit>,
 }
 
@@ -149,7 +203,7 @@ impl Limits {
     }
 
     /// Stages run one after the other, so their times add up.
-    fn bandwidth(&self, context: usize) -> Option<f64> {
+    pub(crate) fn bandwidth(&self, context: usize) -> Option<f64> {
         let seconds: Option<f64> = self
             .stages
             .iter()
@@ -172,15 +226,12 @@ async fn limits(
 ) -> Result<Limits, Error> {
     let planning = Planning::new(model, options, candidates(options).await?)?;
     let blueprint = loaded.engine.blueprint();
-    let (mut names, mut adapters, mut stages, mut software) = (Vec::new(), Vec::new(), Vec::new(), false);
+    let (mut devices, mut stages) = (Vec::<BenchDevice>::new(), Vec::new());
     for (device, blocks) in loaded.engine.placement() {
         let Some(candidate) = planning.candidates.iter().find(|one| one.device.name == device) else {
             continue;
         };
         let backend = &candidate.backend;
-        names.push(device.to_owned());
-        adapters.push(backend.info().adapter.clone());
-        software |= backend.info().kind == halfbyte_backend::DeviceKind::Software;
         let (mut weights, mut kv) = (0, 0);
         // A looked-up embedding is not read as a whole; a tied head is.
         for block in blocks.filter(|&block| block > 0) {
@@ -193,13 +244,27 @@ async fn limits(
                 }
             }
         }
-        stages.push(StageLimit {
-            weights,
-            kv_per_position: kv as f64 / blueprint.context.max(1) as f64,
-            bandwidth: backend.read_bandwidth().await.ok(),
+        let bandwidth = backend.read_bandwidth().await.ok();
+        let info = backend.info();
+        devices.push(BenchDevice {
+            device: device.to_owned(),
+            adapter: info.adapter.clone(),
+            driver: info.driver.clone(),
+            software: info.kind == DeviceKind::Software,
+            read_bandwidth: bandwidth,
         });
+        let kv_per_position = kv as f64 / blueprint.context.max(1) as f64;
+        stages.push(StageLimit { weights, kv_per_position, bandwidth });
     }
-    Ok(Limits { device: names.join("+"), adapter: adapters.join(" + "), software, stages })
+    let names =
+        |name: fn(&BenchDevice) -> &str, by: &str| devices.iter().map(name).collect::<Vec<_>>().join(by);
+    Ok(Limits {
+        device: names(|device| &device.device, "+"),
+        adapter: names(|device| &device.adapter, " + "),
+        software: devices.iter().any(|device| device.software),
+        stages,
+        devices,
+    })
 }
 
 /// The median of `repeats` runs, after one that warms up.
@@ -212,7 +277,7 @@ fn median(repeats: usize, mut run: impl FnMut() -> Result<f64, Error>) -> Result
 }
 
 /// `count` made-up rows of sequence 0 from `position` on.
-fn places(position: usize, count: usize) -> Vec<Place> {
+pub(crate) fn places(position: usize, count: usize) -> Vec<Place> {
     let place = |at| Place { sequence: 0, position: at as u32, token_type: 0 };
     (position..position + count).map(place).collect()
 }
@@ -234,8 +299,13 @@ fn prefill(loaded: &mut Loaded, tokens: usize) -> Result<f64, Error> {
 }
 
 /// Seconds for `tokens` greedy tokens after a context of `at` positions, whose keys and values are what the
-/// cache happens to hold: reading them takes as long whatever they are.
-fn decode(loaded: &mut Loaded, at: usize, tokens: usize) -> Result<f64, Error> {
+/// cache happens to hold: reading them takes as long whatever they are. `after` is called after each.
+pub(crate) fn decode(
+    loaded: &mut Loaded,
+    at: usize,
+    tokens: usize,
+    after: &mut dyn FnMut(&mut Engine),
+) -> Result<f64, Error> {
     let failed = halfbyte_inference::ModelError::from;
     let engine = &mut loaded.engine;
     let first = places(at, 1);
@@ -256,6 +326,7 @@ fn decode(loaded: &mut Loaded, at: usize, tokens: usize) -> Result<f64, Error> {
             let rows = Rows { input: Input::Tokens(&[1]), places: &places, output: Output::Greedy(&[0]) };
             pollster::block_on(engine.forward(&rows)).map_err(failed)?;
         }
+        after(engine);
     }
     if let Some(ticket) = waiting {
         pollster::block_on(ticket).map_err(failed)?;

@@ -40,6 +40,7 @@ mod loading;
 mod model_source;
 mod options;
 mod planning;
+mod profile;
 mod progress;
 mod quantize;
 mod recovery;
@@ -49,7 +50,7 @@ mod weight_report;
 mod witness;
 
 pub use auto_model::AutoModel;
-pub use bench::{BenchOptions, BenchRow, bench};
+pub use bench::{BenchDevice, BenchOptions, BenchReport, BenchRow, bench};
 pub use causal_lm::{CausalLm, GenerateOptions, Generation, Stop};
 pub use chat::Chat;
 pub use devices::{DeviceReport, DevicesReport, devices};
@@ -67,6 +68,7 @@ pub use options::{
     ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,
 };
 pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
+pub use profile::{DecodeProfile, StepProfile};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
 pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};

@@ -2,12 +2,13 @@
 
 use crate::{
     Answer, Backend, Caps, DeviceInfo, Fault, Fut, Layout, Ledger, Memory, Program, Purpose, Rows, Slot,
-    Stretch, Ticket, Want, WeightSource,
+    StepCost, Stretch, Ticket, Want, WeightSource,
 };
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// What is to go wrong, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,6 +221,18 @@ impl Program for FaultyProgram {
 
     fn counts(&self) -> (u64, u64) {
         self.inner.counts()
+    }
+
+    fn passes(&self) -> u64 {
+        self.inner.passes()
+    }
+
+    fn profile<'a>(&'a mut self, rows: &'a Rows<'a>) -> Fut<'a, Vec<StepCost>> {
+        self.inner.profile(rows)
+    }
+
+    fn driver_time(&mut self) -> Option<Duration> {
+        self.inner.driver_time()
     }
 }
 

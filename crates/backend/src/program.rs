@@ -1,6 +1,7 @@
 //! Compiled steps, and what is asked of them.
 
-use crate::{Fault, Fut};
+use crate::{Fault, Fut, StepCost};
+use std::time::Duration;
 
 /// The most that one submission may carry: a program's activations are allocated for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +91,26 @@ pub trait Program {
 
     /// Dispatches and submissions so far: `(dispatches, submissions)`. A CPU counts steps.
     fn counts(&self) -> (u64, u64);
+
+    /// Compute passes so far, where a submission has such.
+    fn passes(&self) -> u64 {
+        0
+    }
+
+    /// Runs one submission as [`submit`](Self::submit) would, with the device's clock read around every dispatch,
+    /// and says what each class of steps took. Its output stays on the device. Nothing where there is no such clock.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    fn profile<'a>(&'a mut self, _rows: &'a Rows<'a>) -> Fut<'a, Vec<StepCost>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
+    /// Time of the host that went into the driver's calls, waiting for the device included, since this was asked
+    /// last; the first call begins to measure. `None` where there is no driver.
+    fn driver_time(&mut self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Rows<'_> {

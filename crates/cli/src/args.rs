@@ -362,16 +362,19 @@ pub struct BenchArgs {
     /// llama-160m].
     #[arg(long, value_name = "SHAPE")]
     pub shape: Option<String>,
-    /// Lengths of prompts to measure; 0 for none.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [512, 2048])]
-    pub prefill: Vec<usize>,
-    /// Contexts after which decoding is measured.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
-    pub decode_at: Vec<usize>,
+    /// Lengths of prompts to measure; 0 for none [default: 512,2048 with a GPU, else 128].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub prefill: Option<Vec<usize>>,
+    /// Contexts after which decoding is measured [default: 0,4096 with a GPU, else 0,512].
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub decode_at: Option<Vec<usize>>,
     /// Tokens that are decoded for each figure.
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub tokens: usize,
     /// Each figure is the median of this many runs.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeats: usize,
+    /// Take a decoded token apart: time of each step class on the device's clock, the host's own time, passes.
+    #[arg(long)]
+    pub profile: bool,
 }

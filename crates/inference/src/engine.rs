@@ -2,11 +2,12 @@
 
 use halfbyte_backend::{
     Answer, Backend, Caps, Fault, Footprint, Input, Kind, Layout, Output, Place, Program, Rows, Slot,
-    Stretch, Ticket, WeightSource,
+    StepCost, Stretch, Ticket, WeightSource,
 };
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::{Blueprint, Initialized, ModelError};
 
@@ -251,6 +252,32 @@ impl Engine {
     pub fn counts(&self) -> (u64, u64) {
         let counts = self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.counts());
         counts.fold((0, 0), |(a, b), (dispatches, submissions)| (a + dispatches, b + submissions))
+    }
+
+    /// Compute passes so far, of all stages.
+    pub fn passes(&self) -> u64 {
+        self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.passes()).sum()
+    }
+
+    /// Runs one submission on an engine of one stage and says what each class of steps took on the device's
+    /// clock; nothing if it has none.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn profile(&mut self, rows: &Rows<'_>) -> Result<Vec<StepCost>, Fault> {
+        match self.stages.as_mut_slice() {
+            [stage] => stage.program()?.profile(rows).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Time of the host in calls of the driver, of an engine of one stage, since this was asked last; the first
+    /// call begins to measure.
+    pub fn driver_time(&mut self) -> Option<Duration> {
+        match self.stages.as_mut_slice() {
+            [stage] => stage.program.as_mut()?.driver_time(),
+            _ => None,
+        }
     }
 
     /// Planned and measured bytes of each device, in the order of the stages.

@@ -49,7 +49,7 @@ impl Ring {
         };
         if let Some(pending) = pending.take() {
             pending.signal.block(gpu).map_err(|reason| lost(&gpu.info.name, reason))?;
-            pending.fetch();
+            gpu.meter.driver(|| pending.fetch());
         }
         Ok(buffer.clone())
     }
@@ -82,7 +82,7 @@ impl Pending {
         let mapped = self.signal.wait(gpu).await;
         gpu.check()?;
         mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
-        self.fetch();
+        gpu.meter.driver(|| self.fetch());
         match self.state.replace(State::Taken) {
             State::Fetched(bytes) => Ok(bytes),
             State::Mapped | State::Taken => Err(Fault::Internal("an answer was taken twice".into())),

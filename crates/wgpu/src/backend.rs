@@ -7,6 +7,7 @@ use crate::kv_plan::KvPlan;
 use crate::layout::WgpuLayout;
 use crate::linear_plan::LinearPlan;
 use crate::memory;
+use crate::meter::Meter;
 use crate::options::Options;
 use crate::pipeline::Pipelines;
 use crate::program::WgpuProgram;
@@ -63,7 +64,7 @@ impl WgpuBackend {
     /// As [`open`](Self::open).
     pub async fn on(adapter: &wgpu::Adapter, index: usize, options: Options) -> Result<Self, Fault> {
         let info = describe(adapter, index);
-        let features = adapter.features() & wgpu::Features::SUBGROUP;
+        let features = adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
         let offered = adapter.limits();
         // The defaults, but as much in one buffer as there is to be had.
         let limits = wgpu::Limits {
@@ -100,6 +101,7 @@ impl WgpuBackend {
             subgroup: wanted.then_some(subgroup),
             budget: options.budget,
             trouble,
+            meter: Meter::default(),
         };
         gpu.check()?;
         Ok(Self { gpu: Rc::new(gpu), layout, slots: RefCell::default(), next: Cell::new(0) })

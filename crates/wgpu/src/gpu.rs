@@ -1,5 +1,6 @@
 //! An open device with everything that lives as long as it.
 
+use crate::meter::Meter;
 use crate::pipeline::Pipelines;
 use crate::staging::Staging;
 use halfbyte_backend::{DeviceInfo, Fault, Ledger, Purpose};
@@ -19,6 +20,7 @@ pub(crate) struct Gpu {
     /// The most bytes that the ledger may hold.
     pub(crate) budget: Option<u64>,
     pub(crate) trouble: Trouble,
+    pub(crate) meter: Meter,
 }
 
 /// What the device reported outside of any call: kept until the next call asks.

@@ -25,13 +25,16 @@ mod kv_plan;
 mod layout;
 mod linear_plan;
 mod memory;
+mod meter;
 mod options;
 mod pipeline;
+mod profile;
 mod program;
 mod program_plan;
 mod rows;
 mod sequence;
 mod staging;
+mod step_class;
 mod upload;
 mod wait;
 

@@ -1,6 +1,7 @@
 //! Pipelines, made once for each variant and set of constants, and dispatches made of them.
 
 use crate::gpu::Gpu;
+use crate::step_class::StepClass;
 use halfbyte_backend::Fault;
 use halfbyte_shaders::Variant;
 use std::cell::RefCell;
@@ -103,6 +104,17 @@ pub(crate) struct Dispatch {
     pub(crate) pipeline: Rc<wgpu::ComputePipeline>,
     pub(crate) bindings: wgpu::BindGroup,
     pub(crate) grid: [Extent; 3],
+    pub(crate) class: StepClass,
+}
+
+impl Dispatch {
+    /// Adds the dispatch to a pass.
+    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, counts: &Counts) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        let [x, y, z] = self.grid.map(|extent| extent.of(counts));
+        pass.dispatch_workgroups(x, y, z);
+    }
 }
 
 type Key = (Variant, Vec<(&'static str, u64)>);
@@ -231,6 +243,6 @@ impl Gpu {
             entries: &entries,
         });
         self.check()?;
-        Ok(Dispatch { pipeline, bindings, grid: launch.grid })
+        Ok(Dispatch { pipeline, bindings, grid: launch.grid, class: StepClass::of(launch) })
     }
 }

@@ -4,14 +4,18 @@ use crate::answers::{Pending, Ring};
 use crate::gpu::{Allocation, Gpu};
 use crate::held::{Held, Wants};
 use crate::layout::stride;
-use crate::pipeline::Dispatch;
+use crate::pipeline::{Counts, Dispatch};
+use crate::profile;
 use crate::program_plan::{ProgramPlan, RING, Role};
 use crate::rows::{Reach, all_apart, encode};
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
-use halfbyte_backend::{Answer, Caps, Fault, Fut, Input, Output, Program, Rows, Step, Stretch, Ticket};
+use halfbyte_backend::{
+    Answer, Caps, Fault, Fut, Input, Output, Program, Rows, Step, StepCost, Stretch, Ticket,
+};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Hidden states go up in pieces of this many bytes, so that wgpu's own staging stays small.
 const PIECE: usize = 1 << 20;
@@ -34,8 +38,27 @@ pub(crate) struct WgpuProgram {
     chosen: usize,
     dispatches: u64,
     submissions: u64,
+    passes: u64,
     /// Last, so that what refers to the buffers goes first.
     buffers: Vec<Allocation>,
+}
+
+/// A submission, ready to be encoded.
+struct Work {
+    /// The row metadata.
+    words: Vec<u32>,
+    counts: Counts,
+    body: Rc<Vec<Dispatch>>,
+    head: Option<Rc<Vec<Dispatch>>>,
+    argmax: Option<Rc<Dispatch>>,
+    reply: Reply,
+}
+
+impl Work {
+    fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
+        let head = self.head.iter().flat_map(|head| head.iter());
+        self.body.iter().chain(head).chain(self.argmax.as_deref())
+    }
 }
 
 /// What a submission copies back, and what becomes of the bytes.
@@ -77,6 +100,7 @@ impl WgpuProgram {
             chosen: 0,
             dispatches: 0,
             submissions: 0,
+            passes: 0,
             buffers,
         };
         let fresh = program.plan.fresh;
@@ -251,8 +275,9 @@ async fn answer(gpu: Rc<Gpu>, pending: Rc<Pending>, reply: Reply) -> Result<Answ
     })
 }
 
-impl Program for WgpuProgram {
-    fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+impl WgpuProgram {
+    /// What a submission consists of. Pipelines that are needed for the first time are made here.
+    fn work(&mut self, rows: &Rows<'_>) -> Result<Work, Fault> {
         self.gpu.check()?;
         self.check(rows)?;
         let count = rows.places.len();
@@ -278,44 +303,61 @@ impl Program for WgpuProgram {
             Reply::Nothing | Reply::Hidden { .. } => None,
         };
         let argmax = matches!(reply, Reply::Tokens(_)).then(|| self.argmax()).transpose()?;
+        Ok(Work { words, counts, body, head, argmax, reply })
+    }
+
+    /// Writes what the host says to a submission: ordered before the one that follows and after the one before.
+    fn write(&self, work: &Work, rows: &Rows<'_>) -> Result<(), Fault> {
+        let places = self.buffer(Role::Places)?;
+        self.gpu.meter.driver(|| self.gpu.queue.write_buffer(places, 0, bytemuck::cast_slice(&work.words)));
+        match rows.input {
+            Input::Hidden(values) => self.write_hidden(values, rows.places.len()),
+            Input::Tokens(_) | Input::Chosen => Ok(()),
+        }
+    }
+}
+
+impl Program for WgpuProgram {
+    fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let work = self.work(rows)?;
         let gpu = self.gpu.clone();
-        let target = match reply {
+        let target = match work.reply {
             Reply::Nothing => None,
             Reply::Tokens(_) => Some(self.small.next(&gpu)?),
             Reply::Logits { .. } | Reply::Hidden { .. } => Some(self.large.next(&gpu)?),
         };
-
-        // Writes are ordered before the submission that follows them and after the one before.
-        gpu.queue.write_buffer(self.buffer(Role::Places)?, 0, bytemuck::cast_slice(&words));
-        if let Input::Hidden(values) = rows.input {
-            self.write_hidden(values, count)?;
-        }
-        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let head = head.iter().flat_map(|head| head.iter());
-        let mut encoded = 0;
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in body.iter().chain(head).chain(argmax.as_deref()) {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[]);
-                let [x, y, z] = dispatch.grid.map(|extent| extent.of(&counts));
-                pass.dispatch_workgroups(x, y, z);
-                encoded += 1;
+        self.write(&work, rows)?;
+        if gpu.meter.is_on() {
+            // Between the driver's calls only this is done: once more, where it counts as ours.
+            for dispatch in work.dispatches() {
+                std::hint::black_box(dispatch.grid.map(|extent| extent.of(&work.counts)));
             }
         }
+        let (mut encoder, encoded) = gpu.meter.driver(|| {
+            let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoded = 0;
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for dispatch in work.dispatches() {
+                dispatch.encode(&mut pass, &work.counts);
+                encoded += 1;
+            }
+            drop(pass);
+            (encoder, encoded)
+        });
         let len = match &target {
-            Some(target) => self.copy_reply(&reply, target, &mut encoder)?,
+            Some(target) => gpu.meter.driver(|| self.copy_reply(&work.reply, target, &mut encoder))?,
             None => 0,
         };
-        gpu.queue.submit([encoder.finish()]);
+        gpu.meter.driver(|| gpu.queue.submit([encoder.finish()]));
         self.dispatches += encoded;
+        self.passes += 1;
         self.submissions += 1;
         if let Output::Greedy(outputs) = rows.output {
             self.chosen = outputs.len();
         }
         gpu.check()?;
 
-        let pending = match reply {
+        let pending = match work.reply {
             Reply::Nothing => {
                 let empty = match rows.output {
                     Output::Greedy(_) => Answer::Tokens(Vec::new()),
@@ -327,11 +369,11 @@ impl Program for WgpuProgram {
                     Ok(empty)
                 }));
             }
-            Reply::Tokens(_) => self.small.map(len),
-            Reply::Logits { .. } | Reply::Hidden { .. } => self.large.map(len),
+            Reply::Tokens(_) => gpu.meter.driver(|| self.small.map(len)),
+            Reply::Logits { .. } | Reply::Hidden { .. } => gpu.meter.driver(|| self.large.map(len)),
         };
         let pending = pending.ok_or_else(|| Fault::Internal("an answer without a buffer".into()))?;
-        Ok(Box::pin(answer(gpu, pending, reply)))
+        Ok(Box::pin(answer(gpu, pending, work.reply)))
     }
 
     fn drain(&mut self) -> Fut<'_, ()> {
@@ -341,6 +383,28 @@ impl Program for WgpuProgram {
 
     fn counts(&self) -> (u64, u64) {
         (self.dispatches, self.submissions)
+    }
+
+    fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    fn profile<'a>(&'a mut self, rows: &'a Rows<'a>) -> Fut<'a, Vec<StepCost>> {
+        Box::pin(async move {
+            let work = self.work(rows)?;
+            self.write(&work, rows)?;
+            let dispatches: Vec<&Dispatch> = work.dispatches().collect();
+            let position = rows.places.iter().map(|place| place.position).max().unwrap_or(0);
+            let costs = profile::run(&self.gpu, &dispatches, &work.counts, u64::from(position)).await?;
+            if let (Output::Greedy(outputs), false) = (rows.output, costs.is_empty()) {
+                self.chosen = outputs.len();
+            }
+            Ok(costs)
+        })
+    }
+
+    fn driver_time(&mut self) -> Option<Duration> {
+        Some(self.gpu.meter.take())
     }
 }
 

@@ -5,6 +5,7 @@
 //! the browser callbacks come from the event loop and waiting is impossible.
 
 use crate::gpu::{Gpu, Trouble};
+use crate::meter::Meter;
 use halfbyte_backend::Fault;
 use std::future::Future;
 use std::pin::Pin;
@@ -48,7 +49,12 @@ impl Signal {
 
     /// Awaits the event, or the device's loss.
     pub(crate) fn wait(&self, gpu: &Gpu) -> impl Future<Output = Result<(), String>> + use<> {
-        Wait { signal: self.clone(), device: gpu.device.clone(), trouble: gpu.trouble.clone() }
+        Wait {
+            signal: self.clone(),
+            device: gpu.device.clone(),
+            trouble: gpu.trouble.clone(),
+            meter: gpu.meter.clone(),
+        }
     }
 
     /// Blocks until the event.
@@ -66,7 +72,7 @@ impl Signal {
             if cfg!(target_arch = "wasm32") {
                 return Err("too many answers are awaited at once".into());
             }
-            poll(&gpu.device);
+            gpu.meter.driver(|| poll(&gpu.device));
         }
     }
 }
@@ -86,6 +92,7 @@ struct Wait {
     signal: Signal,
     device: wgpu::Device,
     trouble: Trouble,
+    meter: Meter,
 }
 
 impl Future for Wait {
@@ -93,7 +100,7 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if self.signal.outcome().is_none() {
-            poll(&self.device);
+            self.meter.driver(|| poll(&self.device));
         }
         let mut state = self.signal.state();
         if let Some(outcome) = state.outcome.clone() {

@@ -10,6 +10,7 @@ use halfbyte_backend::{
 use halfbyte_quant::QuantType;
 use halfbyte_wgpu::{Options, WgpuBackend, WgpuLayout};
 use pollster::block_on;
+use std::time::{Duration, Instant};
 
 const HIDDEN: usize = 64;
 const VOCABULARY: usize = 300;
@@ -156,7 +157,7 @@ fn decode_dispatches(backend: &WgpuBackend, layers: usize) -> u64 {
     let rows = Rows { input: Input::Tokens(&[7]), places: &[place(0, 0)], output: Output::Greedy(&[0]) };
     block_on(program.submit(&rows).unwrap()).unwrap();
     let (dispatches, submissions) = program.counts();
-    assert_eq!(submissions, 1);
+    assert_eq!((submissions, program.passes()), (1, 1));
     drop(program);
     backend.release(&slots);
     dispatches
@@ -168,6 +169,55 @@ fn a_llama_layer_is_five_dispatches_in_decode() {
     // Embedding, head and choice are three.
     assert_eq!(decode_dispatches(&backend, 1), 3 + 5);
     assert_eq!(decode_dispatches(&backend, 3), 3 + 3 * 5);
+}
+
+#[test]
+fn a_profile_names_the_classes_of_a_token_and_changes_nothing() {
+    let backend = open(Options::default());
+    let stretch = Llama::stretch(2);
+    let slots = load(&backend, &stretch);
+    let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 20, outputs: 2 })).unwrap();
+    let rows = Rows { input: Input::Tokens(&[7]), places: &[place(0, 0)], output: Output::Greedy(&[0]) };
+    let before = tokens(block_on(program.submit(&rows).unwrap()).unwrap());
+    let held = backend.ledger().footprint();
+    let costs = block_on(program.profile(&rows)).unwrap();
+    assert_eq!(tokens(block_on(program.submit(&rows).unwrap()).unwrap()), before);
+    assert_eq!(backend.ledger().footprint(), held);
+    // It counts as no submission of the program's own.
+    assert_eq!((program.counts().1, program.passes()), (2, 2));
+
+    let classes: Vec<(&str, u64)> = costs.iter().map(|cost| (cost.class.as_str(), cost.dispatches)).collect();
+    let layers =
+        ["norm_linear", "attend", "merge_linear", "norm_gate_up", "linear_residual"].map(|name| (name, 2));
+    let wanted = [&[("embed", 1)], layers.as_slice(), &[("head", 1), ("argmax", 1)]].concat();
+    assert_eq!(classes, wanted);
+    for cost in &costs {
+        assert!(cost.seconds > 0.0 && cost.seconds < 10.0, "{cost:?}");
+    }
+    let weights = |want: &Want| backend.layout().want(&want.kind).unwrap();
+    let linears = stretch.wants.iter().filter(|want| want.purpose == Purpose::Weights);
+    let linears = linears.filter(|want| matches!(want.kind, Kind::Linear(_))).map(weights);
+    let products =
+        costs.iter().filter(|cost| layers.iter().any(|(name, _)| *name == cost.class && *name != "attend"));
+    assert_eq!(products.map(|cost| cost.bytes).sum::<u64>(), linears.sum());
+    // Keys and values of one position in f16, of two heads of 16 in two layers.
+    let attend = costs.iter().find(|cost| cost.class == "attend").unwrap();
+    assert_eq!(attend.bytes, 2 * 2 * (2 * 2 * 16));
+}
+
+#[test]
+fn the_driver_s_time_is_counted_once_it_is_asked_for() {
+    let backend = open(Options::default());
+    let stretch = Llama::stretch(1);
+    let slots = load(&backend, &stretch);
+    let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 1, outputs: 1 })).unwrap();
+    let rows = Rows { input: Input::Tokens(&[7]), places: &[place(0, 0)], output: Output::Greedy(&[0]) };
+    block_on(program.submit(&rows).unwrap()).unwrap();
+    assert_eq!(program.driver_time(), Some(Duration::ZERO));
+    let start = Instant::now();
+    block_on(program.submit(&rows).unwrap()).unwrap();
+    let (whole, driver) = (start.elapsed(), program.driver_time().unwrap());
+    assert!(driver > Duration::ZERO && driver <= whole, "{driver:?} of {whole:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{print, print_json, say};
 use crate::args::BenchArgs;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
-use halfbyte::{BenchOptions, BenchRow, Error, ModelSource};
+use halfbyte::{BenchOptions, BenchRow, DecodeProfile, Error, ModelSource};
 use serde_json::json;
 
 /// Measures and prints.
@@ -21,18 +21,37 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         return Err(Error::Usage("--repeats and --tokens must be at least 1".into()));
     }
     let what = BenchOptions {
-        prefill: args.prefill.iter().copied().filter(|&tokens| tokens > 0).collect(),
+        prefill: args.prefill.as_ref().map(|all| all.iter().copied().filter(|&tokens| tokens > 0).collect()),
         decode_at: args.decode_at.clone(),
         tokens: args.tokens,
         repeats: args.repeats,
+        profile: args.profile,
     };
-    let rows = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
+    let report = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
     if args.model.json {
-        return print_json(&json!({ "rows": rows }));
+        return print_json(&json!(report));
     }
-    print(&table(&rows).to_string())?;
-    if let Some(row) = rows.iter().find(|row| row.software) {
-        say(&format!("note: {} is emulated by the processor: its speed says nothing of GPUs", row.adapter));
+    for device in &report.devices {
+        let rate = device
+            .read_bandwidth
+            .map_or_else(|| "unknown".to_owned(), |rate| format!("{:.1} GB/s", rate / 1e9));
+        print(&format!(
+            "{}: {} ({}), read bandwidth {rate}\n",
+            device.device, device.adapter, device.driver
+        ))?;
+    }
+    print(&table(&report.rows).to_string())?;
+    for profile in &report.profiles {
+        print(&format!("\n{}", profiled(profile)))?;
+    }
+    if args.profile && report.profiles.is_empty() {
+        say("note: --profile takes one GPU apart, and this run was on none or on several devices");
+    }
+    if let Some(device) = report.devices.iter().find(|device| device.software) {
+        say(&format!(
+            "note: {} is emulated by the processor: its speed says nothing of GPUs",
+            device.adapter
+        ));
     }
     Ok(())
 }
@@ -68,4 +87,40 @@ fn table(rows: &[BenchRow]) -> Table {
         ]);
     }
     table
+}
+
+/// A profile as people read it.
+fn profiled(profile: &DecodeProfile) -> String {
+    let mut table =
+        Table::new(&["step", "dispatches", "us", "of the time", "bytes", "GB/s", "share of limit"]);
+    let known = |bytes: u64, text: String| if bytes > 0 { text } else { "-".to_owned() };
+    for step in &profile.steps {
+        let share =
+            step.share_of_limit.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0));
+        table.row([
+            step.class.clone(),
+            step.dispatches.to_string(),
+            format!("{:.1}", step.seconds * 1e6),
+            format!("{:.0} %", step.share_of_time * 100.0),
+            known(step.bytes, bytes(step.bytes)),
+            known(step.bytes, format!("{:.1}", step.read_rate / 1e9)),
+            known(step.bytes, share),
+        ]);
+    }
+    let micros =
+        |seconds: Option<f64>| seconds.map_or_else(|| "-".to_owned(), |s| format!("{:.1} us", s * 1e6));
+    let clock = if profile.steps.is_empty() { "  (no timestamps on this adapter)\n" } else { "" };
+    format!(
+        "{}, a token after a context of {}:\n{}{clock}whole token {}; host {} outside the driver's calls, {} in them, \
+         waiting included; {} dispatches, {} passes, {} submissions\n",
+        profile.device,
+        profile.context,
+        if profile.steps.is_empty() { String::new() } else { table.to_string() },
+        micros(Some(profile.seconds_per_token)),
+        micros(profile.host_seconds_per_token),
+        micros(profile.driver_seconds_per_token),
+        profile.dispatches_per_token,
+        profile.passes_per_token,
+        profile.submissions_per_token,
+    )
 }
