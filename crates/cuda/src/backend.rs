@@ -1,17 +1,19 @@
 //! The backend on any CubeCL runtime.
 
 use crate::guard::{caught, fault};
-use crate::kernels::variant::Norming;
-use crate::layout::{CubeLayout, STAGING, register};
-use crate::program::{CubeProgram, Launch, WeightBuffers, linear_of};
+use crate::hardware::{Hardware, plane_size};
+use crate::held::{Held, WeightBuffers, kv_bytes};
+use crate::kernels::variant::Team;
+use crate::layout::{CubeLayout, STAGING};
+use crate::program::CubeProgram;
+use crate::program_plan::{ProgramPlan, Role};
 use crate::staging::{Uploader, persistent};
-use crate::weight::WeightLayout;
-use cubecl::ir::features::Plane;
+use crate::weight::{WeightLayout, aligned};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, NormKind, Program, Purpose, Slot,
-    Stretch, Want, WantId, WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch, Want,
+    WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -31,22 +33,10 @@ pub struct CubeBackend<R: Runtime> {
     pool: String,
     probe: Probe,
     ledger: Rc<Ledger>,
-    held: RefCell<BTreeMap<u64, Held>>,
+    /// Slots, with their tickets in the ledger.
+    slots: RefCell<BTreeMap<u64, (Held, u64)>>,
     next: Cell<u64>,
-    /// Units of a plane, where all planes have that many and can sum.
-    planes: Option<usize>,
-}
-
-struct Held {
-    buffers: Buffers,
-    ticket: u64,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) enum Buffers {
-    Linear(WeightLayout, WeightBuffers),
-    /// The weight, and whether a bias follows it.
-    Norm(Handle, bool),
+    hardware: Hardware,
 }
 
 impl<R: Runtime> CubeBackend<R> {
@@ -54,7 +44,7 @@ impl<R: Runtime> CubeBackend<R> {
     ///
     /// `pool` names the memory as [`Memory::pool`] does, `probe` asks the driver for it.
     pub fn on(client: ComputeClient<R>, info: DeviceInfo, pool: String, probe: Probe) -> Self {
-        let planes = client.features().plane.contains(Plane::Ops).then(|| plane_size(&client)).flatten();
+        let hardware = Hardware::of(&info.name, &client);
         let ledger = Rc::new(Ledger::new());
         ledger.enter("staging", Purpose::Staging, STAGING);
         Self {
@@ -64,9 +54,9 @@ impl<R: Runtime> CubeBackend<R> {
             pool,
             probe,
             ledger,
-            held: RefCell::default(),
+            slots: RefCell::default(),
             next: Cell::new(0),
-            planes,
+            hardware,
         }
     }
 
@@ -80,7 +70,7 @@ impl<R: Runtime> CubeBackend<R> {
         if planes && size.is_none() {
             return Err(self.info.unsupported("planes of one size"));
         }
-        self.planes = size.filter(|_| planes);
+        self.hardware.team = Team::of(size.filter(|_| planes));
         Ok(self)
     }
 
@@ -135,7 +125,7 @@ impl<R: Runtime> CubeBackend<R> {
         }
     }
 
-    fn allocate_want(&self, want: &Want) -> Result<Buffers, Fault> {
+    fn allocate_want(&self, want: &Want) -> Result<Held, Fault> {
         let (name, what) = (&want.name, want.purpose);
         match &want.kind {
             Kind::Linear(shape) => {
@@ -143,14 +133,22 @@ impl<R: Runtime> CubeBackend<R> {
                 let codes = self.allocate(name, layout.codes_bytes(), what)?;
                 let scales = self.allocate(name, layout.scales_bytes(), what)?;
                 let state = self.allocate(name, layout.state_bytes(), what)?;
-                Ok(Buffers::Linear(layout, WeightBuffers { codes, scales, state }))
+                Ok(Held::Linear(layout, WeightBuffers { codes, scales, state }))
             }
             Kind::Norm(shape) => {
                 let handle = self.allocate(name, CubeLayout::norm(shape), what)?;
-                Ok(Buffers::Norm(handle, shape.bias.is_some()))
+                Ok(Held::Norm(handle, shape.bias.is_some()))
             }
-            Kind::Rope(_) | Kind::Kv(_) => {
-                Err(self.layout.want(&want.kind).err().unwrap_or_else(|| self.info.unsupported(name.clone())))
+            Kind::Rope(shape) => {
+                let table = self.allocate(name, aligned(shape.bytes()), what)?;
+                self.uploader().write(&table, bytemuck::cast_slice(&shape.table().values))?;
+                Ok(Held::Rope { table, pairs: shape.inv_freq.len() })
+            }
+            Kind::Kv(shape) => {
+                let bytes = aligned(kv_bytes(shape));
+                let keys = self.allocate(name, bytes, what)?;
+                let values = self.allocate(name, bytes, what)?;
+                Ok(Held::Kv { keys, values, shape: *shape })
             }
         }
     }
@@ -163,71 +161,44 @@ impl<R: Runtime> CubeBackend<R> {
         }
     }
 
-    fn buffers(&self, slot: Slot) -> Result<Buffers, Fault> {
-        let held = self.held.borrow();
-        let held =
-            held.get(&slot.0).ok_or_else(|| Fault::Internal(format!("slot {} is not held", slot.0)))?;
-        Ok(held.buffers.clone())
+    fn held(&self, slot: Slot) -> Result<Held, Fault> {
+        let slots = self.slots.borrow();
+        let (held, _) =
+            slots.get(&slot.0).ok_or_else(|| Fault::Internal(format!("slot {} is not held", slot.0)))?;
+        Ok(held.clone())
     }
 
-    fn launch(&self, stretch: &Stretch, slots: &[Slot], index: usize) -> Result<Launch, Fault> {
-        let step = *linear_of(self.device(), stretch, &stretch.steps[index])?;
-        let buffers = |id: WantId| {
-            let slot = slots.get(id.0 as usize);
-            self.buffers(*slot.ok_or_else(|| Fault::Internal(format!("no slot for want {}", id.0)))?)
-        };
-        let Buffers::Linear(layout, weight) = buffers(step.weight)? else {
-            return Err(Fault::Internal(format!("step {index}: the slot of its weight holds a norm")));
-        };
-        let norm = match step.pre.norm {
-            None => None,
-            Some(norm) => match buffers(norm.weight)? {
-                Buffers::Norm(handle, bias) => match norm.kind {
-                    NormKind::Rms => Some((handle, Norming::Rms)),
-                    NormKind::Layer => Some((handle, Norming::Layer { bias })),
-                },
-                Buffers::Linear(..) => {
-                    return Err(Fault::Internal(format!(
-                        "step {index}: the slot of its norm holds a matrix"
-                    )));
-                }
-            },
-        };
-        let name = stretch.want(step.weight)?.name.clone();
-        Ok(Launch { name, weight, layout, norm, step, planes: self.planes })
-    }
-
-    /// Registers for `caps.rows` rows, with their ledger tickets.
-    fn registers(&self, stretch: &Stretch, caps: &Caps) -> Result<(Vec<Handle>, u64), Fault> {
-        let sizes: Vec<u64> = stretch.widths.iter().map(|&width| register(width, caps.rows)).collect();
-        let total = sizes.iter().sum();
+    /// A program's buffers.
+    fn program_buffers(&self, plan: &ProgramPlan) -> Result<BTreeMap<Role, Handle>, Fault> {
+        let total = plan.buffers.values().map(|buffer| buffer.bytes).sum();
         self.check_room("activations", total, Purpose::Activations)?;
-        let mut handles = Vec::with_capacity(sizes.len());
-        for (index, (&bytes, &width)) in sizes.iter().zip(&stretch.widths).enumerate() {
-            let handle = self.allocate(&format!("register {index}"), bytes, Purpose::Activations)?;
-            // Columns that pad a row are read, times code 0, and must not be NaN; no kernel writes them.
-            if register(width, 1) > width as u64 * 4 {
-                let zeros = vec![0; usize::try_from(bytes.min(STAGING / 2)).unwrap_or(0)];
-                let mut at = 0;
-                while at < bytes {
-                    let count = (bytes - at).min(zeros.len() as u64);
-                    let chunk = &zeros[..count as usize];
-                    self.uploader().write_rows(&handle, chunk, 1, (at / 16) as usize, 1)?;
-                    at += count;
-                }
+        let mut buffers = BTreeMap::new();
+        for (&role, buffer) in &plan.buffers {
+            let handle = self.allocate(&format!("{role:?}"), buffer.bytes, buffer.purpose)?;
+            if buffer.padded {
+                self.clear(&handle, buffer.bytes)?;
             }
-            handles.push(handle);
+            buffers.insert(role, handle);
         }
-        Ok((handles, total))
+        Ok(buffers)
     }
-}
 
-/// Units of a plane, if all planes have that many and a cube holds them.
-fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> Option<usize> {
-    let hardware = &client.properties().hardware;
-    let size = hardware.plane_size_min;
-    let known = size == hardware.plane_size_max && size.is_power_of_two() && (4..=64).contains(&size);
-    known.then_some(size as usize)
+    /// Fills a buffer with zeros.
+    fn clear(&self, handle: &Handle, bytes: u64) -> Result<(), Fault> {
+        let zeros = vec![0; usize::try_from(bytes.min(STAGING / 2)).unwrap_or(0)];
+        let mut at = 0;
+        while at < bytes {
+            let count = (bytes - at).min(zeros.len() as u64);
+            self.uploader().write_rows(handle, &zeros[..count as usize], 1, (at / 16) as usize, 1)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Back to the driver with what was dropped; a device that is lost has nothing to clean up.
+    fn clean_up(&self) {
+        let _ = caught(self.device(), || self.client.memory_cleanup());
+    }
 }
 
 impl<R: Runtime> Backend for CubeBackend<R> {
@@ -264,8 +235,8 @@ impl<R: Runtime> Backend for CubeBackend<R> {
             let buffers = match buffers {
                 Ok(buffers) => buffers,
                 Err(error) => {
-                    // What was allocated before it is dropped by now: back to the driver with it.
-                    caught(self.device(), || self.client.memory_cleanup())?;
+                    // What was allocated before it is dropped by now.
+                    self.clean_up();
                     return Err(error);
                 }
             };
@@ -274,7 +245,7 @@ impl<R: Runtime> Backend for CubeBackend<R> {
                 let ticket = self.ledger.enter(&want.name, want.purpose, bytes);
                 let id = self.next.get();
                 self.next.set(id + 1);
-                self.held.borrow_mut().insert(id, Held { buffers, ticket });
+                self.slots.borrow_mut().insert(id, (buffers, ticket));
                 slots.push(Slot(id));
             }
             Ok(slots)
@@ -283,13 +254,14 @@ impl<R: Runtime> Backend for CubeBackend<R> {
 
     fn upload<'a>(&'a self, slot: Slot, want: &'a Want, source: &'a dyn WeightSource) -> Fut<'a, ()> {
         Box::pin(async move {
-            match (self.buffers(slot)?, &want.kind) {
-                (Buffers::Linear(layout, buffers), Kind::Linear(shape)) => {
+            match (self.held(slot)?, &want.kind) {
+                (Held::Linear(layout, buffers), Kind::Linear(shape)) => {
                     self.uploader().linear(&layout, &buffers, shape, source).await?;
                 }
-                (Buffers::Norm(handle, _), Kind::Norm(shape)) => {
+                (Held::Norm(handle, _), Kind::Norm(shape)) => {
                     self.uploader().norm(&handle, shape, source).await?;
                 }
+                (Held::Rope { .. }, Kind::Rope(_)) | (Held::Kv { .. }, Kind::Kv(_)) => {}
                 _ => {
                     return Err(Fault::Internal(format!(
                         "{}: its slot was reserved for another kind",
@@ -304,12 +276,11 @@ impl<R: Runtime> Backend for CubeBackend<R> {
 
     fn release(&self, slots: &[Slot]) {
         for slot in slots {
-            if let Some(held) = self.held.borrow_mut().remove(&slot.0) {
-                self.ledger.strike(held.ticket);
+            if let Some((_, ticket)) = self.slots.borrow_mut().remove(&slot.0) {
+                self.ledger.strike(ticket);
             }
         }
-        // A device that is lost has nothing to clean up.
-        let _ = caught(self.device(), || self.client.memory_cleanup());
+        self.clean_up();
     }
 
     fn compile<'a>(
@@ -319,25 +290,25 @@ impl<R: Runtime> Backend for CubeBackend<R> {
         caps: Caps,
     ) -> Fut<'a, Box<dyn Program>> {
         Box::pin(async move {
-            stretch.check()?;
-            let launches = (0..stretch.steps.len()).map(|index| self.launch(stretch, slots, index));
-            let launches = launches.collect::<Result<Vec<_>, Fault>>()?;
-            let (registers, bytes) = self.registers(stretch, &caps)?;
-            let ticket = self.ledger.enter("registers", Purpose::Activations, bytes);
-            Ok(Box::new(CubeProgram {
-                device: self.device().to_owned(),
-                client: self.client,
-                launches,
-                registers,
-                widths: stretch.widths.clone(),
-                inputs: stretch.inputs.clone(),
-                outputs: stretch.outputs.clone(),
-                caps,
-                ledger: Rc::clone(&self.ledger),
-                tickets: vec![ticket],
-                dispatches: 0,
-                submissions: 0,
-            }) as Box<dyn Program>)
+            if slots.len() != stretch.wants.len() {
+                let (slots, wants) = (slots.len(), stretch.wants.len());
+                return Err(Fault::Internal(format!("{slots} slots for {wants} wants")));
+            }
+            let plan = ProgramPlan::new(self.device(), stretch, &caps)?;
+            let held = slots.iter().map(|&slot| self.held(slot)).collect::<Result<Vec<_>, _>>()?;
+            let buffers = match self.program_buffers(&plan) {
+                Ok(buffers) => buffers,
+                Err(error) => {
+                    self.clean_up();
+                    return Err(error);
+                }
+            };
+            let enter = |(purpose, bytes)| self.ledger.enter("program", purpose, bytes);
+            let tickets = (Rc::clone(&self.ledger), plan.footprint().iter().map(enter).collect());
+            let hardware = self.hardware.clone();
+            let program =
+                CubeProgram::new(self.client, hardware, stretch.clone(), held, plan, buffers, caps, tickets)?;
+            Ok(Box::new(program) as Box<dyn Program>)
         })
     }
 }

@@ -1,8 +1,9 @@
 //! What things cost, without a device.
 
 use crate::kernels::GROUP;
-use crate::program::linear_of;
-use crate::weight::{WeightLayout, aligned, unsupported};
+use crate::held::kv_bytes;
+use crate::program_plan::ProgramPlan;
+use crate::weight::{WeightLayout, aligned};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, NormShape, Purpose, Stretch};
 
 /// Bytes of the buffer that uploads pass through.
@@ -32,27 +33,18 @@ impl CubeLayout {
     }
 }
 
-/// Bytes of a register of `width` columns for `rows` rows, each row padded to whole groups.
-pub(crate) fn register(width: usize, rows: usize) -> u64 {
-    aligned((width.next_multiple_of(GROUP) * rows) as u64 * 4)
-}
-
 impl Layout for CubeLayout {
     fn want(&self, kind: &Kind) -> Result<u64, Fault> {
         match kind {
             Kind::Linear(shape) => Ok(WeightLayout::of(&self.device, shape)?.bytes()),
             Kind::Norm(shape) => Ok(Self::norm(shape)),
-            Kind::Rope(_) => Err(unsupported(&self.device, "a rope table")),
-            Kind::Kv(_) => Err(unsupported(&self.device, "a KV cache")),
+            Kind::Rope(shape) => Ok(aligned(shape.bytes())),
+            Kind::Kv(shape) => Ok(2 * aligned(kv_bytes(shape))),
         }
     }
 
     fn program(&self, stretch: &Stretch, caps: &Caps) -> Result<Footprint, Fault> {
-        for step in &stretch.steps {
-            linear_of(&self.device, stretch, step)?;
-        }
-        let registers = stretch.widths.iter().map(|&width| register(width, caps.rows)).sum();
-        Ok(Footprint::of(Purpose::Activations, registers))
+        Ok(ProgramPlan::new(&self.device, stretch, caps)?.footprint())
     }
 
     fn resident(&self) -> Footprint {

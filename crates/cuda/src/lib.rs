@@ -25,14 +25,22 @@
 //! gate and residual. Every other step, what precedes a norm (post-norms, residuals, emitted streams), rope
 //! tables and KV caches are refused as [`Fault::Unsupported`](halfbyte_backend::Fault::Unsupported), by name.
 
+mod attend_plan;
 mod backend;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod guard;
+mod hardware;
+mod held;
 mod kernels;
+mod launch;
 mod layout;
 mod pack;
+mod product;
 mod program;
+mod program_plan;
+mod rows;
+mod sequence;
 mod staging;
 mod upload;
 mod weight;

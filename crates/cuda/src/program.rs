@@ -1,84 +1,50 @@
-//! Compiled steps: which kernel with which buffers.
+//! A compiled stretch.
 
 use crate::guard::{caught, fault};
-use crate::kernels::GROUP;
-use crate::kernels::epilogue::{self, NO_BIAS, Residual};
-use crate::kernels::norm_linear::norm_linear;
-use crate::kernels::variant::{Norming, Variant};
+use crate::hardware::Hardware;
+use crate::held::{Held, Wants};
+use crate::launch::{Counts, Launch};
 use crate::pack::pad_rows;
+use crate::program_plan::{ProgramPlan, Role, stride};
+use crate::rows::{Reach, all_apart, encode};
+use crate::sequence::{Columns, Manners, Sequence};
 use crate::staging::Uploader;
-use crate::weight::{WeightLayout, unsupported};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Answer, Caps, Fault, Fut, Input, Kind, Ledger, LinearStep, Output, Program, Reg, Rows, Step, Stretch,
-    Ticket,
+    Answer, Caps, Fault, Fut, Input, Ledger, Output, Program, Rows, Step, Stretch, Ticket,
 };
+use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::rc::Rc;
 
-/// A step that this backend runs: the linear step itself, if nothing about it is unsupported.
-pub(crate) fn linear_of<'a>(
-    device: &str,
-    stretch: &Stretch,
-    step: &'a Step,
-) -> Result<&'a LinearStep, Fault> {
-    let refuse = |what: &str| Err(unsupported(device, what));
-    let step = match step {
-        Step::Linear(step) => step,
-        Step::Embed(_) => return refuse("embed"),
-        Step::Attend(_) => return refuse("attend"),
-        Step::Moe(_) => return refuse("moe"),
-        Step::Head(_) => return refuse("head"),
-    };
-    if step.pre.residual.is_some() {
-        return refuse("a linear step with a residual before it");
-    }
-    if step.pre.post.is_some() {
-        return refuse("a linear step with a post-norm");
-    }
-    if step.pre.emit.is_some() {
-        return refuse("a linear step that emits");
-    }
-    let Kind::Linear(shape) = &stretch.want(step.weight)?.kind else {
-        return Err(Fault::Internal(format!("{} is no matrix", stretch.want(step.weight)?.name)));
-    };
-    WeightLayout::of(device, shape)?;
-    Ok(step)
-}
-
-/// The buffers of a linear layer on the device; see [`WeightLayout`] for what is in them.
-#[derive(Debug, Clone)]
-pub(crate) struct WeightBuffers {
-    pub codes: Handle,
-    pub scales: Handle,
-    pub state: Handle,
-}
-
-/// One launch of `norm_linear`, less what a submission says.
-pub(crate) struct Launch {
-    pub name: String,
-    pub weight: WeightBuffers,
-    pub layout: WeightLayout,
-    pub norm: Option<(Handle, Norming)>,
-    pub step: LinearStep,
-    pub planes: Option<usize>,
-}
-
-/// A compiled stretch.
+/// A compiled stretch: its buffers, and lists of launches for each manner of submission, made when they are
+/// first needed.
 pub(crate) struct CubeProgram<R: Runtime> {
-    pub device: String,
-    pub client: &'static ComputeClient<R>,
-    pub launches: Vec<Launch>,
-    /// `[caps.rows, width]` each, rows padded to whole groups with zeros.
-    pub registers: Vec<Handle>,
-    pub widths: Vec<usize>,
-    pub inputs: Vec<Reg>,
-    pub outputs: Vec<Reg>,
-    pub caps: Caps,
-    pub ledger: Rc<Ledger>,
-    pub tickets: Vec<u64>,
-    pub dispatches: u64,
-    pub submissions: u64,
+    client: &'static ComputeClient<R>,
+    hardware: Hardware,
+    stretch: Stretch,
+    held: Vec<Held>,
+    plan: ProgramPlan,
+    buffers: BTreeMap<Role, Handle>,
+    caps: Caps,
+    reach: Reach,
+    bodies: BTreeMap<Manners, Rc<Vec<Launch>>>,
+    heads: BTreeMap<Columns, Rc<Vec<Launch>>>,
+    argmax: Option<Rc<Vec<Launch>>>,
+    /// How many tokens the last greedy output chose.
+    chosen: usize,
+    dispatches: u64,
+    submissions: u64,
+    ledger: Rc<Ledger>,
+    tickets: Vec<u64>,
+}
+
+/// What comes back, and how it lies.
+enum Reply {
+    Tokens,
+    /// Rows of a register each, of these widths.
+    Floats { rows: usize, widths: Vec<usize>, hidden: bool },
 }
 
 impl<R: Runtime> Drop for CubeProgram<R> {
@@ -87,162 +53,251 @@ impl<R: Runtime> Drop for CubeProgram<R> {
     }
 }
 
-impl Launch {
-    /// The kernel's variant for `batch` rows. Single rows take four rows of the matrix a team, so that one
-    /// load of `x` serves four; more rows take two, and four rows of `x` for each decoded weight.
-    fn variant(&self, batch: usize) -> Variant {
-        let (tile_rows, tile_batch) = if batch == 1 { (4, 1) } else { (2, 4) };
-        Variant {
-            elements: self.layout.elements,
-            norm: self.norm.as_ref().map_or(Norming::None, |(_, norming)| *norming),
-            planes: self.planes.is_some(),
-            lanes: self.planes.unwrap_or(32),
-            teams: 256 / self.planes.unwrap_or(32),
-            tile_rows,
-            tile_batch,
+impl<R: Runtime> CubeProgram<R> {
+    /// Compiles `stretch` over `held`, whose buffers by `plan` are there.
+    #[allow(clippy::too_many_arguments, reason = "a program is made of these, in one place")]
+    pub(crate) fn new(
+        client: &'static ComputeClient<R>,
+        hardware: Hardware,
+        stretch: Stretch,
+        held: Vec<Held>,
+        plan: ProgramPlan,
+        buffers: BTreeMap<Role, Handle>,
+        caps: Caps,
+        (ledger, tickets): (Rc<Ledger>, Vec<u64>),
+    ) -> Result<Self, Fault> {
+        let reach = Reach::new(&stretch)?;
+        let mut program = Self {
+            client,
+            hardware,
+            stretch,
+            held,
+            plan,
+            buffers,
+            caps,
+            reach,
+            bodies: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            argmax: None,
+            chosen: 0,
+            dispatches: 0,
+            submissions: 0,
+            ledger,
+            tickets,
+        };
+        // What cannot be launched is to be known before anything is submitted.
+        let fresh = program.plan.fresh;
+        program.body(Manners { columns: Columns::One, fresh })?;
+        if caps.rows > 1 {
+            program.body(Manners { columns: Columns::for_rows(caps.rows), fresh: false })?;
+        }
+        if program.plan.vocabulary > 0 {
+            program.head(Columns::One)?;
+        }
+        Ok(program)
+    }
+
+    fn sequence(&self) -> Sequence<'_> {
+        Sequence {
+            hardware: &self.hardware,
+            wants: Wants { stretch: &self.stretch, held: &self.held },
+            plan: &self.plan,
+            buffers: &self.buffers,
+            caps: self.caps,
         }
     }
 
-    fn submit<R: Runtime>(
-        &self,
-        client: &ComputeClient<R>,
-        program: &CubeProgram<R>,
-        batch: usize,
-    ) -> Result<(), Fault> {
-        let register = |reg: Reg| {
-            let handle = program.registers.get(usize::from(reg.0)).cloned();
-            handle.ok_or_else(|| Fault::Internal(format!("{}: no register {}", self.name, reg.0)))
-        };
-        let variant = self.variant(batch);
-        let added = match self.step.residual {
-            None => Residual::None,
-            Some(reg) if reg == self.step.out => Residual::Accumulate,
-            Some(_) => Residual::Read,
-        };
-        let layout = &self.layout;
-        let input = register(self.step.input)?;
-        let out = register(self.step.out)?;
-        let stride = program.widths[usize::from(self.step.out.0)].next_multiple_of(GROUP);
-        let padded = layout.cols.next_multiple_of(GROUP);
-        // A kernel binds every argument, also those that this variant does not read.
-        let (norm, norm_len) = match &self.norm {
-            None => (unread(&self.weight), 1),
-            Some((handle, norming)) => (handle.clone(), padded / 4 * if norming.has_bias() { 2 } else { 1 }),
-        };
-        let (residual, residual_len) = match (added, self.step.residual) {
-            (Residual::Read, Some(reg)) => (register(reg)?, batch * stride),
-            _ => (unread(&self.weight), 1),
-        };
-        let cubes_x = u32::try_from(layout.rows.div_ceil(variant.cube_rows())).unwrap_or(u32::MAX);
-        let cubes_y = u32::try_from(batch.div_ceil(variant.tile_batch)).unwrap_or(u32::MAX);
-        let limit = client.properties().hardware.max_cube_count;
-        if cubes_x > limit.0 || cubes_y > limit.1 {
-            return Err(unsupported(
-                &program.device,
-                format!("{}: {cubes_x} x {cubes_y} cubes, of at most {} x {}", self.name, limit.0, limit.1),
-            ));
+    fn body(&mut self, manners: Manners) -> Result<Rc<Vec<Launch>>, Fault> {
+        if let Some(body) = self.bodies.get(&manners) {
+            return Ok(Rc::clone(body));
         }
-        let (eps, norm_offset) = self.step.pre.norm.map_or((0.0, 0.0), |norm| (norm.eps, norm.offset));
-        let number = |value: usize| value as u32; // WeightLayout::of has bounded them all
-        caught(&program.device, || {
-            // SAFETY: the lengths are those that the buffers were reserved with, and the kernel clamps or
-            // guards every index by `rows`, `batch`, `cols` and `last_block`.
-            unsafe {
-                norm_linear::launch_unchecked::<R>(
-                    client,
-                    CubeCount::Static(cubes_x, cubes_y, 1),
-                    CubeDim::new_1d(number(variant.units())),
-                    ArrayArg::from_raw_parts(self.weight.codes.clone(), layout.rows * layout.row_quads()),
-                    ArrayArg::from_raw_parts(self.weight.scales.clone(), layout.scales_bytes() as usize / 4),
-                    ArrayArg::from_raw_parts(self.weight.state.clone(), layout.state_bytes() as usize / 4),
-                    ArrayArg::from_raw_parts(norm, norm_len),
-                    ArrayArg::from_raw_parts(input, batch * padded / 4),
-                    ArrayArg::from_raw_parts(residual, residual_len),
-                    ArrayArg::from_raw_parts(out, batch * stride),
-                    number(layout.rows),
-                    number(layout.cols),
-                    number(batch),
-                    number(stride),
-                    number(self.step.at),
-                    layout.blocksize.trailing_zeros(),
-                    number(layout.blocks().saturating_sub(1)),
-                    if layout.bias { number(layout.bias_at) } else { NO_BIAS },
-                    epilogue::number(self.step.act),
-                    u32::from(self.step.gated),
-                    added as u32,
-                    eps,
-                    norm_offset,
-                    variant,
-                );
+        let body = Rc::new(self.sequence().body(manners)?);
+        self.bodies.insert(manners, Rc::clone(&body));
+        Ok(body)
+    }
+
+    fn head(&mut self, columns: Columns) -> Result<Rc<Vec<Launch>>, Fault> {
+        if let Some(head) = self.heads.get(&columns) {
+            return Ok(Rc::clone(head));
+        }
+        let head = Rc::new(self.sequence().head(columns)?);
+        self.heads.insert(columns, Rc::clone(&head));
+        Ok(head)
+    }
+
+    fn argmax(&mut self) -> Result<Rc<Vec<Launch>>, Fault> {
+        if let Some(argmax) = &self.argmax {
+            return Ok(Rc::clone(argmax));
+        }
+        let argmax = Rc::new(vec![self.sequence().argmax()?]);
+        self.argmax = Some(Rc::clone(&argmax));
+        Ok(argmax)
+    }
+
+    fn buffer(&self, role: Role) -> Result<&Handle, Fault> {
+        self.buffers.get(&role).ok_or_else(|| Fault::Internal(format!("a program without {role:?}")))
+    }
+
+    fn uploader(&self) -> Uploader<'_, R> {
+        Uploader { device: &self.hardware.device, client: self.client }
+    }
+
+    fn check(&self, rows: &Rows<'_>) -> Result<(), Fault> {
+        let mut width = 0;
+        for &reg in &self.stretch.inputs {
+            width += self.stretch.width(reg)?;
+        }
+        rows.check(&self.caps, width)?;
+        self.reach.check(rows)?;
+        let embeds = self.stretch.steps.iter().any(|step| matches!(step, Step::Embed(_)));
+        let count = rows.places.len();
+        match rows.input {
+            Input::Tokens(_) | Input::Chosen if !embeds => {
+                return Err(Fault::Invalid("tokens for a stretch without an embedding".into()));
+            }
+            Input::Chosen if count > self.chosen => {
+                return Err(Fault::Invalid(format!("{count} rows for {} chosen tokens", self.chosen)));
+            }
+            _ => {}
+        }
+        match rows.output {
+            Output::Logits(_) | Output::Greedy(_) if self.plan.vocabulary == 0 => {
+                Err(Fault::Invalid("logits of a stretch without a head".into()))
+            }
+            Output::Hidden if self.stretch.outputs.is_empty() => {
+                Err(Fault::Invalid("hidden states of a stretch that gives none".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Fills the input registers, padded rows, and counts the launches.
+    fn write_hidden(&self, values: &[f32], rows: usize) -> Result<u64, Fault> {
+        let mut from = values;
+        let mut launches = 0;
+        for &reg in &self.stretch.inputs {
+            let width = self.stretch.width(reg)?;
+            let (now, later) = from.split_at(rows * width);
+            from = later;
+            let padded = pad_rows(now, width);
+            launches +=
+                self.uploader().write(self.buffer(Role::Register(reg.0))?, bytemuck::cast_slice(&padded))?;
+        }
+        Ok(launches)
+    }
+
+    /// The first `bytes` of a buffer, to be read.
+    fn beginning(&self, role: Role, bytes: usize) -> Result<Handle, Fault> {
+        let handle = self.buffer(role)?.clone();
+        let beyond = handle.size_in_used().saturating_sub(bytes as u64);
+        Ok(handle.offset_end(beyond))
+    }
+
+    /// What is read back for `output`, and how it lies.
+    fn reply(&self, output: &Output<'_>, rows: usize) -> Result<Option<(Reply, Vec<Handle>)>, Fault> {
+        Ok(match *output {
+            Output::Nothing | Output::Greedy([]) | Output::Logits([]) => None,
+            Output::Greedy(outputs) => {
+                Some((Reply::Tokens, vec![self.beginning(Role::Chosen, outputs.len() * 4)?]))
+            }
+            Output::Logits(outputs) => {
+                let (rows, width) = (outputs.len(), self.plan.vocabulary);
+                let handle = self.beginning(Role::Logits, rows * stride(width) * 4)?;
+                Some((Reply::Floats { rows, widths: vec![width], hidden: false }, vec![handle]))
+            }
+            Output::Hidden => {
+                let (mut widths, mut handles) = (Vec::new(), Vec::new());
+                for &reg in &self.stretch.outputs {
+                    let width = self.stretch.width(reg)?;
+                    widths.push(width);
+                    handles.push(self.beginning(Role::Register(reg.0), rows * stride(width) * 4)?);
+                }
+                Some((Reply::Floats { rows, widths, hidden: true }, handles))
             }
         })
     }
+
+    fn launch(&mut self, launches: &[Launch], places: &Handle, counts: Counts) -> Result<(), Fault> {
+        for launch in launches {
+            launch.submit(&self.hardware.device, self.client, places, counts)?;
+        }
+        self.dispatches += launches.len() as u64;
+        Ok(())
+    }
 }
 
-/// A buffer that is bound where a variant reads none.
-fn unread(weight: &WeightBuffers) -> Handle {
-    weight.state.clone()
+impl Reply {
+    fn answer(&self, registers: &[impl Deref<Target = [u8]>]) -> Answer {
+        match self {
+            Reply::Tokens => {
+                let bytes = registers.first().map_or(&[][..], |bytes| &**bytes);
+                Answer::Tokens(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+            }
+            Reply::Floats { rows, widths, hidden } => {
+                let mut out = Vec::with_capacity(rows * widths.iter().sum::<usize>());
+                for (bytes, width) in registers.iter().zip(widths) {
+                    for row in bytes.chunks_exact(stride(*width) * 4).take(*rows) {
+                        let (values, _) = row[..width * 4].as_chunks::<4>();
+                        out.extend(values.iter().map(|&value| f32::from_le_bytes(value)));
+                    }
+                }
+                if *hidden { Answer::Hidden(out) } else { Answer::Logits(out) }
+            }
+        }
+    }
 }
 
 impl<R: Runtime> Program for CubeProgram<R> {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let width = |reg: &Reg| self.widths[usize::from(reg.0)];
-        rows.check(&self.caps, self.inputs.iter().map(width).sum())?;
-        let batch = rows.places.len();
-        let Input::Hidden(values) = rows.input else {
-            return Err(unsupported(&self.device, "token input"));
-        };
-        if !matches!(rows.output, Output::Hidden | Output::Nothing) {
-            return Err(unsupported(&self.device, "logits"));
+        self.check(rows)?;
+        let device = self.hardware.device.clone();
+        let count = rows.places.len();
+        let columns = Columns::for_rows(count);
+        let few = columns != Columns::Many;
+        let fresh = few && self.plan.fresh && all_apart(rows.places);
+        let (words, counts) = encode(rows, if few { 1 } else { self.plan.tile_rows });
+
+        let body = self.body(Manners { columns, fresh })?;
+        let places = self.uploader().stage(bytemuck::cast_slice(&words))?;
+        if let Input::Hidden(values) = rows.input {
+            self.dispatches += self.write_hidden(values, count)?;
         }
-        let uploader = Uploader { device: &self.device, client: self.client };
-        let mut rest = values;
-        let mut dispatches = self.launches.len() as u64;
-        for reg in &self.inputs {
-            let (values, after) = rest.split_at(batch * width(reg));
-            rest = after;
-            let padded = pad_rows(values, width(reg));
-            dispatches +=
-                uploader.write(&self.registers[usize::from(reg.0)], bytemuck::cast_slice(&padded))?;
+        self.launch(&body, &places, counts)?;
+        if let Output::Logits([_, ..]) | Output::Greedy([_, ..]) = rows.output {
+            let head = self.head(Columns::for_rows(counts.outputs as usize))?;
+            self.launch(&head, &places, counts)?;
         }
-        for launch in &self.launches {
-            launch.submit(self.client, self, batch)?;
-        }
-        self.dispatches += dispatches;
-        self.submissions += 1;
-        if rows.output == Output::Nothing {
-            let device = self.device.clone();
-            caught(&device, || self.client.flush())?.map_err(|error| fault(&device, "flush", &error))?;
-            return Ok(Box::pin(async { Ok(Answer::Nothing) }));
-        }
-        let widths: Vec<usize> = self.outputs.iter().map(width).collect();
-        let handles = self.outputs.iter().map(|reg| {
-            let handle = self.registers[usize::from(reg.0)].clone();
-            let used = (batch * width(reg).next_multiple_of(GROUP) * 4) as u64;
-            let beyond = handle.size_in_used() - used;
-            handle.offset_end(beyond)
-        });
-        let handles: Vec<Handle> = handles.collect();
-        let client = self.client;
-        let read = caught(&self.device, || client.read_async(handles))?;
-        let device = self.device.clone();
-        Ok(Box::pin(async move {
-            let registers = read.await.map_err(|error| fault(&device, "reading hidden states", &error))?;
-            let mut hidden = Vec::with_capacity(batch * widths.iter().sum::<usize>());
-            for (bytes, width) in registers.iter().zip(widths) {
-                for row in bytes.chunks(width.next_multiple_of(GROUP) * 4).take(batch) {
-                    let (values, _) = row[..width * 4].as_chunks::<4>();
-                    hidden.extend(values.iter().map(|&value| f32::from_le_bytes(value)));
-                }
+        if let Output::Greedy(outputs) = rows.output {
+            if !outputs.is_empty() {
+                let argmax = self.argmax()?;
+                self.launch(&argmax, &places, counts)?;
             }
-            Ok(Answer::Hidden(hidden))
+            self.chosen = outputs.len();
+        }
+        self.submissions += 1;
+
+        let client = self.client;
+        let Some((reply, handles)) = self.reply(&rows.output, count)? else {
+            caught(&device, || client.flush())?.map_err(|error| fault(&device, "flush", &error))?;
+            let empty = match rows.output {
+                Output::Greedy(_) => Answer::Tokens(Vec::new()),
+                Output::Logits(_) => Answer::Logits(Vec::new()),
+                Output::Nothing | Output::Hidden => Answer::Nothing,
+            };
+            return Ok(Box::pin(async { Ok(empty) }));
+        };
+        let read = caught(&device, || client.read_async(handles))?;
+        Ok(Box::pin(async move {
+            let registers = read.await.map_err(|error| fault(&device, "reading an answer", &error))?;
+            Ok(reply.answer(&registers))
         }))
     }
 
     fn drain(&mut self) -> Fut<'_, ()> {
         Box::pin(async move {
-            let sync = caught(&self.device, || self.client.sync())?;
-            sync.await.map_err(|error| fault(&self.device, "sync", &error))
+            let device = &self.hardware.device;
+            let sync = caught(device, || self.client.sync())?;
+            sync.await.map_err(|error| fault(device, "sync", &error))
         })
     }
 

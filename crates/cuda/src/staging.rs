@@ -45,6 +45,14 @@ impl<R: Runtime> Uploader<'_, R> {
         (STAGING as usize / 2 / (quads * 16)).max(1)
     }
 
+    /// A buffer of its own that holds `bytes`, in a power of two.
+    pub(crate) fn stage(&self, bytes: &[u8]) -> Result<Handle, Fault> {
+        let mut staged = Vec::with_capacity(bytes.len().next_power_of_two().max(512));
+        staged.extend_from_slice(bytes);
+        staged.resize(bytes.len().next_power_of_two().max(512), 0);
+        persistent(self.device, self.client, || self.client.create_from_slice(&staged))
+    }
+
     fn write_chunk(
         &self,
         to: &Handle,
@@ -53,9 +61,6 @@ impl<R: Runtime> Uploader<'_, R> {
         at: usize,
         step: usize,
     ) -> Result<(), Fault> {
-        let mut staged = Vec::with_capacity(chunk.len().next_power_of_two().max(512));
-        staged.extend_from_slice(chunk);
-        staged.resize(staged.capacity().max(chunk.len()).next_power_of_two(), 0);
         let count = chunk.len().div_ceil(16) as u32;
         let cubes = count.div_ceil(UNITS);
         let (x, y) = if cubes <= 0x8000 { (cubes, 1) } else { (0x8000, cubes.div_ceil(0x8000)) };
@@ -64,7 +69,8 @@ impl<R: Runtime> Uploader<'_, R> {
         if last * quads + quads.min(count as usize) > capacity {
             return Err(Fault::Internal(format!("row {last} of {quads} quads in a buffer of {capacity}")));
         }
-        let staging = persistent(self.device, self.client, || self.client.create_from_slice(&staged))?;
+        let staging = self.stage(chunk)?;
+        let staged = staging.size_in_used() as usize / 16;
         caught(self.device, || {
             // SAFETY: `count` quads are staged, and the last row that they go to is within `to`.
             unsafe {
@@ -72,7 +78,7 @@ impl<R: Runtime> Uploader<'_, R> {
                     self.client,
                     CubeCount::Static(x, y, 1),
                     CubeDim::new_1d(UNITS),
-                    ArrayArg::from_raw_parts(staging, staged.len() / 16),
+                    ArrayArg::from_raw_parts(staging, staged),
                     ArrayArg::from_raw_parts(to.clone(), capacity),
                     quads as u32,
                     at as u32,

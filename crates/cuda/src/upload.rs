@@ -3,7 +3,7 @@
 use crate::kernels::GROUP;
 use crate::kernels::variant::Elements;
 use crate::pack::{codes_row, dense_row};
-use crate::program::WeightBuffers;
+use crate::held::WeightBuffers;
 use crate::staging::Uploader;
 use crate::weight::{NESTED_BLOCK, Run, WeightLayout, runs, unsupported};
 use cubecl::prelude::Runtime;

@@ -49,12 +49,27 @@ pub(crate) fn activate(x: f32, act: u32) -> f32 {
         y = 0.5f32 * x * (1.0f32 + Erf::erf(x * 0.707_106_77f32));
     } else if act == comptime!(number(Act::GeluTanh)) {
         let inner = 0.797_884_6f32 * (x + 0.044_715f32 * x * x * x);
-        // Some drivers' tanh overflows to NaN; at 15 it has long been 1.
-        y = 0.5f32 * x * (1.0f32 + f32::tanh(clamp(inner, -15.0f32, 15.0f32)));
+        y = 0.5f32 * x * (1.0f32 + safe_tanh(inner));
     } else if act == comptime!(number(Act::Relu)) {
         y = max(x, 0.0f32);
     } else if act == comptime!(number(Act::Tanh)) {
-        y = f32::tanh(clamp(x, -15.0f32, 15.0f32));
+        y = safe_tanh(x);
+    }
+    y
+}
+
+/// Some drivers' tanh overflows to NaN; at 15 it has long been 1.
+#[cube]
+fn safe_tanh(x: f32) -> f32 {
+    f32::tanh(clamp(x, -15.0f32, 15.0f32))
+}
+
+/// `cap * tanh(x / cap)`; a cap of 0 is none.
+#[cube]
+pub(crate) fn soft_cap(x: f32, cap: f32) -> f32 {
+    let mut y = x;
+    if cap > 0.0f32 {
+        y = cap * safe_tanh(x / cap);
     }
     y
 }

@@ -1,9 +1,21 @@
 //! The kernels, each in the file of its step, and the parts they are made of.
 
+pub(crate) mod argmax;
+pub(crate) mod attend;
+pub(crate) mod codebook;
 pub(crate) mod dense;
+pub(crate) mod embed;
 pub(crate) mod epilogue;
+pub(crate) mod heads;
+pub(crate) mod kv;
+pub(crate) mod kv_store;
+pub(crate) mod linear_tiled;
+pub(crate) mod merge;
 pub(crate) mod moments;
 pub(crate) mod norm_linear;
+pub(crate) mod places;
+pub(crate) mod pre;
+pub(crate) mod route;
 pub(crate) mod scatter;
 pub(crate) mod variant;
 

@@ -1,0 +1,87 @@
+//! What kernels are fitted to.
+
+use crate::kernels::variant::{Lookup, Team};
+use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
+
+/// Rows of the matrix for each team where multiprocessors are unknown: those are wgpu's adapters, here mostly
+/// software, for which more code is more to compile.
+const SOFTWARE_ROWS: usize = 2;
+
+/// A device as far as launches depend on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Hardware {
+    /// Its name, for errors.
+    pub device: String,
+    /// How the units of a cube sum together.
+    pub team: Team,
+    /// Multiprocessors, where that is known.
+    pub multiprocessors: Option<u32>,
+    /// Units of the widest cubes.
+    pub wide_units: usize,
+    /// Rows of `x` in a tile of the tiled product.
+    pub tile_batch: usize,
+    /// Cubes along each dimension at most.
+    pub cubes: [u32; 3],
+    pub lookup: Lookup,
+}
+
+impl Hardware {
+    /// Asks `client`.
+    pub(crate) fn of<R: Runtime>(device: &str, client: &ComputeClient<R>) -> Self {
+        let hardware = &client.properties().hardware;
+        let planes = client.features().plane.contains(Plane::Ops).then(|| plane_size(client)).flatten();
+        let roomy = hardware.max_shared_memory_size >= 20 << 10;
+        Self {
+            device: device.to_owned(),
+            team: Team::of(planes),
+            multiprocessors: hardware.num_streaming_multiprocessors,
+            wide_units: if hardware.max_units_per_cube >= 1024 && planes.is_some() { 1024 } else { 256 },
+            tile_batch: if roomy { 64 } else { 32 },
+            cubes: hardware.max_cube_count.into(),
+            lookup: Lookup::Table,
+        }
+    }
+
+    /// Rows of the matrix for each team where there is one row of `x`: four, or fewer where the matrix would not
+    /// give every multiprocessor four cubes.
+    pub(crate) fn tile_rows(&self, rows: usize) -> usize {
+        let Some(multiprocessors) = self.multiprocessors else { return SOFTWARE_ROWS };
+        let wanted = 4 * multiprocessors as usize;
+        [4, 2].into_iter().find(|tile| rows / (self.team.teams * tile) >= wanted).unwrap_or(1)
+    }
+
+    /// Rows of the matrix for each team where there are some rows of `x`.
+    pub(crate) fn few_rows(&self) -> usize {
+        if self.multiprocessors.is_some() { 2 } else { 1 }
+    }
+}
+
+/// Units of a plane, if all planes have that many and a cube holds them.
+pub(crate) fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> Option<usize> {
+    let hardware = &client.properties().hardware;
+    let size = hardware.plane_size_min;
+    let known = size == hardware.plane_size_max && size.is_power_of_two() && (4..=64).contains(&size);
+    known.then_some(size as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_matrices_are_spread_over_more_cubes() {
+        let mut hardware = Hardware {
+            device: "cuda:0".into(),
+            team: Team::of(Some(32)),
+            multiprocessors: Some(132),
+            wide_units: 1024,
+            tile_batch: 64,
+            cubes: [u32::MAX, 65535, 65535],
+            lookup: Lookup::Table,
+        };
+        assert_eq!([4096, 11008, 22016, 128_256].map(|rows| hardware.tile_rows(rows)), [1, 2, 4, 4]);
+        hardware.multiprocessors = None;
+        assert_eq!(hardware.tile_rows(64), SOFTWARE_ROWS);
+    }
+}
