@@ -1,5 +1,6 @@
 //! The devices of this machine, and how much of each may be used.
 
+use crate::cuda_devices::{open_cube, open_cuda, twin};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::{Error, human_bytes};
 use halfbyte_backend::{Backend, DeviceKind, Fault};
@@ -100,12 +101,16 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
     let memory_limit = options.pretend_memory.get("cpu").copied();
     let cpu = CpuBackend::with(CpuOptions { memory_limit, ..CpuOptions::default() })?;
     let mut found = Found { backends: vec![Rc::new(cpu)], absent: Vec::new(), failed: Vec::new() };
-    if (0..MAX_GPUS).any(|index| wanted(&format!("wgpu:{index}"), DeviceKind::DiscreteGpu)) {
+    let any =
+        |kind: &str| (0..MAX_GPUS).any(|index| wanted(&format!("{kind}:{index}"), DeviceKind::DiscreteGpu));
+    // Before wgpu's: where a card has both drivers, CUDA comes first.
+    if any("cuda") {
+        open_cuda(wanted, options, &mut found);
+    }
+    open_cube(wanted, options, &mut found);
+    if any("wgpu") {
         open_wgpu(wanted, options, &mut found).await;
     }
-    found
-        .absent
-        .push("CUDA devices are not run yet: an NVIDIA GPU is used through Vulkan, as wgpu:N".to_owned());
     Ok(found)
 }
 
@@ -124,8 +129,7 @@ async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOpti
         if !wanted(&adapter.name, adapter.kind) {
             continue;
         }
-        let limits = [&options.max_memory, &options.pretend_memory];
-        let budget = limits.iter().filter_map(|limits| limits.get(&adapter.name).copied()).min();
+        let budget = options.budget_of(&adapter.name);
         match WgpuBackend::open(index, Options { budget, ..Options::default() }).await {
             Ok(backend) => found.backends.push(Rc::new(backend)),
             Err(fault) => found.failed.push((adapter.name.clone(), fault)),
@@ -191,10 +195,16 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
     check_named(options, &found)?;
 
     let mut candidates = Vec::new();
-    for backend in found.backends {
-        if mapped(&backend.info().name) {
-            let device = device(&*backend, options);
-            candidates.push(Candidate { backend, device });
+    for backend in &found.backends {
+        let name = &backend.info().name;
+        // A card that CUDA drives is used through CUDA; named, it is used as it is named, its memory counted once.
+        let twin = twin(found.backends.iter().map(|backend| &**backend), backend.info());
+        if mapped(name) && (twin.is_none() || named(name)) {
+            let mut device = device(&**backend, options);
+            if let Some(twin) = twin {
+                device.pool.clone_from(&twin.name);
+            }
+            candidates.push(Candidate { backend: Rc::clone(backend), device });
         }
     }
     share_host_memory(&mut candidates, options);
@@ -227,7 +237,10 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
             Some((_, fault)) => tracing::warn!("{fault}: not used"),
             None => {
                 let there: Vec<&str> = found.backends.iter().map(|b| b.info().name.as_str()).collect();
-                let why = found.absent.first().map(|why| format!(" ({why})")).unwrap_or_default();
+                // Rather what is said of its own kind.
+                let (kind, _) = name.split_once(':').unwrap_or((name, ""));
+                let own = found.absent.iter().find(|why| why.to_lowercase().contains(kind));
+                let why = own.or(found.absent.first()).map(|why| format!(" ({why})")).unwrap_or_default();
                 return Err(Error::Usage(format!("there is no {name} here, only {}{why}", there.join(", "))));
             }
         }

@@ -50,6 +50,8 @@ pub struct DoctorReport {
     pub devices: Vec<DoctorDevice>,
     /// Every case.
     pub cases: Vec<DoctorCase>,
+    /// Kinds of device that were looked for and not found, a sentence each.
+    pub absent: Vec<String>,
 }
 
 /// Runs the conformance table of every fused step on every device here, or only on `device`, against the
@@ -62,6 +64,8 @@ pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Res
         let reference = CpuBackend::scalar();
         let found = open_all().await?;
         let mut report = DoctorReport::default();
+        report.absent.clone_from(&found.absent);
+        report.absent.extend(found.failed.iter().map(|(_, fault)| fault.to_string()));
         for backend in &found.backends {
             let info = backend.info().clone();
             if device.is_some_and(|name| name != info.name) {

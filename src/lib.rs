@@ -31,6 +31,7 @@ mod auto_model;
 mod bench;
 mod causal_lm;
 mod chat;
+mod cuda_devices;
 mod devices;
 mod doctor;
 mod embedder;

@@ -131,10 +131,19 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// The most bytes that `device` may hold, by whichever limit is smaller.
+    pub(crate) fn budget_of(&self, device: &str) -> Option<u64> {
+        [&self.max_memory, &self.pretend_memory].iter().filter_map(|limits| limits.get(device).copied()).min()
+    }
+}
+
 /// Whether `name` looks like a device: `cpu`, `disk`, `wgpu:0`, `cuda:1`.
 pub(crate) fn is_device_name(name: &str) -> bool {
     match name.split_once(':') {
         Some(("wgpu" | "cuda", index)) => index.parse::<u32>().is_ok(),
+        // CUDA's kernels on a wgpu adapter, for tests.
+        Some(("cube", index)) => cfg!(feature = "cube") && index == "0",
         Some(_) => false,
         None => name == "cpu" || name == "disk",
     }

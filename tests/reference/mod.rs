@@ -27,7 +27,7 @@ pub const MODELS: &[&str] = &[
 /// What a GPU may differ in float32: less than the smallest error of meaning that the mutants of
 /// `crates/inference/tests/mutants.rs` make, 5e-5, so that each of them would fail here too. Software Vulkan
 /// differs by 2e-6 at most.
-const GPU_TOLERANCE: f64 = 5e-5;
+pub const GPU_TOLERANCE: f64 = 5e-5;
 
 /// A folder of the repository.
 pub fn path(folder: &str) -> PathBuf {

@@ -63,13 +63,14 @@ impl AttendPlan {
             pieces.find(|&pieces| fits(group / pieces, least)).map(|pieces| (pieces, least))
         };
         let Some((pieces, least)) = cut(8).or_else(|| cut(1)) else {
-            let what = format!("heads of {head_dim} features exceed its shared memory; run this model on the CPU");
+            let what =
+                format!("heads of {head_dim} features exceed its shared memory; run this model on the CPU");
             return Err(unsupported(device, what));
         };
         let heads_here = group / pieces;
         let tile_rows =
             (1..=MAX_QUERIES).take_while(|&rows| fits(rows * heads_here, least)).last().unwrap_or(1);
-        let parts = attend.cache.is_some() && head_dim % 4 == 0 && mergeable(stretch, index, attend);
+        let parts = attend.cache.is_some() && head_dim.is_multiple_of(4) && mergeable(stretch, index, attend);
         let most = (MAX_WEIGHTS / attend.heads).clamp(1, MAX_SPLITS);
         let splits = if parts { capacity.div_ceil(SPLIT_KEYS).clamp(1, most) } else { 1 };
         Ok(Self { record, pieces, heads_here, tile_rows, splits, parts })

@@ -3,17 +3,18 @@
 use crate::guard::{caught, fault};
 use crate::hardware::{Hardware, plane_size};
 use crate::held::{Held, WeightBuffers, kv_bytes};
-use crate::kernels::variant::Team;
+use crate::kernels::variant::{Lookup, Team};
 use crate::layout::{CubeLayout, STAGING};
 use crate::program::CubeProgram;
 use crate::program_plan::{ProgramPlan, Role};
+use crate::recording::{OneByOne, Recorder};
 use crate::staging::{Uploader, persistent};
 use crate::weight::{WeightLayout, aligned};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch, Want,
-    WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch,
+    Want, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -37,6 +38,10 @@ pub struct CubeBackend<R: Runtime> {
     slots: RefCell<BTreeMap<u64, (Held, u64)>>,
     next: Cell<u64>,
     hardware: Hardware,
+    /// Bytes that the ledger may reach.
+    budget: Option<u64>,
+    /// Who replays decode steps below CubeCL, if anyone does.
+    recorder: Option<Rc<dyn Recorder>>,
 }
 
 impl<R: Runtime> CubeBackend<R> {
@@ -57,7 +62,16 @@ impl<R: Runtime> CubeBackend<R> {
             slots: RefCell::default(),
             next: Cell::new(0),
             hardware,
+            budget: None,
+            recorder: None,
         }
+    }
+
+    /// The same backend with at most `budget` bytes, staging included: what is beyond is out of memory.
+    #[must_use]
+    pub fn with_budget(mut self, budget: Option<u64>) -> Self {
+        self.budget = budget;
+        self
     }
 
     /// The same backend with sums over planes (warps) or without: for tests, which run both kernels.
@@ -74,6 +88,28 @@ impl<R: Runtime> CubeBackend<R> {
         Ok(self)
     }
 
+    /// The same backend with this many copies of the table of pairs in place of the codebook of 16: for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_pairs(mut self, copies: usize) -> Self {
+        self.hardware.lookup = Lookup::Pairs { copies };
+        self
+    }
+
+    /// The same backend, whose decode steps are recorded and replayed through CubeCL: for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_recordings(self) -> Self {
+        let recorder = OneByOne { device: self.device().to_owned(), client: self.client };
+        self.with_recorder(Rc::new(recorder))
+    }
+
+    /// The same backend with decode steps recorded by `recorder`.
+    pub(crate) fn with_recorder(mut self, recorder: Rc<dyn Recorder>) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
     /// What CubeCL's own pools hold now, as a witness beside the [`Ledger`]: bytes in use, and bytes taken
     /// from the driver.
     ///
@@ -85,8 +121,8 @@ impl<R: Runtime> CubeBackend<R> {
         Ok((usage.bytes_in_use, usage.bytes_reserved))
     }
 
-    #[cfg(all(test, feature = "cuda", feature = "wgpu"))]
-    pub(crate) fn client(&self) -> &ComputeClient<R> {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn client(&self) -> &'static ComputeClient<R> {
         self.client
     }
 
@@ -99,7 +135,7 @@ impl<R: Runtime> CubeBackend<R> {
     }
 
     fn out_of_memory(&self, name: &str, wanted: u64, what: Purpose) -> Fault {
-        let free = (self.probe)().map(|(free, _)| free);
+        let free = self.memory().free;
         Fault::OutOfMemory { device: self.device().to_owned(), name: name.to_owned(), wanted, free, what }
     }
 
@@ -155,8 +191,8 @@ impl<R: Runtime> CubeBackend<R> {
 
     /// Refuses what cannot fit before anything is allocated.
     fn check_room(&self, name: &str, wanted: u64, what: Purpose) -> Result<(), Fault> {
-        match (self.probe)() {
-            Some((free, _)) if wanted > free => Err(self.out_of_memory(name, wanted, what)),
+        match self.memory().free {
+            Some(free) if wanted > free => Err(self.out_of_memory(name, wanted, what)),
             _ => Ok(()),
         }
     }
@@ -212,11 +248,20 @@ impl<R: Runtime> Backend for CubeBackend<R> {
 
     fn memory(&self) -> Memory {
         let probed = (self.probe)();
-        Memory {
-            pool: self.pool.clone(),
-            total: probed.map(|(_, total)| total),
-            free: probed.map(|(free, _)| free),
-            source: if probed.is_some() { "cuMemGetInfo" } else { "unknown" }.to_owned(),
+        let (free, total) = probed.unzip();
+        let pool = self.pool.clone();
+        match self.budget {
+            Some(budget) => {
+                let left = budget.saturating_sub(self.ledger.footprint().total());
+                let total = total.map_or(budget, |total| total.min(budget));
+                let free = free.map_or(left, |free| free.min(left));
+                let source = "the budget that was set".to_owned();
+                Memory { pool, total: Some(total), free: Some(free), source }
+            }
+            None => {
+                let source = if probed.is_some() { "cuMemGetInfo" } else { "unknown" }.to_owned();
+                Memory { pool, total, free, source }
+            }
         }
     }
 
@@ -305,9 +350,18 @@ impl<R: Runtime> Backend for CubeBackend<R> {
             };
             let enter = |(purpose, bytes)| self.ledger.enter("program", purpose, bytes);
             let tickets = (Rc::clone(&self.ledger), plan.footprint().iter().map(enter).collect());
-            let hardware = self.hardware.clone();
-            let program =
-                CubeProgram::new(self.client, hardware, stretch.clone(), held, plan, buffers, caps, tickets)?;
+            let (hardware, recorder) = (self.hardware.clone(), self.recorder.clone());
+            let program = CubeProgram::new(
+                self.client,
+                hardware,
+                stretch.clone(),
+                held,
+                plan,
+                buffers,
+                caps,
+                tickets,
+                recorder,
+            )?;
             Ok(Box::new(program) as Box<dyn Program>)
         })
     }

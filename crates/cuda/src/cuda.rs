@@ -1,11 +1,39 @@
 //! Opening CUDA devices (feature `cuda`).
 
 use crate::CubeBackend;
+use crate::graph::{CudaRecorder, Way};
 use crate::guard::caught;
 use cubecl::cuda::{CudaDevice, CudaRuntime, install};
 use cubecl::prelude::*;
 use cudarc::driver::result as driver;
 use halfbyte_backend::{DeviceInfo, DeviceKind, Fault};
+use std::rc::Rc;
+
+/// What is said where there is no driver.
+const NO_DRIVER: &str = "CUDA was not found: there is no NVIDIA driver (libcuda) on this machine";
+
+/// Whether NVIDIA's driver can be loaded: whatever asks it for more panics where it cannot.
+fn driver_is_present() -> bool {
+    // SAFETY: loads the driver's library by name and closes it again; its initializers are NVIDIA's.
+    unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+/// How many CUDA devices there are, of those that `CUDA_VISIBLE_DEVICES` lets through.
+///
+/// # Errors
+/// A sentence for people, if there is none: no driver, or a driver without a device.
+pub fn cuda_devices() -> Result<usize, String> {
+    if !driver_is_present() {
+        return Err(NO_DRIVER.to_owned());
+    }
+    let count = caught("cuda", || driver::init().and_then(|()| driver::device::get_count()));
+    match count {
+        Ok(Ok(count)) if count > 0 => Ok(count as usize),
+        Ok(Ok(_)) => Err("CUDA was not found: NVIDIA's driver has no device".to_owned()),
+        Ok(Err(error)) => Err(format!("CUDA was not found: NVIDIA's driver failed: {error}")),
+        Err(fault) => Err(format!("CUDA was not found: {fault}")),
+    }
+}
 
 impl CubeBackend<CudaRuntime> {
     /// Opens the CUDA device `index` (`cuda:0` is 0).
@@ -16,11 +44,10 @@ impl CubeBackend<CudaRuntime> {
     pub fn open(index: usize) -> Result<Self, Fault> {
         let name = format!("cuda:{index}");
         let missing = |what: &str| Fault::Unsupported { device: name.clone(), what: what.to_owned() };
-        // SAFETY: loads the driver's library by name and closes it again; its initializers are NVIDIA's.
-        if !unsafe { cudarc::driver::sys::is_culib_present() } {
-            return Err(missing("CUDA was not found: there is no NVIDIA driver (libcuda) on this machine"));
+        if !driver_is_present() {
+            return Err(missing(NO_DRIVER));
         }
-        // SAFETY: as above, for the runtime compiler.
+        // SAFETY: loads NVRTC by name and closes it again; its initializers are NVIDIA's.
         if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
             return Err(missing(
                 "CUDA's runtime compiler was not found: install NVRTC (libnvrtc) of CUDA 12 or 13",
@@ -43,6 +70,7 @@ impl CubeBackend<CudaRuntime> {
             ),
             ("shared_memory_per_cube".to_owned(), hardware.max_shared_memory_size.to_string()),
             ("largest_buffer".to_owned(), client.properties().memory.max_page_size.to_string()),
+            ("pci_bus_id".to_owned(), device.place),
         ];
         let info = DeviceInfo {
             name: name.clone(),
@@ -51,7 +79,13 @@ impl CubeBackend<CudaRuntime> {
             kind: DeviceKind::DiscreteGpu,
             limits,
         };
-        Ok(Self::on(client, info, name, Box::new(move || free_and_total(index))))
+        let backend = Self::on(client, info, name.clone(), Box::new(move || free_and_total(index)));
+        let way = Way::wanted(std::env::var("HALFBYTE_CUDA_LAUNCH").ok().as_deref());
+        if way == Way::Cubecl {
+            return Ok(backend);
+        }
+        let recorder = CudaRecorder::open(&name, index, backend.client(), way)?;
+        Ok(backend.with_recorder(Rc::new(recorder)))
     }
 }
 
@@ -59,6 +93,8 @@ impl CubeBackend<CudaRuntime> {
 struct Device {
     adapter: String,
     driver: String,
+    /// Its place on the PCI bus, as in `0000:3b:00.0`.
+    place: String,
 }
 
 fn device(index: usize) -> Result<Device, String> {
@@ -72,7 +108,13 @@ fn device(index: usize) -> Result<Device, String> {
     let mut version = 0;
     // SAFETY: the driver is loaded and writes one integer.
     unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) }.result().map_err(describe)?;
-    Ok(Device { adapter, driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10) })
+    let mut place = [0; 32];
+    // SAFETY: the driver writes at most as many characters as it is told, the last one a zero.
+    unsafe { cudarc::driver::sys::cuDeviceGetPCIBusId(place.as_mut_ptr(), place.len() as i32, device) }
+        .result()
+        .map_err(describe)?;
+    let place = place.iter().take_while(|&&letter| letter != 0).map(|&letter| letter as u8 as char).collect();
+    Ok(Device { adapter, driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10), place })
 }
 
 /// Free and total bytes of a device, by `cuMemGetInfo` in its primary context, which CubeCL uses too.

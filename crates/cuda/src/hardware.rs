@@ -39,7 +39,7 @@ impl Hardware {
             wide_units: if hardware.max_units_per_cube >= 1024 && planes.is_some() { 1024 } else { 256 },
             tile_batch: if roomy { 64 } else { 32 },
             cubes: hardware.max_cube_count.into(),
-            lookup: Lookup::Table,
+            lookup: wanted_lookup(std::env::var("HALFBYTE_CUDA_LOOKUP").ok().as_deref(), planes),
         }
     }
 
@@ -57,6 +57,17 @@ impl Hardware {
     }
 }
 
+/// Copies of the table of pairs for planes of 32: a pair is two banks, so 16 fill all.
+pub(crate) const PAIR_COPIES: usize = 16;
+
+/// `HALFBYTE_CUDA_LOOKUP=pairs` asks for the table of pairs, where planes are wide enough to gain by it.
+fn wanted_lookup(wanted: Option<&str>, planes: Option<usize>) -> Lookup {
+    match (wanted, planes) {
+        (Some("pairs"), Some(32..)) => Lookup::Pairs { copies: PAIR_COPIES },
+        _ => Lookup::Table,
+    }
+}
+
 /// Units of a plane, if all planes have that many and a cube holds them.
 pub(crate) fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> Option<usize> {
     let hardware = &client.properties().hardware;
@@ -68,6 +79,13 @@ pub(crate) fn plane_size<R: Runtime>(client: &ComputeClient<R>) -> Option<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pairs_are_for_whom_they_are_asked() {
+        assert_eq!(wanted_lookup(Some("pairs"), Some(32)), Lookup::Pairs { copies: 16 });
+        assert_eq!(wanted_lookup(Some("pairs"), Some(8)), Lookup::Table);
+        assert_eq!(wanted_lookup(None, Some(32)), Lookup::Table);
+    }
 
     #[test]
     fn small_matrices_are_spread_over_more_cubes() {

@@ -48,6 +48,17 @@ pub(crate) enum Element {
     QuadF32,
 }
 
+impl Element {
+    /// Bytes of one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn bytes(self) -> u64 {
+        match self {
+            Element::U32 | Element::F32 => 4,
+            Element::QuadU32 | Element::QuadF32 => 16,
+        }
+    }
+}
+
 /// An argument of a kernel, in the kernel's order.
 #[derive(Debug, Clone)]
 pub(crate) enum Arg {
@@ -75,7 +86,7 @@ pub(crate) enum Extent {
 }
 
 /// What a submission counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Counts {
     pub rows: u32,
     pub outputs: u32,

@@ -1,7 +1,7 @@
 //! What things cost, without a device.
 
-use crate::kernels::GROUP;
 use crate::held::kv_bytes;
+use crate::kernels::GROUP;
 use crate::program_plan::ProgramPlan;
 use crate::weight::{WeightLayout, aligned};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, NormShape, Purpose, Stretch};

@@ -29,6 +29,8 @@ mod attend_plan;
 mod backend;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod graph;
 mod guard;
 mod hardware;
 mod held;
@@ -39,6 +41,7 @@ mod pack;
 mod product;
 mod program;
 mod program_plan;
+mod recording;
 mod rows;
 mod sequence;
 mod staging;
@@ -52,4 +55,6 @@ pub use backend::{CubeBackend, Probe};
 pub use cubecl::cuda::CudaRuntime;
 #[cfg(feature = "wgpu")]
 pub use cubecl::wgpu::WgpuRuntime;
+#[cfg(feature = "cuda")]
+pub use cuda::cuda_devices;
 pub use layout::CubeLayout;

@@ -3,6 +3,7 @@
 use crate::attend_plan::AttendPlan;
 use crate::kernels::GROUP;
 use crate::kernels::kv::Record;
+use crate::kernels::places::{HEADER, ROW, TILE};
 use crate::kernels::variant::Elements;
 use crate::weight::{WeightLayout, aligned, unsupported};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, KvType, Pre, Purpose, Reg, Step, Stretch, WantId};
@@ -32,6 +33,8 @@ pub(crate) enum Role {
     Keys,
     /// Their values.
     Values,
+    /// Row metadata of submissions that are recorded.
+    Places,
     /// Tokens of the last greedy output.
     Chosen,
     /// `[outputs, vocabulary]`
@@ -94,6 +97,7 @@ impl ProgramPlan {
             plan.step(device, stretch, caps, index, step)?;
         }
         let outputs = caps.outputs.max(1);
+        plan.words(Role::Places, Purpose::Scratch, HEADER + MAX_FEW * (ROW + 1 + TILE));
         plan.words(Role::Chosen, Purpose::Logits, outputs);
         if plan.vocabulary > 0 {
             plan.rows(Role::Logits, Purpose::Logits, outputs, plan.vocabulary);
@@ -126,7 +130,10 @@ impl ProgramPlan {
                 for id in tables.into_iter().flatten() {
                     if let Elements::Codes { .. } = layout(id)?.elements {
                         let name = &stretch.want(id)?.name;
-                        return Err(unsupported(device, format!("{name} is in 4 bits; keep embeddings in 16")));
+                        return Err(unsupported(
+                            device,
+                            format!("{name} is in 4 bits; keep embeddings in 16"),
+                        ));
                     }
                 }
             }

@@ -146,7 +146,8 @@ impl Sequence<'_> {
         let positions = step.positions.map(|(id, _)| linear(id)).transpose()?;
         let types = step.types.map(linear).transpose()?;
         let norm = self.norm(step.norm.as_ref())?;
-        let codes = |buffers: &crate::held::WeightBuffers| Arg::Array(buffers.codes.clone(), Element::QuadU32);
+        let codes =
+            |buffers: &crate::held::WeightBuffers| Arg::Array(buffers.codes.clone(), Element::QuadU32);
         let kernel = Kernel::Embed(EmbedVariant {
             table: table.elements,
             positions: positions.map(|(layout, _)| layout.elements),
@@ -238,7 +239,8 @@ impl Sequence<'_> {
     fn linear(&self, step: &LinearStep, manners: Manners, out: &mut Vec<Launch>) -> Result<(), Fault> {
         let (input, norm) = self.input(step.input, &step.pre, manners.columns, out)?;
         let weight = self.wants.linear(step.weight)?;
-        let mut product = Product::new(weight, input, self.register(step.out)?.clone(), self.stride(step.out)?);
+        let mut product =
+            Product::new(weight, input, self.register(step.out)?.clone(), self.stride(step.out)?);
         product.norm = norm;
         product.act = step.act;
         product.gated = step.gated;
@@ -276,10 +278,10 @@ impl Sequence<'_> {
         let parts = few && plan.parts;
         let qkv = self.register(step.qkv)?;
         let rope = step.rope.map(|rope| self.wants.rope(rope.table)).transpose()?;
-        let rotary = step.rope.zip(rope).map(|(rope, (_, pairs))| Rotary {
-            pairs,
-            adjacent: rope.pairing == Pairing::Adjacent,
-        });
+        let rotary = step
+            .rope
+            .zip(rope)
+            .map(|(rope, (_, pairs))| Rotary { pairs, adjacent: rope.pairing == Pairing::Adjacent });
         let (q_norm, k_norm) = (self.norm(step.q_norm.as_ref())?, self.norm(step.k_norm.as_ref())?);
         let norming = |norm: &Option<NormUse>| norm.as_ref().map_or(Norming::None, |norm| norm.norming);
         let weight = |norm: &Option<NormUse>| floats(norm.as_ref().map_or(qkv, |norm| &norm.weight));
@@ -294,8 +296,12 @@ impl Sequence<'_> {
         let encoder = step.cache.is_none();
 
         if !manners.fresh {
-            let kernel =
-                Kernel::KvStore(StoreVariant { record: plan.record, rotary, norm: norming(&k_norm), encoder });
+            let kernel = Kernel::KvStore(StoreVariant {
+                record: plan.record,
+                rotary,
+                norm: norming(&k_norm),
+                encoder,
+            });
             let args = vec![
                 floats(qkv),
                 table.clone(),
@@ -432,4 +438,3 @@ impl Sequence<'_> {
         Ok(())
     }
 }
-

@@ -1,9 +1,9 @@
 //! Weights from their source to their buffers.
 
+use crate::held::WeightBuffers;
 use crate::kernels::GROUP;
 use crate::kernels::variant::Elements;
 use crate::pack::{codes_row, dense_row};
-use crate::held::WeightBuffers;
 use crate::staging::Uploader;
 use crate::weight::{NESTED_BLOCK, Run, WeightLayout, runs, unsupported};
 use cubecl::prelude::Runtime;

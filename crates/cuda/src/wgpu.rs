@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use wgpu::DeviceType;
 
 /// The name of the device: CubeCL's, not the wgpu backend's `wgpu:0`.
-const NAME: &str = "cubecl-wgpu:0";
+const NAME: &str = "cube:0";
 
 impl CubeBackend<WgpuRuntime> {
     /// Opens wgpu's best adapter.

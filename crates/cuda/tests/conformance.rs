@@ -28,3 +28,14 @@ fn the_whole_table() {
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(passed == cases().len() || only.is_some(), "only {passed} cases ran");
 }
+
+#[test]
+fn recorded_steps_say_the_same() {
+    // What CUDA replays as a graph: the steps that end in logits or a choice.
+    let subject = CubeBackend::<WgpuRuntime>::open().unwrap().with_recordings();
+    let reference = CpuBackend::scalar();
+    for case in cases().iter().filter(|case| case.step == "sample") {
+        let outcome = pollster::block_on(run_case(case, &reference, &subject));
+        assert_eq!(outcome.result, Verdict::Passed, "{}: {}", case.step, case.name);
+    }
+}

@@ -68,15 +68,22 @@ pub(crate) fn describe(adapter: &wgpu::Adapter, index: usize) -> DeviceInfo {
     } else {
         "none".into()
     };
+    let mut place = Vec::new();
+    if !info.device_pci_bus_id.is_empty() {
+        place.push(("pci_bus_id".to_owned(), info.device_pci_bus_id.clone()));
+    }
     DeviceInfo {
         name: format!("wgpu:{index}"),
         adapter: info.name.clone(),
         driver: format!("{:?}, {} {}", info.backend, info.driver, info.driver_info),
         kind: kind(&info),
-        limits: vec![
+        limits: [
             ("max_binding".into(), limits.max_storage_buffer_binding_size.to_string()),
             ("max_buffer".into(), limits.max_buffer_size.to_string()),
             ("subgroup".into(), subgroups),
-        ],
+        ]
+        .into_iter()
+        .chain(place)
+        .collect(),
     }
 }

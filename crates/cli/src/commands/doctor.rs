@@ -23,6 +23,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Error> {
             "failed": report.failed,
             "unsupported": report.unsupported,
             "cases": report.cases,
+            "absent": report.absent,
         }))?;
     } else {
         let mut table = Table::new(&["device", "adapter", "passed", "failed", "unsupported"]);
@@ -36,6 +37,9 @@ pub fn run(args: &DoctorArgs) -> Result<(), Error> {
             ]);
         }
         print(&table.to_string())?;
+        for absent in &report.absent {
+            say(&format!("note: {absent}"));
+        }
     }
     if report.failed > 0 {
         return Err(Error::Usage(format!(

@@ -6,6 +6,8 @@
 //! its key, and one cube stores key and value, so that decode needs no other launch. *Parts*: the result is left
 //! in splits, to be merged by the product that reads it.
 
+#![allow(clippy::collapsible_if, reason = "what is decided when the kernel is compiled stands apart")]
+
 use super::dense::widen_f16;
 use super::epilogue::soft_cap;
 use super::heads::{Rotary, norm_heads, rotate_heads};
@@ -142,15 +144,17 @@ pub(crate) fn attend(
         end = own_slot + tile_rows;
     }
     let split_keys = comptime!(variant.split_keys);
-    let wanted = (end - low + split_keys - 1) / split_keys;
+    let wanted = (end - low).div_ceil(split_keys);
     let active = max(1usize, min(wanted, comptime!(variant.splits)));
-    let span = ((end - low + active - 1) / active + tile_keys - 1) / tile_keys * tile_keys;
+    let span = (end - low).div_ceil(active).div_ceil(tile_keys) * tile_keys;
     let begin = low + split * span;
     let to = min(end, begin + span);
     if begin >= to {
         if comptime!(variant.parts) {
             if unit < here {
-                let at = ((first_row * heads as usize + first_head + unit) * comptime!(variant.splits) + split) * 2;
+                let at = ((first_row * heads as usize + first_head + unit) * comptime!(variant.splits)
+                    + split)
+                    * 2;
                 statistics[at] = NOTHING;
                 statistics[at + 1] = 0.0f32;
             }
@@ -161,7 +165,8 @@ pub(crate) fn attend(
     let mut vectors = SharedMemory::<f32>::new(comptime!(variant.vectors() * variant.record.head_dim));
     let mut moments = SharedMemory::<f32>::new(comptime!(2 * variant.queries()));
     let mut tile_values = SharedMemory::<f32>::new(comptime!(variant.keys * (variant.record.head_dim + 1)));
-    let mut scores = SharedMemory::<f32>::new(comptime!(variant.queries() * variant.keys * variant.dot_lanes));
+    let mut scores =
+        SharedMemory::<f32>::new(comptime!(variant.queries() * variant.keys * variant.dot_lanes));
     let mut largest = SharedMemory::<f32>::new(queries);
     let mut totals = SharedMemory::<f32>::new(queries);
     let mut factors = SharedMemory::<f32>::new(queries);
@@ -194,7 +199,18 @@ pub(crate) fn attend(
     }
     sync_cube();
     let q_norming = comptime!(variant.q_norm);
-    norm_heads(&mut vectors, &mut moments, q_norm, q_eps, q_offset, 0usize, queries, head_dim, q_norming, UNITS);
+    norm_heads(
+        &mut vectors,
+        &mut moments,
+        q_norm,
+        q_eps,
+        q_offset,
+        0usize,
+        queries,
+        head_dim,
+        q_norming,
+        UNITS,
+    );
     rotate_heads(
         &mut vectors,
         rope,
@@ -208,7 +224,18 @@ pub(crate) fn attend(
     );
     if comptime!(variant.fresh) {
         let norming = comptime!(variant.k_norm);
-        norm_heads(&mut vectors, &mut moments, k_norm, k_eps, k_offset, queries, 1usize, head_dim, norming, UNITS);
+        norm_heads(
+            &mut vectors,
+            &mut moments,
+            k_norm,
+            k_eps,
+            k_offset,
+            queries,
+            1usize,
+            head_dim,
+            norming,
+            UNITS,
+        );
         rotate_heads(&mut vectors, rope, position, 1usize, queries, 1usize, head_dim, variant.rotary, UNITS);
         sync_cube();
         if own_slot >= begin && own_slot < to {
@@ -218,7 +245,8 @@ pub(crate) fn attend(
                 let value = encode_word(&vectors, (queries + 1) * head_dim, word, variant.record);
                 records[word] = key;
                 records[words + word] = value;
-                if CUBE_POS_X as usize % comptime!(variant.pieces) == 0 {
+                let piece = CUBE_POS_X as usize % comptime!(variant.pieces);
+                if piece == 0 {
                     keys[base + own_slot * words + word] = key;
                     values[base + own_slot * words + word] = value;
                 }
@@ -377,7 +405,8 @@ fn load_tile(
         for j in 0..per_word {
             let d = word * per_word + j;
             if d < head_dim {
-                tile[key * comptime!(variant.record.head_dim + 1) + d] = decode_element(bits, scale, j, record);
+                tile[key * comptime!(variant.record.head_dim + 1) + d] =
+                    decode_element(bits, scale, j, record);
             }
         }
         i += UNITS;

@@ -1,54 +1,122 @@
-//! What CUDA is given: the kernel's C++, generated without a GPU.
+//! What CUDA is given: the kernels' C++, generated without a GPU.
 
-use super::norm_linear::norm_linear::NormLinear;
-use super::variant::{Elements, Norming, Variant};
+use super::attend::AttendVariant;
+use super::embed::EmbedVariant;
+use super::heads::Rotary;
+use super::kv::Record;
+use super::kv_store::StoreVariant;
+use super::linear_tiled::Tile;
+use super::pre::PreVariant;
+use super::variant::{Elements, Lookup, Merge, Norming, Sharing, Team, Variant};
+use crate::launch::{Kernel, Visitor};
 use crate::{CubeBackend, WgpuRuntime};
 use cubecl::cuda::CudaCompiler;
-use cubecl::frontend::ArrayCompilationArg;
 use cubecl::prelude::*;
 use cubecl::{Compiler, CubeTask};
+use halfbyte_backend::KvType;
 
-/// CUDA C++ of a variant. CubeCL wants a client for it, of whatever runtime.
-fn source(variant: Variant) -> String {
+/// Compiles for CUDA.
+struct ToCuda;
+
+impl Visitor for ToCuda {
+    type Out = String;
+
+    fn visit<K: CubeKernel>(self, kernel: K) -> String {
+        let task = KernelTask::<CudaCompiler, K>::new(kernel);
+        let options = <CudaCompiler as Compiler>::CompilationOptions::default();
+        let address = task.address_type();
+        let compiled =
+            task.compile(&mut CudaCompiler::default(), &options, ExecutionMode::Unchecked, address);
+        compiled.unwrap().source
+    }
+}
+
+/// CUDA C++ of a kernel. CubeCL wants a client for it, of whatever runtime.
+fn source(kernel: Kernel) -> String {
     let backend =
         CubeBackend::<WgpuRuntime>::open().expect("this test needs a wgpu adapter; Mesa's lavapipe will do");
-    let client = backend.client().clone();
-    let array = || ArrayCompilationArg { inplace: None };
-    let settings = KernelSettings::default().cube_dim(CubeDim::new_1d(variant.units() as u32));
-    #[rustfmt::skip]
-    let kernel = NormLinear::<WgpuRuntime>::new(
-        settings, client,
-        array(), array(), array(), array(), array(), array(), array(),
-        (), (), (), (), (), (), (), (), (), (), (), (), (),
-        variant,
-    );
-    let task = KernelTask::<CudaCompiler, _>::new(kernel);
-    let options = <CudaCompiler as Compiler>::CompilationOptions::default();
-    let address = task.address_type();
-    task.compile(&mut CudaCompiler::default(), &options, ExecutionMode::Unchecked, address).unwrap().source
+    kernel.visit(backend.client(), ToCuda)
+}
+
+fn product() -> Variant {
+    Variant {
+        elements: Elements::Codes { nested: true, aligned: true },
+        norm: Norming::Rms,
+        team: Team::of(Some(32)),
+        tile_rows: 4,
+        tile_batch: 1,
+        lookup: Lookup::Table,
+        select: false,
+        sharing: Sharing::None,
+        merge: None,
+        unroll: true,
+    }
+}
+
+/// One of each kernel, as an NVIDIA GPU would run it.
+pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
+    let team = Team::of(Some(32));
+    let record = Record { dtype: KvType::F16, head_dim: 128 };
+    let rotary = Some(Rotary { pairs: 64, adjacent: false });
+    let merge = Some(Merge { heads: 32, head_dim: 128, splits: 16 });
+    let attend = AttendVariant {
+        record,
+        rotary,
+        q_norm: Norming::None,
+        k_norm: Norming::None,
+        fresh: true,
+        parts: true,
+        encoder: false,
+        causal: true,
+        pieces: 1,
+        heads_here: 4,
+        tile_rows: 1,
+        keys: 8,
+        dot_lanes: 4,
+        splits: 16,
+        split_keys: 256,
+    };
+    let tile = Tile { elements: product().elements, batch: 64, select: false, sharing: Sharing::None };
+    let embed =
+        EmbedVariant { table: Elements::F16, positions: None, types: None, norm: Norming::None, team };
+    let pre = PreVariant { post: Norming::None, norm: Norming::Rms, residual: true, emit: Some(false), team };
+    let store = StoreVariant { record, rotary, norm: Norming::None, encoder: false };
+    vec![
+        ("embed", Kernel::Embed(embed)),
+        ("pre", Kernel::Pre(pre)),
+        ("norm_linear", Kernel::NormLinear(product())),
+        ("norm_linear", Kernel::NormLinear(Variant { norm: Norming::None, merge, ..product() })),
+        ("norm_linear", Kernel::NormLinear(Variant { lookup: Lookup::Pairs { copies: 16 }, ..product() })),
+        ("linear_tiled", Kernel::LinearTiled(tile)),
+        ("kv_store", Kernel::KvStore(store)),
+        ("attend", Kernel::Attend(attend)),
+        ("attend", Kernel::Attend(AttendVariant { fresh: false, parts: false, tile_rows: 2, ..attend })),
+        ("route", Kernel::Route(team)),
+        ("argmax", Kernel::Argmax(1024)),
+    ]
 }
 
 #[test]
-fn the_kernel_becomes_cuda() {
+fn every_kernel_becomes_cuda() {
+    for (name, kernel) in kernels() {
+        let source = source(kernel);
+        let units = kernel.units();
+        let entry = format!("__global__ void __launch_bounds__({units}){name}");
+        assert!(source.contains(&entry), "{name}: no {entry} in {source}");
+    }
+}
+
+#[test]
+fn products_load_16_bytes_and_sum_by_shuffles() {
     let codes = |nested, aligned| Elements::Codes { nested, aligned };
     for elements in [codes(true, true), codes(false, false), Elements::F32, Elements::F16, Elements::Bf16] {
         for (tile_rows, tile_batch) in [(4, 1), (2, 4)] {
-            let variant = Variant {
-                elements,
-                norm: if tile_batch == 1 { Norming::Rms } else { Norming::Layer { bias: true } },
-                planes: true,
-                lanes: 32,
-                teams: 8,
-                tile_rows,
-                tile_batch,
-            };
-            let source = source(variant);
-            assert!(source.contains("__global__ void __launch_bounds__(256)norm_linear"), "{source}");
-            // 16-byte loads, sums by shuffles, and nothing of the shared-memory sums.
+            let norm = if tile_batch == 1 { Norming::Rms } else { Norming::Layer { bias: true } };
+            let variant = Variant { elements, norm, tile_rows, tile_batch, ..product() };
+            let source = source(Kernel::NormLinear(variant));
             assert!(source.contains("struct __align__(16) uint32_4"), "{source}");
             assert!(source.contains("const uint32_4* __restrict__ buffer_0"), "{source}");
             assert!(source.contains("__shfl_xor_sync"), "{source}");
-            assert!(!source.contains("Shared array size: 256, 1024 bytes") || elements.nested(), "{source}");
         }
     }
 }

@@ -58,6 +58,17 @@ pub(crate) fn embed(
     if comptime!(variant.norm != Norming::None) {
         let mut partial = SharedMemory::<f32>::new(comptime!(variant.team.units()));
         let mut totals = SharedMemory::<f32>::new(comptime!(variant.team.teams));
-        norm_row(out, norm, row, cols, eps, norm_offset, &mut partial, &mut totals, variant.norm, variant.team);
+        norm_row(
+            out,
+            norm,
+            row,
+            cols,
+            eps,
+            norm_offset,
+            &mut partial,
+            &mut totals,
+            variant.norm,
+            variant.team,
+        );
     }
 }

@@ -54,7 +54,12 @@ fn block_scale(vectors: &SharedMemory<f32>, at: usize, block: usize, #[comptime]
 
 /// Word `word` of the record of the vector at `at` in shared memory.
 #[cube]
-pub(crate) fn encode_word(vectors: &SharedMemory<f32>, at: usize, word: usize, #[comptime] record: Record) -> u32 {
+pub(crate) fn encode_word(
+    vectors: &SharedMemory<f32>,
+    at: usize,
+    word: usize,
+    #[comptime] record: Record,
+) -> u32 {
     let head_dim = comptime!(record.head_dim);
     let per_word = comptime!(record.per_word());
     let mut bits = 0u32;
@@ -63,13 +68,13 @@ pub(crate) fn encode_word(vectors: &SharedMemory<f32>, at: usize, word: usize, #
     } else if comptime!(record.dtype == KvType::F16) {
         bits = narrow_f16(vectors[at + word * 2]);
         if word * 2 + 1 < head_dim {
-            bits = bits | (narrow_f16(vectors[at + word * 2 + 1]) << 16u32);
+            bits |= narrow_f16(vectors[at + word * 2 + 1]) << 16u32;
         }
     } else if word >= comptime!(record.code_words()) {
         let block = (word - comptime!(record.code_words())) * 2;
         bits = block_scale(vectors, at, block, record);
         if (block + 1) * KV_BLOCK < head_dim {
-            bits = bits | (block_scale(vectors, at, block + 1, record) << 16u32);
+            bits |= block_scale(vectors, at, block + 1, record) << 16u32;
         }
     } else {
         let levels = comptime!(record.levels());
@@ -81,7 +86,7 @@ pub(crate) fn encode_word(vectors: &SharedMemory<f32>, at: usize, word: usize, #
             if d < head_dim {
                 // Codes are stored from 1 up, as unsigned fields.
                 let code = clamp(f32::round(vectors[at + d] * inverse), -levels, levels) + levels + 1.0f32;
-                bits = bits | (u32::cast_from(code) << comptime!((i * (32 / per_word)) as u32));
+                bits |= u32::cast_from(code) << comptime!((i * (32 / per_word)) as u32);
             }
         }
     }

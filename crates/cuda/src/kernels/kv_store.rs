@@ -54,7 +54,18 @@ pub(crate) fn kv_store(
         d += UNITS;
     }
     sync_cube();
-    norm_heads(&mut vectors, &mut statistics, norm, eps, offset, 0usize, 1usize, head_dim, variant.norm, UNITS);
+    norm_heads(
+        &mut vectors,
+        &mut statistics,
+        norm,
+        eps,
+        offset,
+        0usize,
+        1usize,
+        head_dim,
+        variant.norm,
+        UNITS,
+    );
     let position = row_word(places, row, 2usize) as usize;
     rotate_heads(&mut vectors, rope, position, 1usize, 0usize, 1usize, head_dim, variant.rotary, UNITS);
     sync_cube();

@@ -135,8 +135,17 @@ pub(crate) fn norm_linear(
         }
         if comptime!(variant.norm != Norming::None) {
             mean[m] = row_mean(input, sources[m], cols, &mut partial, &mut totals, variant.norm, team);
-            inverse[m] =
-                row_inverse(input, sources[m], cols, mean[m], eps, &mut partial, &mut totals, variant.norm, team);
+            inverse[m] = row_inverse(
+                input,
+                sources[m],
+                cols,
+                mean[m],
+                eps,
+                &mut partial,
+                &mut totals,
+                variant.norm,
+                team,
+            );
             // The factor of RMS norm is kept for the end, where units change rows.
             if unit == 0 {
                 inverse_rms[m] = inverse[m];
@@ -193,9 +202,18 @@ pub(crate) fn norm_linear(
                 } else {
                     let from = sources[m] * groups * QUADS + quad;
                     let bias = groups * QUADS + quad;
-                    low[m] = normed(input[from], norm, quad, bias, norm_offset, mean[m], inverse[m], variant.norm);
-                    high[m] =
-                        normed(input[from + 1], norm, quad + 1, bias + 1, norm_offset, mean[m], inverse[m], variant.norm);
+                    low[m] =
+                        normed(input[from], norm, quad, bias, norm_offset, mean[m], inverse[m], variant.norm);
+                    high[m] = normed(
+                        input[from + 1],
+                        norm,
+                        quad + 1,
+                        bias + 1,
+                        norm_offset,
+                        mean[m],
+                        inverse[m],
+                        variant.norm,
+                    );
                 }
             }
             #[unroll]

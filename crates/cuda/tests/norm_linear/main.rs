@@ -5,9 +5,7 @@ mod reference;
 
 use case::{Case, Residual, build, fp4, nf4, normal};
 use halfbyte_backend::random::Stream;
-use halfbyte_backend::{
-    Act, Answer, Arrangement, Backend, Caps, DType, Format, Input, Output, Place, Rows,
-};
+use halfbyte_backend::{Act, Answer, Arrangement, Backend, Caps, DType, Format, Input, Output, Place, Rows};
 use halfbyte_cuda::{CubeBackend, WgpuRuntime};
 use reference::reference;
 
@@ -203,4 +201,19 @@ fn sums_over_planes() {
             ("nine rows", Case { norm: Some(0.0), bias: true, ..Case::new(&[37], 100, 9) }),
         ],
     );
+}
+
+#[test]
+fn two_codes_at_a_time() {
+    // What H100s and H200s may gain by: a table of 256 pairs, in copies.
+    for copies in [1, 4] {
+        check_on(
+            &open().with_pairs(copies),
+            &[
+                ("one row", Case { norm: Some(0.0), ..Case::new(&[70], 320, 1) }),
+                ("nine rows", Case::new(&[37], 100, 9)),
+                ("FP4, plain, ragged", Case { format: fp4(64, false), ..Case::new(&[21], 45, 3) }),
+            ],
+        );
+    }
 }

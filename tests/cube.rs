@@ -1,0 +1,108 @@
+//! CUDA's kernels end to end, on a wgpu adapter (`cube:0`, feature `cube`): the families' fixtures, and the ladder.
+
+mod reference;
+
+use halfbyte::{
+    CausalLm, DeviceMap, Encoded, FaultSpec, Flow, GenerateOptions, KvType, LoadOptions, ModelSource,
+    QuantSpec, SampleParams, SequenceClassifier, Silent,
+};
+use reference::{Fixture, GPU_TOLERANCE, MODELS, Setup, distance};
+
+fn setup() -> Setup {
+    let device_map = DeviceMap::Only("cube:0".into());
+    Setup { name: "cube", device_map, tolerance: GPU_TOLERANCE, devices: &["cube:0"] }
+}
+
+fn greedy(max_new_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_new_tokens, sample: SampleParams::default() }
+}
+
+#[test]
+fn logits_and_greedy_tokens_of_all_decoders_are_those_of_transformers() {
+    for model in MODELS.iter().copied().chain(["gpt2"]) {
+        let fixture = Fixture::open(model);
+        let input = fixture.ids("input_ids");
+        let options = setup().exact(Some(QuantSpec::default()));
+        let mut loaded = CausalLm::load(&fixture.endless(), &options, &mut Silent).unwrap();
+        let logits = loaded.logits(&input).unwrap();
+        let distance = distance(&logits, &fixture.floats("logits.nf4dq"));
+        println!("{model}: {distance:.1e}");
+        assert!(distance < GPU_TOLERANCE, "{model}: {distance:e}");
+        let text = loaded.generate_ids(&input, &greedy(16), &mut |_| Flow::Continue).unwrap();
+        assert_eq!(text.token_ids, fixture.ids("greedy16.nf4dq"), "{model}");
+        // Planned is held, to the byte.
+        for row in loaded.memory() {
+            assert_eq!(row.planned_bytes, row.measured_bytes, "{model} on {}", row.device);
+        }
+    }
+}
+
+#[test]
+fn classifiers_are_those_of_transformers() {
+    for model in ["bert_cls", "roberta_cls", "distilbert_cls"] {
+        let fixture = Fixture::open(model);
+        let (ids, mask) = (fixture.ids("input_ids"), fixture.ids("attention_mask"));
+        let types = if model == "bert_cls" { fixture.ids("token_type_ids") } else { vec![0; ids.len()] };
+        let padded = ids.len() / 3;
+        let text = |row: usize| {
+            let kept = (row * padded..(row + 1) * padded).filter(|&at| mask[at] == 1);
+            let (ids, types) = kept.map(|at| (ids[at], types[at])).unzip();
+            Encoded { ids, types }
+        };
+        let texts: Vec<Encoded> = (0..3).map(text).collect();
+        let options = setup().exact(Some(QuantSpec::default()));
+        let mut classifier = SequenceClassifier::load(&fixture.source(), &options, &mut Silent).unwrap();
+        let found = classifier.logits(&texts).unwrap().concat();
+        let distance = distance(&found, &fixture.floats("logits.nf4dq"));
+        println!("{model}: {distance:.1e}");
+        assert!(distance < GPU_TOLERANCE, "{model}: {distance:e}");
+    }
+}
+
+/// Sequentially, with this limit on the device.
+fn limited(limit: u64) -> LoadOptions {
+    LoadOptions {
+        device_map: DeviceMap::Sequential,
+        max_memory: [("cube:0".to_owned(), limit)].into(),
+        kv_cache: KvType::F32,
+        chunk: 8,
+        context: Some(128),
+        ..LoadOptions::default()
+    }
+}
+
+fn load(options: &LoadOptions) -> CausalLm {
+    CausalLm::load(&ModelSource::Bundled("stories".into()), options, &mut Silent).unwrap()
+}
+
+fn tell(model: &mut CausalLm) -> String {
+    model.generate("Once there was", &greedy(12), &mut |_| Flow::Continue).unwrap().text
+}
+
+#[test]
+fn out_of_memory_is_a_value_and_the_ladder_goes_on() {
+    let mut whole = load(&limited(1 << 30));
+    assert_eq!(whole.blocks_on("cpu"), 0);
+    let wanted = tell(&mut whole);
+    let all = whole.memory().iter().find(|row| row.device == "cube:0").unwrap().measured_bytes;
+    drop(whole);
+
+    // What does not fit lives on the CPU.
+    let mut shared = load(&limited(all - 1));
+    assert!(shared.blocks_on("cube:0") > 0 && shared.blocks_on("cpu") > 0, "{:?}", shared.device_map());
+    for row in shared.memory() {
+        assert_eq!(row.planned_bytes, row.measured_bytes, "{}", row.device);
+        assert!(row.device != "cube:0" || row.measured_bytes < all, "{} of {all} bytes", row.measured_bytes);
+    }
+    assert_eq!(tell(&mut shared), wanted);
+    drop(shared);
+
+    // An allocation that fails at load or compile, a device that is lost in mid-text: the same text.
+    let faults =
+        [FaultSpec::Alloc(1), FaultSpec::Alloc(3), FaultSpec::DeviceLost(1), FaultSpec::DeviceLost(5)];
+    for fault in faults {
+        let mut model = load(&LoadOptions { fault: Some(fault), ..limited(1 << 30) });
+        assert_eq!(tell(&mut model), wanted, "{fault}");
+        assert!(!model.events().is_empty(), "{fault}: nothing happened");
+    }
+}
