@@ -27,7 +27,8 @@ pub fn test(rest: &[String]) -> Result<(), String> {
         cargo.env("NODEVICE_SELECT", "1");
     }
     if rest.is_empty() {
-        cargo.arg("--workspace");
+        // With CUDA, and with its kernels on a wgpu adapter, end to end.
+        cargo.args(["--workspace", "--features", "halfbyte/cube,halfbyte/cuda"]);
     }
     run(cargo.args(rest))
 }
@@ -35,5 +36,6 @@ pub fn test(rest: &[String]) -> Result<(), String> {
 /// Formatting and lints.
 pub fn check() -> Result<(), String> {
     run(command().args(["fmt", "--all", "--check"]))?;
-    run(command().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "halfbyte/cube,halfbyte/cuda"];
+    run(command().args(clippy).args(["--", "-D", "warnings"]))
 }

@@ -11,19 +11,28 @@
 //! `wgpu` brings CubeCL's other runtime, which the tests use. Neither is on by default: nobody compiles
 //! CubeCL's CUDA runtime who has not asked for it.
 //!
+//! # What runs
+//! Every step of [`halfbyte_backend::Step`]: the whole conformance table. Weights are NF4 or FP4, absmax plain or
+//! double-quantized, or dense in f32, f16 or bf16; embeddings are dense. burn's tensors are not used: they have no
+//! NF4 and would dequantize the matrix first, which moves four to eight times the bytes.
+//!
 //! # Why few, large launches
 //! A CubeCL launch costs the host 18 to 45 µs (measured on its wgpu runtime, November 2026), a dispatch of
-//! our own wgpu engine 0.6 µs, and CubeCL 0.10 cannot capture CUDA graphs. Llama-2-7B in NF4 is 3.6 GiB, read
-//! in 4 ms by a GPU of 1 TB/s: at five launches a layer, 160 a token, launching alone takes 3 to 7 ms. So
-//! every step here is one launch with its norm, bias, activation and residual inside, and absmax is decoded
-//! in the kernel rather than by a launch of its own. burn's tensors are not used: they have no NF4 and would
-//! dequantize the matrix first, which moves four to eight times the bytes.
+//! our own wgpu engine 0.6 µs. So a step is one launch with its norm, bias, activation and residual inside, and
+//! absmax is decoded in the kernel rather than by a launch of its own. In decode a dense Llama layer is five:
+//! `norm_linear` (norm, q|k|v), `attend` (rope, KV write, split softmax), `norm_linear` (merge, o-projection,
+//! residual), `norm_linear` (norm, gate and up, activation), `norm_linear` (down, residual). Around `L` layers are
+//! `embed`, the head and `argmax`: `5 L + 3`, for Llama-2-7B 163. What precedes a norm (Gemma's and BERT's residuals
+//! and post-norms) is a launch of its own; a mixture of `n` experts is `3 + 2n`, of which those end at once that no row
+//! takes. Prompts take `kv_store` and a norm for each product besides.
 //!
-//! # What runs
-//! [`Step::Linear`](halfbyte_backend::Step::Linear) with weights in NF4 or FP4, absmax plain or
-//! double-quantized, or dense in f32, f16 or bf16; with or without RMS norm or LayerNorm, bias, activation,
-//! gate and residual. Every other step, what precedes a norm (post-norms, residuals, emitted streams), rope
-//! tables and KV caches are refused as [`Fault::Unsupported`](halfbyte_backend::Fault::Unsupported), by name.
+//! 163 launches through CubeCL are 3 to 7 ms, where an H200 reads the weights in 0.8: the module `graph` has the
+//! arithmetic and the way out, a CUDA graph of the same kernels (`HALFBYTE_CUDA_LAUNCH=graph`).
+//!
+//! # Memory
+//! Every buffer is a persistent allocation of CubeCL's, of exactly the bytes that [`CubeLayout`] says; what is
+//! released goes back to the driver at once. An allocation that the driver refuses, or that exceeds the budget of
+//! [`CubeBackend::with_budget`], is [`Fault::OutOfMemory`](halfbyte_backend::Fault::OutOfMemory).
 
 mod attend_plan;
 mod backend;
@@ -37,6 +46,7 @@ mod held;
 mod kernels;
 mod launch;
 mod layout;
+mod linear;
 mod pack;
 mod product;
 mod program;
@@ -58,3 +68,4 @@ pub use cubecl::wgpu::WgpuRuntime;
 #[cfg(feature = "cuda")]
 pub use cuda::cuda_devices;
 pub use layout::CubeLayout;
+pub use linear::{CubeLinear, PackedLinear};

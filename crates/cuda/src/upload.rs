@@ -119,7 +119,7 @@ impl<R: Runtime> Uploader<'_, R> {
 }
 
 /// The small arrays of a layer, gathered over its segments.
-struct Tables<'a> {
+pub(crate) struct Tables<'a> {
     layout: &'a WeightLayout,
     shape: &'a LinearShape,
     codebook: Option<[f32; 16]>,
@@ -129,11 +129,11 @@ struct Tables<'a> {
     /// Nested: one byte a block. Plain: the four bytes of an f32.
     absmax: Vec<u8>,
     /// Segment by segment.
-    bias: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 impl<'a> Tables<'a> {
-    fn new(layout: &'a WeightLayout, shape: &'a LinearShape) -> Self {
+    pub(crate) fn new(layout: &'a WeightLayout, shape: &'a LinearShape) -> Self {
         Self {
             layout,
             shape,
@@ -146,7 +146,13 @@ impl<'a> Tables<'a> {
     }
 
     /// Adds the scales of segment `index`.
-    fn add(&mut self, device: &str, name: &str, index: usize, tensor: &Quantized) -> Result<(), Fault> {
+    pub(crate) fn add(
+        &mut self,
+        device: &str,
+        name: &str,
+        index: usize,
+        tensor: &Quantized,
+    ) -> Result<(), Fault> {
         if self.codebook.get_or_insert(tensor.code).map(f32::to_bits) != tensor.code.map(f32::to_bits) {
             return Err(unsupported(
                 device,
@@ -181,7 +187,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The bytes of the scales and the state. `bias_at` is where each segment's bias begins.
-    fn finish(self, bias_at: &[usize]) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn finish(self, bias_at: &[usize]) -> (Vec<u8>, Vec<u8>) {
         let mut scales = Vec::new();
         if let Elements::Codes { .. } = self.layout.elements {
             for row in 0..self.layout.rows {
@@ -209,7 +215,7 @@ impl<'a> Tables<'a> {
 }
 
 /// Checks that a tensor is what its segment said.
-fn check(tensor: &Quantized, name: &str, len: usize, layout: &WeightLayout) -> Result<(), Fault> {
+pub(crate) fn check(tensor: &Quantized, name: &str, len: usize, layout: &WeightLayout) -> Result<(), Fault> {
     tensor.check().map_err(|error| Fault::Source(format!("{name}: {error}")))?;
     let nested = matches!(tensor.absmax, Absmax::Nested { .. });
     if tensor.len != len || tensor.blocksize != layout.blocksize || nested != layout.nested {
