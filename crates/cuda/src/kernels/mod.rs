@@ -28,4 +28,4 @@ pub(crate) type Quad<T> = Vector<T, Const<4>>;
 pub(crate) const GROUP: usize = 32;
 
 #[cfg(all(test, feature = "cuda", feature = "wgpu"))]
-mod cuda_source;
+pub(crate) mod cuda_source;
