@@ -1,0 +1,66 @@
+//! The conformance table on the interpreter, with subgroups of every size and without, and nothing found
+//! by its checks.
+//!
+//! Real GPUs have subgroups of 8 to 64; software Vulkan has 8 alone.
+
+use halfbyte_backend::conformance::{self, Case, Outcome, Verdict};
+use halfbyte_cpu::CpuBackend;
+use halfbyte_simt::{Adapter, Settings};
+use halfbyte_wgpu::{Options, WgpuBackend};
+use std::time::Instant;
+
+/// Runs the cases that `wanted` takes, by index.
+fn run(settings: Settings, options: Options, wanted: impl Fn(usize, &Case) -> bool) {
+    let adapter = Adapter::new(settings);
+    let reference = CpuBackend::scalar();
+    let subject = pollster::block_on(WgpuBackend::on(&adapter.wgpu(), 0, options)).unwrap();
+    let mut broken = Vec::new();
+    let mut passed = 0;
+    for (index, case) in conformance::cases().iter().enumerate() {
+        if !wanted(index, case) {
+            continue;
+        }
+        let (start, before) = (Instant::now(), adapter.operations());
+        let outcome = pollster::block_on(conformance::run_case(case, &reference, &subject));
+        if std::env::var_os("SIMT_TIMES").is_some() {
+            let seconds = start.elapsed().as_secs_f64();
+            let operations = adapter.operations() - before;
+            println!("{seconds:7.3} s {:7.1} M/s {index} {outcome}", operations as f64 / seconds / 1e6);
+        }
+        passed += usize::from(outcome.passed());
+        broken.extend(complaint(&outcome));
+        broken.extend(adapter.findings().iter().map(|finding| format!("{}: {finding}", outcome.case)));
+    }
+    assert!(broken.is_empty(), "{} complaints:\n{}", broken.len(), broken.join("\n"));
+    assert!(passed > 20, "only {passed} cases passed");
+}
+
+/// What is wrong with an outcome.
+fn complaint(outcome: &Outcome) -> Option<String> {
+    match &outcome.result {
+        Verdict::Passed => None,
+        // Mixtures of experts run on the CPU so far where their router is too wide.
+        Verdict::Unsupported(why) if outcome.step == "moe" && why.contains("a mixture of experts") => None,
+        Verdict::Unsupported(_) | Verdict::Failed(_) => Some(outcome.to_string()),
+    }
+}
+
+fn subgroups(least: u32, size: u32) -> Settings {
+    Settings { subgroup: Some((least, size)), seed: u64::from(size), ..Settings::default() }
+}
+
+#[test]
+#[ignore = "all cases at every size take minutes: cargo test -p halfbyte-simt --test conformance -- --ignored"]
+fn the_whole_table_at_every_size() {
+    for size in [8, 16, 32, 64] {
+        run(subgroups(size, size), Options::default(), |_, _| true);
+    }
+    // Sizes that a driver chooses among: shaders may count on the least only.
+    run(subgroups(8, 32), Options::default(), |_, _| true);
+    run(Settings { subgroup: None, ..Settings::default() }, Options::default(), |_, _| true);
+}
+
+#[test]
+fn subgroups_of_32() {
+    run(subgroups(32, 32), Options::default(), |_, case| !case.heavy);
+}
