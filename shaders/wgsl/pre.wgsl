@@ -62,11 +62,13 @@ fn main(
 #if SUBGROUPS
     @builtin(subgroup_id) subgroup_index: u32,
     @builtin(num_subgroups) subgroups: u32,
+    @builtin(subgroup_invocation_id) lane_index: u32,
 #endif
 ) {
 #if SUBGROUPS
     subgroup = subgroup_index;
     subgroup_count = subgroups;
+    subgroup_lane = lane_index;
 #else
     local_index = thread;
 #endif

@@ -260,7 +260,7 @@ fn a_uniform_load_that_is_not() {
 fn what_is_missing_is_named() {
     for (body, wanted) in [
         ("out[thread] = u32(determinant(mat2x2<f32>(f32(thread), 2.0, 3.0, 4.0)));", "Determinant"),
-        ("subgroupBarrier();", "barrier"),
+        ("subgroupBarrier();", "SUBGROUP_BARRIER"),
     ] {
         let found = run(&with_head(body).replace('\u{1}', "@"), &[vec![1; 64], vec![0; 64]], [1, 1, 1]);
         assert!(found.errors.iter().any(|error| error.contains(wanted)), "{:?}", found.errors);

@@ -60,7 +60,37 @@ fn the_whole_table_at_every_size() {
     run(Settings { subgroup: None, ..Settings::default() }, Options::default(), |_, _| true);
 }
 
+/// A part of the table for each size, by turns; together they are all of it but what is heavy.
+fn share(settings: Settings, turn: usize) {
+    run(settings, Options::default(), |index, case| index % 3 == turn && !case.heavy);
+}
+
+#[test]
+fn subgroups_of_8() {
+    share(subgroups(8, 8), 0);
+}
+
+#[test]
+fn subgroups_of_16() {
+    share(subgroups(16, 16), 1);
+}
+
 #[test]
 fn subgroups_of_32() {
     run(subgroups(32, 32), Options::default(), |_, case| !case.heavy);
+}
+
+#[test]
+fn subgroups_of_64() {
+    share(subgroups(64, 64), 2);
+}
+
+#[test]
+fn subgroups_of_8_to_32() {
+    share(subgroups(8, 32), 1);
+}
+
+#[test]
+fn no_subgroups() {
+    run(Settings { subgroup: None, ..Settings::default() }, Options::default(), |_, case| !case.heavy);
 }

@@ -6,11 +6,15 @@ var<workgroup> partial_sums: array<f32, THREADS>;
 #if SUBGROUPS
 var<private> subgroup: u32;
 var<private> subgroup_count: u32;
+var<private> subgroup_lane: u32;
 
 fn workgroup_sum(value: f32) -> f32 {
     let sum = subgroupAdd(value);
     workgroupBarrier();
-    partial_sums[subgroup] = sum;
+    // One thread alone: that all write the same is a race nevertheless.
+    if (subgroup_lane == 0u) {
+        partial_sums[subgroup] = sum;
+    }
     workgroupBarrier();
     var total = 0.0;
     for (var i = 0u; i < subgroup_count; i++) {
