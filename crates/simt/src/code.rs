@@ -369,6 +369,8 @@ pub(crate) struct Code {
     pub(crate) shared: Vec<Shared>,
     /// Words of workgroup memory.
     pub(crate) shared_words: u32,
+    /// Bytes that it takes on a GPU, where not every scalar has a word.
+    pub(crate) shared_bytes: u32,
     /// Bytes that the immediate variable spans.
     pub(crate) immediate_bytes: u32,
 }

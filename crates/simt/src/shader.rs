@@ -36,6 +36,7 @@ impl Shader {
         // `unpack2x16float` is part of WebGPU without any feature.
         let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SUBGROUP, features.contains(wgpu::Features::SUBGROUP));
+        capabilities.set(Capabilities::SHADER_FLOAT16, features.contains(wgpu::Features::SHADER_F16));
         capabilities.set(Capabilities::IMMEDIATES, features.contains(wgpu::Features::IMMEDIATES));
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)

@@ -5,19 +5,6 @@ mod harness;
 use halfbyte_simt::{Kind, Settings};
 use harness::{Run, run, run_on, subgroups};
 
-/// Runs the text with `right` and with `wrong` in the place of `@`; the mutant must show as `kind` on a
-/// line that holds `line`.
-fn mutant(text: &str, right: &str, wrong: &str, kind: Kind, line: &str, grid: [u32; 3]) -> Run {
-    let buffers = [vec![1; 64], vec![0; 64]];
-    run(&text.replace('@', right), &buffers, grid).clean();
-    let found = run(&text.replace('@', wrong), &buffers, grid);
-    let finding = found.only();
-    assert_eq!(finding.kind, kind, "{finding}");
-    assert!(finding.text.contains(line), "{finding}");
-    assert_eq!(finding.shader, "test");
-    found
-}
-
 const HEAD: &str = "
 @group(0) @binding(0) var<storage, read> source: array<u32>;
 @group(0) @binding(1) var<storage, read_write> out: array<u32>;
@@ -27,22 +14,27 @@ fn main(@builtin(local_invocation_index) thread: u32, @builtin(workgroup_id) gro
 ";
 
 fn with_head(body: &str) -> String {
-    // `@` stands for the mutation; the head's own are kept.
-    format!("{}{body}}}", HEAD.replace('@', "\u{1}"))
+    format!("{HEAD}{body}}}")
 }
 
+/// Runs the body with `right` and with `wrong` in the place of `$`; the mutant must show as `kind` on a line
+/// that holds `line`.
 fn check(body: &str, right: &str, wrong: &str, kind: Kind, line: &str, grid: [u32; 3]) -> Run {
-    let text = with_head(body);
-    let text = text.replace('@', "\u{2}").replace('\u{1}', "@");
-    let (right_text, wrong_text) = (text.replace('\u{2}', right), text.replace('\u{2}', wrong));
-    mutant(&"@".to_owned(), &right_text, &wrong_text, kind, line, grid)
+    let buffers = [vec![1; 64], vec![0; 64]];
+    run(&with_head(&body.replace('$', right)), &buffers, grid).clean();
+    let found = run(&with_head(&body.replace('$', wrong)), &buffers, grid);
+    let finding = found.only();
+    assert_eq!(finding.kind, kind, "{finding}");
+    assert!(finding.text.contains(line), "{finding}");
+    assert_eq!(finding.shader, "test");
+    found
 }
 
 #[test]
 fn a_missing_barrier() {
     let body = "
         shared_words[thread] = source[thread];
-        @
+        $
         out[group.x * 32u + thread] = shared_words[(thread + 1u) % 32u];
     ";
     let found =
@@ -62,7 +54,7 @@ fn a_barrier_too_few_in_a_loop() {
             shared_words[thread] = i;
             workgroupBarrier();
             sum += shared_words[(thread + 1u) % 32u];
-            @
+            $
         }
         out[group.x * 32u + thread] = sum;
     ";
@@ -73,7 +65,7 @@ fn a_barrier_too_few_in_a_loop() {
 #[test]
 fn two_lanes_that_write_one_word() {
     let body = "
-        shared_words[@] = thread;
+        shared_words[$] = thread;
         workgroupBarrier();
         out[group.x * 32u + thread] = shared_words[thread / 2u];
     ";
@@ -83,7 +75,7 @@ fn two_lanes_that_write_one_word() {
 #[test]
 fn memory_that_was_never_written() {
     let body = "
-        if (thread < @) {
+        if (thread < $) {
             shared_words[thread] = 1u;
         }
         workgroupBarrier();
@@ -98,22 +90,18 @@ fn memory_that_was_never_written() {
 
 #[test]
 fn an_index_off_by_one() {
-    let body = "out[group.x * 32u + thread] = source[group.x * 32u + thread @];";
+    let body = "out[group.x * 32u + thread] = source[group.x * 32u + thread $];";
     let found = check(body, "", "+ 1u", Kind::OutOfBounds, "source[", [2, 1, 1]);
     assert!(found.only().what.contains("element 64 of 64 of source"), "{}", found.only());
-    let body = "out[group.x * 32u + thread] = 1u; if (thread == 31u) { out[group.x * 32u + 31u @] = 1u; }";
+    let body = "out[group.x * 32u + thread] = 1u; if (thread == 31u) { out[group.x * 32u + 31u $] = 1u; }";
     check(body, "", "+ 33u", Kind::OutOfBounds, "out[group", [1, 1, 1]);
-    let body = "var own: array<u32, 4>; own[thread % @] = 1u; out[thread] = own[0];";
+    let body = "var own: array<u32, 4>; own[thread % $] = 1u; out[thread] = own[0];";
     let found = check(body, "4u", "5u", Kind::OutOfBounds, "own[thread", [1, 1, 1]);
     assert!(found.only().what.contains("element 4 of 4 of own"), "{}", found.only());
-    let body = "let v = vec3<u32>(1u, 2u, 3u); out[thread] = v[thread % @];";
+    let body = "let v = vec3<u32>(1u, 2u, 3u); out[thread] = v[thread % $];";
     check(body, "3u", "4u", Kind::OutOfBounds, "v[thread", [1, 1, 1]);
-    let body = "shared_words[thread @] = 1u; workgroupBarrier(); out[thread] = shared_words[thread @];";
-    let found = run(
-        &with_head(body).replace('@', "* 3u").replace('\u{1}', "@"),
-        &[vec![1; 64], vec![0; 64]],
-        [1, 1, 1],
-    );
+    let body = "shared_words[thread $] = 1u; workgroupBarrier(); out[thread] = shared_words[thread $];";
+    let found = run(&with_head(body).replace('$', "* 3u"), &[vec![1; 64], vec![0; 64]], [1, 1, 1]);
     assert!(found.findings.iter().all(|finding| finding.kind == Kind::OutOfBounds), "{:?}", found.findings);
     assert!(!found.findings.is_empty());
 }
@@ -121,11 +109,11 @@ fn an_index_off_by_one() {
 #[test]
 fn races_on_storage() {
     // Between workgroups.
-    let body = "if (thread == 0u) { out[@] = group.x; }";
+    let body = "if (thread == 0u) { out[$] = group.x; }";
     let found = check(body, "group.x", "group.x / 2u", Kind::StorageRace, "out[group.x / 2u]", [4, 1, 1]);
     assert!(found.only().what.contains("workgroup"), "{}", found.only());
     // Equal values are no race.
-    run(&with_head("out[0] = 7u;").replace('\u{1}', "@"), &[vec![1; 4], vec![0; 4]], [4, 1, 1]).clean();
+    run(&with_head("out[0] = 7u;"), &[vec![1; 4], vec![0; 4]], [4, 1, 1]).clean();
     // Between lanes; a workgroup barrier does not order storage.
     for (barrier, races) in [("storageBarrier();", false), ("workgroupBarrier();", true), ("", true)] {
         let body = format!(
@@ -134,7 +122,7 @@ fn races_on_storage() {
             storageBarrier();
             out[32u + thread] = other;"
         );
-        let found = run(&with_head(&body).replace('\u{1}', "@"), &[vec![1; 4], vec![0; 64]], [1, 1, 1]);
+        let found = run(&with_head(&body), &[vec![1; 4], vec![0; 64]], [1, 1, 1]);
         if races {
             assert_eq!(found.only().kind, Kind::StorageRace);
         } else {
@@ -145,7 +133,7 @@ fn races_on_storage() {
     let body = "
         let first = out[32u];
         storageBarrier();
-        if (thread == 0u && group.x == @) { out[32u] = first + 1u; }
+        if (thread == 0u && group.x == $) { out[32u] = first + 1u; }
     ";
     check(body, "9u", "1u", Kind::StorageRace, "out[32u]", [2, 1, 1]);
 }
@@ -153,7 +141,7 @@ fn races_on_storage() {
 #[test]
 fn barriers_in_divergent_control_flow() {
     let body = "
-        if (thread < @) {
+        if (thread < $) {
             shared_words[thread] = 1u;
             workgroupBarrier();
         }
@@ -162,11 +150,11 @@ fn barriers_in_divergent_control_flow() {
     let found = check(body, "32u", "31u", Kind::DivergentBarrier, "workgroupBarrier", [1, 1, 1]);
     assert!(found.only().what.contains("lane 31"), "{}", found.only());
     let body = "
-        if (source[thread] == @) { return; }
+        if (source[thread] == $) { return; }
         workgroupBarrier();
         out[thread] = 1u;
     ";
-    let text = |value| with_head(body).replace('@', value).replace('\u{1}', "@");
+    let text = |value| with_head(body).replace('$', value);
     let mut source = vec![1; 64];
     source[7] = 5;
     run(&text("9u"), &[source.clone(), vec![0; 64]], [1, 1, 1]).clean();
@@ -227,10 +215,10 @@ fn shuffles_from_lanes_that_are_not_there() {
 
 #[test]
 fn arithmetic_without_a_result() {
-    check("out[thread] = 7u / (thread + @);", "1u", "0u", Kind::Arithmetic, "7u / (", [1, 1, 1]);
-    check("out[thread] = 7u % (thread + @);", "1u", "0u", Kind::Arithmetic, "7u % (", [1, 1, 1]);
-    check("out[thread] = 7u << (thread + @);", "0u", "1u", Kind::Arithmetic, "7u << (", [1, 1, 1]);
-    check("out[thread] = 7u >> (thread + @);", "0u", "1u", Kind::Arithmetic, "7u >> (", [1, 1, 1]);
+    check("out[thread] = 7u / (thread + $);", "1u", "0u", Kind::Arithmetic, "7u / (", [1, 1, 1]);
+    check("out[thread] = 7u % (thread + $);", "1u", "0u", Kind::Arithmetic, "7u % (", [1, 1, 1]);
+    check("out[thread] = 7u << (thread + $);", "0u", "1u", Kind::Arithmetic, "7u << (", [1, 1, 1]);
+    check("out[thread] = 7u >> (thread + $);", "0u", "1u", Kind::Arithmetic, "7u >> (", [1, 1, 1]);
 }
 
 #[test]
@@ -239,7 +227,7 @@ fn a_loop_that_does_not_end() {
         var i = 0u;
         loop {
             i += 1u;
-            if (i == @) { break; }
+            if (i == $) { break; }
         }
         out[thread] = i;
     ";
@@ -251,7 +239,7 @@ fn a_uniform_load_that_is_not() {
     let body = "
         shared_words[thread] = thread;
         workgroupBarrier();
-        out[thread] = workgroupUniformLoad(&shared_words[@]);
+        out[thread] = workgroupUniformLoad(&shared_words[$]);
     ";
     check(body, "3u", "thread", Kind::NotUniform, "workgroupUniformLoad", [1, 1, 1]);
 }
@@ -262,7 +250,7 @@ fn what_is_missing_is_named() {
         ("out[thread] = u32(determinant(mat2x2<f32>(f32(thread), 2.0, 3.0, 4.0)));", "Determinant"),
         ("subgroupBarrier();", "SUBGROUP_BARRIER"),
     ] {
-        let found = run(&with_head(body).replace('\u{1}', "@"), &[vec![1; 64], vec![0; 64]], [1, 1, 1]);
+        let found = run(&with_head(body), &[vec![1; 64], vec![0; 64]], [1, 1, 1]);
         assert!(found.errors.iter().any(|error| error.contains(wanted)), "{:?}", found.errors);
     }
 }

@@ -106,7 +106,8 @@ fn values_are_taken_apart_and_put_together() {
 
 #[test]
 fn builtins_agree_with_rust() {
-    let unary: [(&str, fn(f32) -> f32); 15] = [
+    type Wanted = fn(f32) -> f32;
+    let unary: [(&str, Wanted); 15] = [
         ("exp(x)", f32::exp),
         ("tanh(x)", f32::tanh),
         ("abs(x)", f32::abs),
@@ -226,6 +227,41 @@ fn atomics_count_every_lane() {
     let found = run(text, &[vec![0; 3], vec![0; 128]], [4, 1, 1]).clean();
     assert_eq!(found[0], [4 * 496, 34, 7]);
     assert_eq!(found[1].iter().sum::<u32>(), 1);
+}
+
+#[test]
+fn halves_are_rounded() {
+    let text = "
+        enable f16;
+        @group(0) @binding(0) var<storage, read> source: array<f32>;
+        @group(0) @binding(1) var<storage, read_write> out: array<f32>;
+        var<workgroup> kept: array<vec2<f16>, 8>;
+        @compute @workgroup_size(8)
+        fn main(@builtin(local_invocation_index) thread: u32) {
+            kept[thread] = vec2<f16>(f16(source[thread]), 0.1h);
+            workgroupBarrier();
+            let other = kept[7u - thread];
+            out[thread] = f32(other.x * other.y + 1h);
+            out[8u + thread] = f32(other[thread % 2u]);
+        }
+    ";
+    use half::f16;
+    let settings = halfbyte_simt::Settings {
+        features: wgpu::Features::SHADER_F16,
+        ..halfbyte_simt::Settings::default()
+    };
+    let source: Vec<f32> = SOURCE.iter().map(|x| x * 1.000_3 + 70.0).collect();
+    let words = source.iter().map(|x| x.to_bits()).collect();
+    let found = run_on(settings, text, &[], &[words, vec![0; 16]], [1, 1, 1]);
+    assert!(found.errors.is_empty(), "{:?}", found.errors);
+    let (found, tenth) = (found.floats(1), f16::from_f32(0.1));
+    let round = |x: f32| f16::from_f32(x).to_f32();
+    for thread in 0..8 {
+        let x = f16::from_f32(source[7 - thread]);
+        assert_eq!(found[thread], round(round(x.to_f32() * tenth.to_f32()) + 1.0));
+        assert_eq!(found[8 + thread], if thread % 2 == 0 { x.to_f32() } else { tenth.to_f32() });
+        assert_ne!(found[thread], source[7 - thread] * 0.1 + 1.0);
+    }
 }
 
 #[test]

@@ -222,6 +222,6 @@ fn mapped_buffers_are_the_hosts() {
     assert_eq!(to.slice(..).get_mapped_range()[..], [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]);
     opened.buffer(16, BufferUsages::MAP_READ | BufferUsages::STORAGE);
     opened.said("goes with");
-    to.slice(..).map_async(wgpu::MapMode::Read, |result| assert!(result.is_err()));
-    opened.said("is mapped");
+    from.slice(..).map_async(wgpu::MapMode::Read, |result| assert!(result.is_err()));
+    opened.said("not BufferUsages(MAP_READ)");
 }

@@ -200,6 +200,9 @@ impl<'a> Lowering<'a> {
                 let from = self.kind(frame, *expr)?;
                 let rows = self.rows_of(frame, *expr)?;
                 match convert {
+                    None if self.is_half(frame, *expr) || self.is_half(frame, handle) => {
+                        return Err("the bits of an f16 are not implemented".into());
+                    }
                     None => rows,
                     Some(width) => {
                         self.check_scalar(naga::Scalar { kind: *kind, width: *width })?;
@@ -223,7 +226,21 @@ impl<'a> Lowering<'a> {
             | Expression::SubgroupOperationResult { .. } => return self.value(frame, handle),
             other => return Err(format!("the expression {other:?} is not implemented")),
         };
-        Ok(Value::Rows(rows))
+        let rounds = matches!(
+            frame.function.expressions[handle],
+            Expression::Binary { .. } | Expression::Math { .. } | Expression::As { .. }
+        );
+        Ok(Value::Rows(if rounds && self.is_half(frame, handle) {
+            self.unary(out, Unary::ToF16, &rows)
+        } else {
+            rows
+        }))
+    }
+
+    /// Whether a value's scalars are f16: f32 here, that are rounded after each operation. Sums, products,
+    /// quotients and roots of two f16 are exactly rounded so (Figueroa 1995).
+    pub(super) fn is_half(&self, frame: &Frame<'a>, handle: Handle<Expression>) -> bool {
+        self.type_of(frame, handle).scalar() == Some(naga::Scalar { kind: ScalarKind::Float, width: 2 })
     }
 
     pub(super) fn unary(&mut self, out: &mut Vec<Node>, f: Unary, rows: &[Row]) -> Arc<[Row]> {

@@ -47,6 +47,7 @@ struct Lowering<'a> {
     /// Where a variable starts in workgroup memory.
     first_words: HashMap<Handle<GlobalVariable>, u32>,
     code: Code,
+    layouter: naga::proc::Layouter,
     /// The place of the statement or expression that is being lowered.
     at: Place,
 }
@@ -54,8 +55,11 @@ struct Lowering<'a> {
 /// Lowers entry point `index` of a module without overrides.
 pub(crate) fn lower(module: &Module, info: &ModuleInfo, index: usize) -> Result<Code, Refusal> {
     let entry = module.entry_points.get(index).ok_or("no such entry point")?;
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).map_err(|error| error.to_string())?;
     let mut lowering = Lowering {
         module,
+        layouter,
         info,
         rows: 0,
         free: Vec::new(),
@@ -72,6 +76,7 @@ pub(crate) fn lower(module: &Module, info: &ModuleInfo, index: usize) -> Result<
             buffers: Vec::new(),
             shared: Vec::new(),
             shared_words: 0,
+            shared_bytes: 0,
             immediate_bytes: 0,
         },
         at: 0,
@@ -164,6 +169,7 @@ impl<'a> Lowering<'a> {
                 let first = self.code.shared_words;
                 self.code.shared.push(Shared { name, first, words });
                 self.code.shared_words += words;
+                self.code.shared_bytes += self.layouter[variable.ty].size.next_multiple_of(16);
                 self.first_words.insert(handle, first);
                 Root::Workgroup
             }

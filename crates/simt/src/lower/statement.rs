@@ -168,6 +168,8 @@ impl<'a> Lowering<'a> {
                 for (&a, &to) in values.iter().zip(rows.iter()) {
                     self.push(out, Op::Collect { f, extent, empty, to, a });
                 }
+                let half = self.is_half(frame, *argument);
+                let rows = if half { self.unary(out, Unary::ToF16, &rows) } else { rows };
                 frame.values[result.index()] = Some(Value::Rows(rows));
             }
             other => return Err(format!("the statement {other:?} is not implemented")),

@@ -17,6 +17,7 @@ impl Lowering<'_> {
     pub(super) fn literal(&self, literal: &Literal) -> Result<u32, Refusal> {
         Ok(match *literal {
             Literal::F32(value) => value.to_bits(),
+            Literal::F16(value) => value.to_f32().to_bits(),
             Literal::U32(value) => value,
             Literal::I32(value) => value as u32,
             Literal::Bool(value) => value.into(),
@@ -27,6 +28,8 @@ impl Lowering<'_> {
     pub(super) fn check_scalar(&self, scalar: Scalar) -> Result<(), Refusal> {
         match (scalar.kind, scalar.width) {
             (ScalarKind::Bool, _) | (ScalarKind::Uint | ScalarKind::Sint | ScalarKind::Float, 4) => Ok(()),
+            // Kept as the f32 of the same value.
+            (ScalarKind::Float, 2) => Ok(()),
             (kind, width) => Err(format!("scalars of type {kind:?} with {width} bytes are not implemented")),
         }
     }
@@ -69,6 +72,16 @@ impl Lowering<'_> {
         })
     }
 
+    /// Scalars lie in words of their own, which in buffers only those of four bytes do.
+    fn check_words(&self, inner: &TypeInner, arrangement: Arrangement) -> Result<(), Refusal> {
+        match inner.scalar() {
+            Some(scalar) if arrangement == Arrangement::Aligned && scalar.width != 4 => {
+                Err(format!("buffers of {:?} with {} bytes are not implemented", scalar.kind, scalar.width))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes that a binding of this type has at least: one element of a runtime-sized array.
     pub(super) fn least_bytes(&self, inner: &TypeInner) -> Result<u32, Refusal> {
         Ok(match inner {
@@ -96,6 +109,7 @@ impl Lowering<'_> {
         index: u32,
         arrangement: Arrangement,
     ) -> Result<(TypeInner, u32), Refusal> {
+        self.check_words(inner, arrangement)?;
         Ok(match inner {
             TypeInner::Vector { scalar, .. } => (TypeInner::Scalar(*scalar), index),
             TypeInner::Matrix { rows, scalar, .. } => (
@@ -138,6 +152,7 @@ impl Lowering<'_> {
 
     /// Where each word of a value of this type lies.
     pub(super) fn parts(&self, inner: &TypeInner, arrangement: Arrangement) -> Result<Vec<u32>, Refusal> {
+        self.check_words(inner, arrangement)?;
         let count = match inner {
             TypeInner::Scalar(_) | TypeInner::Atomic(_) => {
                 self.words(inner)?;

@@ -8,7 +8,7 @@ use crate::finding::{Findings, Kind, Place, Source};
 use crate::lanes::Lanes;
 
 /// Rounds that the loops of one workgroup may take: more than any kernel needs, few enough to wait for.
-const MOST_ROUNDS: u64 = 1 << 24;
+const MOST_ROUNDS: u64 = 1 << 20;
 
 /// What uninitialized memory holds: a NaN, or an index far out of bounds.
 const POISON: u32 = 0x7fc0_dead;

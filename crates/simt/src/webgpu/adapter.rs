@@ -40,12 +40,21 @@ impl Default for Settings {
     }
 }
 
+/// What becomes of a shader's label and text before it is parsed.
+type Edit = Box<dyn Fn(&str, &str) -> String + Send + Sync>;
+
 /// What all devices of an adapter share.
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) settings: Settings,
+    pub(super) edit: Option<Edit>,
     pub(super) findings: Mutex<Findings>,
     pub(super) operations: Mutex<u64>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// An adapter, to open devices on and to ask what was found.
@@ -55,7 +64,17 @@ pub struct Adapter(Arc<State>);
 impl Adapter {
     /// An adapter of its own.
     pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(State { settings, findings: Mutex::default(), operations: Mutex::default() }))
+        Self::make(settings, None)
+    }
+
+    /// An adapter whose devices take `edit(label, text)` for each shader: for mutants.
+    pub fn editing(settings: Settings, edit: impl Fn(&str, &str) -> String + Send + Sync + 'static) -> Self {
+        Self::make(settings, Some(Box::new(edit)))
+    }
+
+    fn make(settings: Settings, edit: Option<Edit>) -> Self {
+        let (findings, operations) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(State { settings, edit, findings, operations }))
     }
 
     /// As wgpu takes it.

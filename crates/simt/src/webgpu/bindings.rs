@@ -203,7 +203,7 @@ impl Pipeline {
         {
             return Err(format!("workgroups of {:?} exceed the limits", code.size));
         }
-        let bytes = u64::from(code.shared_words) * 4;
+        let bytes = u64::from(code.shared_bytes);
         if bytes > u64::from(limits.max_compute_workgroup_storage_size) {
             return Err(format!("{bytes} bytes exceed max_compute_workgroup_storage_size"));
         }
@@ -219,7 +219,7 @@ impl Pipeline {
             let fits = entry.is_some_and(|entry| match entry.ty {
                 BindingType::Buffer { ty: BufferBindingType::Uniform, .. } => used.uniform,
                 BindingType::Buffer { ty: BufferBindingType::Storage { read_only }, .. } => {
-                    !used.uniform && !(used.writable && read_only)
+                    !used.uniform && (!used.writable || !read_only)
                 }
                 _ => false,
             });

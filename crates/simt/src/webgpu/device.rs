@@ -142,7 +142,9 @@ impl DeviceInterface for Device {
     ) -> DispatchShaderModule {
         let made = match &desc.source {
             wgpu::ShaderSource::Wgsl(text) => {
-                Shader::new(desc.label.unwrap_or("a shader"), text, self.0.features)
+                let label = desc.label.unwrap_or("a shader");
+                let edited = self.0.adapter.edit.as_ref().map(|edit| edit(label, text));
+                Shader::new(label, edited.as_deref().unwrap_or(text), self.0.features)
             }
             _ => Err("only WGSL is implemented".into()),
         };
