@@ -200,7 +200,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 #endif
 #endif
+#if Q_NORM
     workgroupBarrier();
+#else
+#if K_NORM
+    workgroupBarrier();
+#endif
+#endif
 #if Q_NORM
     for (var i = thread; i < QUERIES * HEAD_DIM; i += THREADS) {
         let d = i % HEAD_DIM;
@@ -224,7 +230,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     }
 #endif
 #endif
+#if Q_NORM
     workgroupBarrier();
+#else
+#if K_NORM
+    workgroupBarrier();
+#endif
+#endif
     rotate(thread, 0u, tile_rows * HEADS_HERE, position, HEADS_HERE);
 #if FRESH
     rotate(thread, QUERIES, 1u, position, 1u);
@@ -242,8 +254,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             }
         }
     }
-#endif
     workgroupBarrier();
+#endif
 
     // Thread t owns the elements t + i THREADS of `[QUERIES, HEAD_DIM]`.
     var sums: array<f32, 16>;
