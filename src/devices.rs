@@ -40,6 +40,7 @@ impl DeviceReport {
             DeviceKind::IntegratedGpu => "integrated GPU",
             DeviceKind::Cpu => "CPU",
             DeviceKind::Software => "software GPU",
+            DeviceKind::Disk => "disk",
         }
     }
 }
@@ -91,16 +92,18 @@ pub(crate) struct Found {
     pub(crate) failed: Vec<(String, Fault)>,
 }
 
-/// Opens every device.
+/// Opens every device that has memory of its own.
 pub(crate) async fn open_all() -> Result<Found, Fault> {
-    open(&|_, _| true, &LoadOptions::default()).await
+    open(&|_, kind| kind != DeviceKind::Disk, &LoadOptions::default()).await
 }
 
-/// Opens the CPU, and the GPUs for which `wanted` says yes to their name and kind.
+/// Opens the CPU, and the disk and the GPUs for which `wanted` says yes to their name and kind.
 async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
     let memory_limit = options.pretend_memory.get("cpu").copied();
     let cpu = CpuBackend::with(CpuOptions { memory_limit, ..CpuOptions::default() })?;
+    let disk = wanted(DISK, DeviceKind::Disk).then(|| Rc::new(cpu.disk()) as Rc<dyn Backend>);
     let mut found = Found { backends: vec![Rc::new(cpu)], absent: Vec::new(), failed: Vec::new() };
+    found.backends.extend(disk);
     let any =
         |kind: &str| (0..MAX_GPUS).any(|index| wanted(&format!("{kind}:{index}"), DeviceKind::DiscreteGpu));
     // Before wgpu's: where a card has both drivers, CUDA comes first.
@@ -113,6 +116,9 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
     }
     Ok(found)
 }
+
+/// The device whose weights stay in their files.
+pub(crate) const DISK: &str = "disk";
 
 /// More GPUs than any machine has.
 const MAX_GPUS: usize = 64;
@@ -190,7 +196,9 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
         DeviceMap::Given(map) => map.values().any(|device| device == name),
         _ => true,
     };
-    let wanted = |name: &str, kind| mapped(name) && (kind != DeviceKind::Software || named(name));
+    let forbidden = |name: &str| name == DISK && options.max_memory.get(DISK) == Some(&0);
+    let wanted =
+        |name: &str, kind| mapped(name) && !forbidden(name) && (kind != DeviceKind::Software || named(name));
     let found = open(&wanted, options).await?;
     check_named(options, &found)?;
 
@@ -224,7 +232,7 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
         DeviceMap::Given(map) => map.values().collect(),
         _ => {
             let limits = options.max_memory.keys().chain(options.pretend_memory.keys());
-            limits.filter(|name| *name != "disk").collect()
+            limits.filter(|name| *name != DISK).collect()
         }
     };
     let must_open = matches!(options.device_map, DeviceMap::Only(_) | DeviceMap::Given(_));
@@ -251,8 +259,10 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
 /// A device as the planner sees it.
 fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
     let info = backend.info();
-    let (budget, mut budget_source) = budget(backend, options.max_memory.get(&info.name).copied());
-    if options.pretend_memory.contains_key(&info.name) && budget_source != "--max-memory" {
+    // A disk's memory is the host's.
+    let memory = if info.kind == DeviceKind::Disk { "cpu" } else { info.name.as_str() };
+    let (budget, mut budget_source) = budget(backend, options.max_memory.get(memory).copied());
+    if options.pretend_memory.contains_key(memory) && budget_source != "--max-memory" {
         budget_source = format!("--pretend-memory less {:.0} %", HEADROOM * 100.0);
     }
     Device {
@@ -260,8 +270,13 @@ fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
         pool: backend.memory().pool,
         budget,
         budget_source,
-        kind: if info.kind == DeviceKind::Cpu { DeviceClass::Cpu } else { DeviceClass::Gpu },
+        kind: match info.kind {
+            DeviceKind::Disk => DeviceClass::Disk,
+            DeviceKind::Cpu => DeviceClass::Cpu,
+            _ => DeviceClass::Gpu,
+        },
         rate: None,
+        files: options.max_memory.get(DISK).copied().filter(|_| info.kind == DeviceKind::Disk),
     }
 }
 
@@ -289,7 +304,7 @@ fn budget(backend: &dyn Backend, limit: Option<u64>) -> (u64, String) {
 /// A device with a limit of its own that lives in the host's memory: its limit is taken from the host's
 /// budget once, and then each is counted by itself.
 fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
-    let Some(host) = candidates.iter().find(|one| one.device.kind == DeviceClass::Cpu) else { return };
+    let Some(host) = candidates.iter().find(|one| is_host(one)) else { return };
     let (pool, host_limited) = (host.device.pool.clone(), options.max_memory.contains_key("cpu"));
     let mut taken = 0;
     for candidate in candidates.iter_mut() {
@@ -301,7 +316,7 @@ fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
         }
     }
     let host_free = budget_of_host(candidates);
-    for candidate in candidates.iter_mut().filter(|one| one.device.kind == DeviceClass::Cpu) {
+    for candidate in candidates.iter_mut().filter(|one| is_host(one)) {
         let left = host_free.saturating_sub(taken);
         if taken > 0 && (!host_limited || candidate.device.budget > left) {
             candidate.device.budget = candidate.device.budget.min(left);
@@ -311,5 +326,10 @@ fn share_host_memory(candidates: &mut [Candidate], options: &LoadOptions) {
 
 /// What the host has free, less headroom, whatever limits were given.
 fn budget_of_host(candidates: &[Candidate]) -> u64 {
-    candidates.iter().find(|one| one.device.kind == DeviceClass::Cpu).map_or(0, Candidate::unlimited)
+    candidates.iter().find(|one| is_host(one)).map_or(0, Candidate::unlimited)
+}
+
+/// Whether a device's memory is the host's: the CPU's, and what layers on the disk take.
+fn is_host(candidate: &Candidate) -> bool {
+    matches!(candidate.device.kind, DeviceClass::Cpu | DeviceClass::Disk)
 }

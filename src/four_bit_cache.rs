@@ -17,7 +17,7 @@ use halfbyte_backend::human_bytes;
 use halfbyte_checkpoint::fingerprint::fingerprint;
 use halfbyte_checkpoint::hub::{self, HubOptions};
 use halfbyte_checkpoint::write::free_space;
-use halfbyte_checkpoint::{Checkpoint, WriteOptions, quantized_bytes, write_quantized};
+use halfbyte_checkpoint::{Checkpoint, TensorBytes, WriteOptions, quantized_bytes, write_quantized_from};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl FromStr for FourBitCache {
 const WORTHWHILE: u64 = 1 << 30;
 
 /// Bytes of the disk that the cache leaves free.
-const SPARED: u64 = 2 << 30;
+pub(crate) const SPARED: u64 = 2 << 30;
 
 /// Changes when the same source and settings would give another cache.
 const VERSION: u32 = 1;
@@ -73,7 +73,8 @@ pub(crate) fn cached(
         return Ok(Some(found));
     }
     planning.plan(&planning.devices(), &planning.costs())?;
-    match place.make(checkpoint, &write, progress) {
+    let why = "for the next start; --no-cache for not";
+    match place.make(checkpoint, checkpoint, &write, why, progress) {
         Ok(made) => Ok(made),
         Err(problem) => {
             progress
@@ -83,15 +84,20 @@ pub(crate) fn cached(
     }
 }
 
+/// Whether the 4-bit form is kept: as the options say, else as the environment says.
+pub(crate) fn policy(options: &LoadOptions) -> Result<FourBitCache, Error> {
+    match (options.four_bit_cache, std::env::var("HALFBYTE_CACHE")) {
+        (FourBitCache::Auto, Ok(text)) if !text.is_empty() => text.parse(),
+        (policy, _) => Ok(policy),
+    }
+}
+
 /// A model that is worth a cache, and how it would be written.
 fn eligible<'a>(
     model: &'a Model,
     options: &LoadOptions,
 ) -> Result<Option<(&'a Checkpoint, WriteOptions)>, Error> {
-    let policy = match (options.four_bit_cache, std::env::var("HALFBYTE_CACHE")) {
-        (FourBitCache::Auto, Ok(text)) if !text.is_empty() => text.parse()?,
-        (policy, _) => policy,
-    };
+    let policy = policy(options)?;
     let (Some(checkpoint), Some(spec)) = (model.checkpoint(), options.quant) else { return Ok(None) };
     let on_disk = Path::new(&checkpoint.config.file).is_file();
     let large = checkpoint.index.total_bytes() >= WORTHWHILE;
@@ -108,7 +114,7 @@ fn eligible<'a>(
 }
 
 /// Where the cache of one model with one set of settings is.
-struct Place {
+pub(crate) struct Place {
     /// The finished directory.
     dir: PathBuf,
     /// The directory while it is written.
@@ -123,10 +129,12 @@ struct Place {
 
 impl Place {
     /// `None` if there is no home directory to put it in.
-    fn of(checkpoint: &Checkpoint, options: &LoadOptions, write: &WriteOptions) -> Option<Self> {
+    pub(crate) fn of(checkpoint: &Checkpoint, options: &LoadOptions, write: &WriteOptions) -> Option<Self> {
         let hub = HubOptions { cache_dir: options.cache_dir.clone(), ..HubOptions::default() };
         let root = hub::four_bit_cache_dir(&hub)?;
-        let home = std::fs::canonicalize(Path::new(&checkpoint.config.file).parent()?).ok()?;
+        let home = Path::new(&checkpoint.config.file).parent()?;
+        // A model that is embedded or made up is in no directory; its name says which it is.
+        let home = std::fs::canonicalize(home).unwrap_or_else(|_| home.to_path_buf());
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
         let name: String = checkpoint.name.chars().rev().take(60).map(plain).collect();
         let name: String = name.chars().rev().collect();
@@ -150,7 +158,7 @@ impl Place {
     }
 
     /// The cache, if it is there and was made of what the source is now.
-    fn open(&self) -> Option<Model> {
+    pub(crate) fn open(&self) -> Option<Model> {
         let text = std::fs::read(self.dir.join("manifest.json")).ok()?;
         let found: Value = serde_json::from_slice(&text).ok()?;
         if found != self.manifest {
@@ -162,11 +170,19 @@ impl Place {
         Some(Model::Checkpoint(Rc::new(checkpoint)))
     }
 
-    /// Writes the cache and opens it. The error is a phrase.
-    fn make(
+    /// The directory that it is written to.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes the cache, of `checkpoint` with its tensors from `source`, and opens it. `why` is what the user is
+    /// told that it is for. The error is a phrase.
+    pub(crate) fn make(
         &self,
         checkpoint: &Checkpoint,
+        source: &dyn TensorBytes,
         write: &WriteOptions,
+        why: &str,
         progress: &mut dyn Progress,
     ) -> Result<Option<Model>, String> {
         let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
@@ -194,12 +210,12 @@ impl Place {
             return Ok(Some(found));
         }
         progress.note(&format!(
-            "keeping the 4-bit form of {} ({}) in {}, for the next start; --no-cache for not",
+            "keeping the 4-bit form of {} ({}) in {}: {why}",
             checkpoint.name,
             human_bytes(bytes),
             self.dir.display()
         ));
-        self.write(checkpoint, write, progress)?;
+        self.write(checkpoint, source, write, progress)?;
         Ok(self.open())
     }
 
@@ -207,6 +223,7 @@ impl Place {
     fn write(
         &self,
         checkpoint: &Checkpoint,
+        source: &dyn TensorBytes,
         write: &WriteOptions,
         progress: &mut dyn Progress,
     ) -> Result<(), String> {
@@ -216,7 +233,8 @@ impl Place {
             remove(&self.part)?;
         }
         let mut report = |name: &str, done: u64, total: u64| progress.quantize(name, done, total);
-        write_quantized(checkpoint, &self.part, write, &mut report).map_err(|error| error.to_string())?;
+        write_quantized_from(checkpoint, source, &self.part, write, &mut report)
+            .map_err(|error| error.to_string())?;
         let manifest = self.part.join("manifest.json");
         std::fs::write(&manifest, self.manifest.to_string())
             .and_then(|()| File::open(&manifest)?.sync_all())

@@ -36,6 +36,7 @@ mod devices;
 mod doctor;
 mod embedder;
 mod error;
+mod file_form;
 mod four_bit_cache;
 mod loading;
 mod model_source;

@@ -31,6 +31,8 @@ pub struct MemoryRow {
     pub planned_bytes: u64,
     /// Bytes of all allocations on it, by its ledger.
     pub measured_bytes: u64,
+    /// Bytes that it reads where they lie in mapped files, by its ledger: no memory of this process.
+    pub mapped_bytes: u64,
     /// Bytes by an independent witness: for the CPU, the growth of this process's private resident memory
     /// since before loading. `None` where nothing tells.
     pub witnessed_bytes: Option<u64>,
@@ -205,6 +207,7 @@ impl Loaded {
                     device: device.device.clone(),
                     planned_bytes: device.planned.total(),
                     measured_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().total()),
+                    mapped_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().mapped()),
                     witnessed_bytes: witnessed
                         .filter(|_| device.device == "cpu")
                         .map(|(now, before)| now.saturating_sub(before)),

@@ -160,6 +160,11 @@ impl Model {
         }
     }
 
+    /// Whether its weights are numbers from a seed.
+    pub(crate) fn is_made_up(&self) -> bool {
+        matches!(self, Self::Synthetic(..))
+    }
+
     pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
             Self::Checkpoint(checkpoint) => Some(checkpoint),

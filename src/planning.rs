@@ -1,6 +1,7 @@
 //! What will live where, from headers alone.
 
 use crate::devices::{Candidate, candidates};
+use crate::file_form::usable;
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::weight_report::{WeightReport, weights};
@@ -41,12 +42,16 @@ pub struct LayerReport {
 pub struct PlannedDevice {
     /// The device.
     pub device: String,
-    /// Bytes that may be held on it.
+    /// Bytes that may be held on it; of the disk, bytes of files that may be read on it, where there is a
+    /// limit.
     pub budget_bytes: u64,
     /// Where the budget comes from.
     pub budget_source: String,
-    /// Bytes that will be held on it, of all purposes.
+    /// Bytes of memory that will be held on it, of all purposes. What layers on the disk take is the host's
+    /// memory.
     pub planned_bytes: u64,
+    /// Bytes of files that will be read where they lie, for every token.
+    pub mapped_bytes: u64,
     /// Weights, embeddings and rope tables.
     pub weights_bytes: u64,
     /// Keys and values.
@@ -140,6 +145,7 @@ impl Planning {
             DeviceMap::Given(map) => Policy::Given(map.clone()),
         };
         let request = Request { context, min_context: MIN_CONTEXT.min(model_context.max(1)), policy };
+        let candidates = usable(model, options, candidates)?;
         let (model, options) = (model.clone(), options.clone());
         Ok(Self { model, options, candidates, request, model_context })
     }
@@ -246,9 +252,10 @@ impl Planning {
             .collect();
         let rows = devices.iter().zip(&footprints).map(|(device, bytes)| PlannedDevice {
             device: device.name.clone(),
-            budget_bytes: device.budget,
+            budget_bytes: device.files.unwrap_or(device.budget),
             budget_source: device.budget_source.clone(),
             planned_bytes: bytes.total(),
+            mapped_bytes: bytes.mapped(),
             weights_bytes: bytes.get(Purpose::Weights)
                 + bytes.get(Purpose::Embeddings)
                 + bytes.get(Purpose::RopeTable),
@@ -295,7 +302,8 @@ impl Planning {
             let stretch = blueprint.stretch(index..index + 1);
             for want in &stretch.wants {
                 if !matches!(want.kind, Kind::Rope(_)) {
-                    bytes += layout.want(&want.kind)?;
+                    let footprint = layout.want_footprint(want)?;
+                    bytes += footprint.total() + footprint.mapped();
                 }
             }
             layers.push(LayerReport {

@@ -1,11 +1,13 @@
 //! A model written as a bitsandbytes 4-bit checkpoint.
 
-use crate::model_source::ModelSource;
+use crate::file_form::MadeUp;
+use crate::model_source::{Model, ModelSource};
 use crate::options::{LoadOptions, Token};
 use crate::{Error, Progress};
-use halfbyte_checkpoint::{TensorDtype, WriteOptions, write_quantized};
+use halfbyte_checkpoint::{Checkpoint, TensorBytes, TensorDtype, WriteOptions, write_quantized_from};
 use halfbyte_quant::QuantSpec;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// How a model is written in 4 bits.
@@ -102,9 +104,14 @@ pub fn quantize(
         ..LoadOptions::default()
     };
     let model = source.fetch(&load, progress)?;
-    let checkpoint = model.checkpoint().ok_or_else(|| {
-        Error::Usage(format!("{} is made up of random weights: there is nothing to write", model.name()))
-    })?;
+    let made_up;
+    let (checkpoint, tensors): (Rc<Checkpoint>, &dyn TensorBytes) = match &model {
+        Model::Checkpoint(checkpoint) => (Rc::clone(checkpoint), &**checkpoint),
+        Model::Synthetic(_, model) => {
+            made_up = MadeUp(model);
+            (Rc::new(model.outline()?), &made_up)
+        }
+    };
     let write = WriteOptions {
         spec: options.quant,
         storage: options.storage,
@@ -113,7 +120,7 @@ pub fn quantize(
         skip_modules: options.skip_modules.clone(),
         max_shard_bytes: options.max_shard_bytes,
     };
-    let report = write_quantized(checkpoint, output, &write, &mut |name, done, total| {
+    let report = write_quantized_from(&checkpoint, tensors, output, &write, &mut |name, done, total| {
         progress.quantize(name, done, total);
     })?;
     Ok(QuantizeReport {

@@ -1,6 +1,7 @@
 //! Loading, and loading again: what becomes of a model when an allocation fails or a device is lost.
 
 use crate::devices::{candidates, reopen};
+use crate::file_form::{self, lies_in_files, usable};
 use crate::loading::Event;
 use crate::model_source::Model;
 use crate::planning::{ModelCosts, Planning, SMALLER_CHUNKS, caps};
@@ -97,6 +98,9 @@ impl Loader {
                 Some(plan) => plan,
                 None => self.planning.plan(&self.devices, &self.planning.costs())?,
             };
+            if self.bring_to_disk(&plan, progress)? {
+                continue;
+            }
             self.plan = Some(plan.clone());
             self.wrap(&plan);
             match self.load_plan(&plan, progress).await {
@@ -165,7 +169,7 @@ impl Loader {
     pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
         let options = &self.asked.options;
         self.planning.candidates.clear();
-        self.planning.candidates = candidates(options).await?;
+        self.planning.candidates = usable(&self.planning.model, options, candidates(options).await?)?;
         self.planning.options = options.clone();
         self.planning.request = self.asked.request.clone();
         self.devices = self.planning.devices();
@@ -279,6 +283,26 @@ impl Loader {
         )
         .await?;
         Ok(engine)
+    }
+
+    /// Makes the files that a plan reads layers from, if it reads any; where it cannot, the disk is out of the
+    /// game. Whether another plan is due.
+    fn bring_to_disk(&mut self, plan: &Plan, progress: &mut dyn Progress) -> Result<bool, Error> {
+        let is_disk = |device: &usize| self.devices[*device].kind == DeviceClass::Disk;
+        let Some(disk) = plan.stages.iter().map(|stage| stage.device).find(is_disk) else { return Ok(false) };
+        if lies_in_files(&self.planning.model, &self.planning.options)? {
+            return Ok(false);
+        }
+        match file_form::make(&self.planning.model, &self.planning.options, progress) {
+            Ok(model) => self.planning.model = model,
+            Err(problem) => {
+                progress.note(&format!("nothing can be read from the disk: {problem}"));
+                self.devices[disk].budget = 0;
+                self.devices[disk].budget_source = problem;
+            }
+        }
+        self.plan = None;
+        Ok(true)
     }
 
     fn describe(&self, plan: &Plan) -> String {

@@ -14,6 +14,8 @@ pub enum DeviceKind {
     Cpu,
     /// A GPU interface that the processor emulates: right, and slow.
     Software,
+    /// The host's processor, with weights that stay on the disk.
+    Disk,
 }
 
 /// A device as `halfbyte devices` shows it.
@@ -52,6 +54,14 @@ pub trait Layout {
     /// # Errors
     /// [`Fault::Unsupported`] if the backend cannot hold it.
     fn want(&self, kind: &Kind) -> Result<u64, Fault>;
+
+    /// [`want`](Self::want) by purpose, with what is read where it lies in a file: as provided, nothing.
+    ///
+    /// # Errors
+    /// As [`want`](Self::want).
+    fn want_footprint(&self, want: &Want) -> Result<Footprint, Fault> {
+        Ok(Footprint::of(want.purpose, self.want(&want.kind)?))
+    }
 
     /// Bytes that a compiled stretch takes beside its wants: registers, logits, scratch, staging.
     ///

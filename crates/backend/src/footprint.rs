@@ -23,6 +23,9 @@ pub enum Purpose {
     Staging,
     /// Everything else a program needs: parameters, row metadata, partial results.
     Scratch,
+    /// Weights that are read where they lie in a mapped file. Their pages are the system's, which drops and
+    /// reads them again as it likes: no part of [`Footprint::total`].
+    Mapped,
 }
 
 impl fmt::Display for Purpose {
@@ -36,6 +39,7 @@ impl fmt::Display for Purpose {
             Purpose::Logits => "logits",
             Purpose::Staging => "staging",
             Purpose::Scratch => "scratch",
+            Purpose::Mapped => "mapped files",
         })
     }
 }
@@ -87,9 +91,15 @@ impl Footprint {
         self.0.get(&purpose).copied().unwrap_or(0)
     }
 
-    /// Bytes for all purposes.
+    /// Bytes of memory, for all purposes. [`Purpose::Mapped`] is none.
     pub fn total(&self) -> u64 {
-        self.0.values().fold(0, |sum, &bytes| sum.saturating_add(bytes))
+        let held = self.iter().filter(|&(purpose, _)| purpose != Purpose::Mapped);
+        held.fold(0, |sum, (_, bytes)| sum.saturating_add(bytes))
+    }
+
+    /// Bytes that are read where they lie in mapped files.
+    pub fn mapped(&self) -> u64 {
+        self.get(Purpose::Mapped)
     }
 
     /// Purposes and their bytes, in a fixed order.

@@ -1,6 +1,6 @@
 //! Where weights come from, again and again.
 
-use crate::{DType, Fut, Segment};
+use crate::{DType, Fut, Mapped, Segment};
 use halfbyte_quant::Quantized;
 use std::borrow::Cow;
 
@@ -28,4 +28,11 @@ pub trait WeightSource {
 
     /// A vector of `len` values in f32: a bias, a norm's weight.
     fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>>;
+
+    /// The segment where it lies in a mapped file, for a device that reads it there; `None`, as provided, if it
+    /// does not lie there in the format that it wants.
+    fn mapped<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Option<Mapped>> {
+        let _ = segment;
+        Box::pin(async { Ok(None) })
+    }
 }

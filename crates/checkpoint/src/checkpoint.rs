@@ -7,6 +7,7 @@ use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
 use crate::generation::GenerationConfig;
 use crate::header::{Header, TensorInfo};
 use crate::index::{ShardIndex, TensorIndex};
+use crate::region::Region;
 use crate::tokenizer::Tokenizer;
 
 /// A model's files, checked: every tensor of the index lies inside its shard.
@@ -72,14 +73,33 @@ impl Checkpoint {
             .get(tensor.file)
             .zip(range)
             .and_then(|(shard, (begin, end))| shard.bytes().get(begin..end))
-            .ok_or_else(|| CheckpointError::MissingTensor {
-                tensor: shown(&tensor.name),
-                files: self.name.clone(),
-                hint: format!(
-                    ": bytes {} to {} of shard {} are not there",
-                    tensor.begin, tensor.end, tensor.file
-                ),
-            })
+            .ok_or_else(|| self.outside(tensor))
+    }
+
+    fn outside(&self, tensor: &TensorInfo) -> CheckpointError {
+        CheckpointError::MissingTensor {
+            tensor: shown(&tensor.name),
+            files: self.name.clone(),
+            hint: format!(
+                ": bytes {} to {} of shard {} are not there",
+                tensor.begin, tensor.end, tensor.file
+            ),
+        }
+    }
+
+    /// A tensor of this checkpoint's index where it lies, to be kept.
+    ///
+    /// # Errors
+    /// As [`bytes_of`](Self::bytes_of).
+    pub fn region_of(&self, tensor: &TensorInfo) -> Result<Region, CheckpointError> {
+        self.bytes_of(tensor)?;
+        let range = usize::try_from(tensor.begin).ok().zip(usize::try_from(tensor.end).ok());
+        let region = self
+            .shards
+            .get(tensor.file)
+            .zip(range)
+            .and_then(|(shard, (begin, end))| shard.region(begin..end));
+        region.ok_or_else(|| self.outside(tensor))
     }
 
     /// The type of the model's 16- or 32-bit weights: as the configuration says, else of the first float tensor.

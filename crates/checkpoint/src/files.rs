@@ -1,12 +1,15 @@
 //! The files of a model as bytes, wherever they come from: memory, a memory map, the Hub's cache.
 
 use crate::error::CheckpointError;
+use crate::region::{Contents, InMemory, Region};
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A file's bytes with its name for messages. The bytes may be owned, static or a memory map.
 pub struct FileBytes {
     name: String,
-    bytes: Box<dyn AsRef<[u8]> + Send + Sync>,
+    contents: Arc<dyn Contents>,
     /// Bytes of the whole file, where only its beginning is here.
     whole: Option<u64>,
 }
@@ -14,7 +17,12 @@ pub struct FileBytes {
 impl FileBytes {
     /// Bytes under a name. Takes a `Vec<u8>`, a `&'static [u8]`, a memory map, or the like.
     pub fn new(name: impl Into<String>, bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> FileBytes {
-        FileBytes { name: name.into(), bytes: Box::new(bytes), whole: None }
+        FileBytes::of(name, InMemory(bytes))
+    }
+
+    /// Contents under a name.
+    pub(crate) fn of(name: impl Into<String>, contents: impl Contents + 'static) -> FileBytes {
+        FileBytes { name: name.into(), contents: Arc::new(contents), whole: None }
     }
 
     /// The beginning of a file of `whole` bytes: enough for a plan, not for loading.
@@ -29,7 +37,12 @@ impl FileBytes {
 
     /// The contents.
     pub fn bytes(&self) -> &[u8] {
-        (*self.bytes).as_ref()
+        self.contents.bytes()
+    }
+
+    /// A part of the contents that may be kept; `None` if they do not reach that far.
+    pub fn region(&self, range: Range<usize>) -> Option<Region> {
+        Region::new(&self.contents, range)
     }
 
     /// Bytes of the whole file.

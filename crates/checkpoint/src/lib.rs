@@ -27,6 +27,8 @@ pub mod config;
 pub mod decode_stream;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "native")]
+mod file_map;
 pub mod files;
 #[cfg(feature = "native")]
 pub mod fingerprint;
@@ -39,6 +41,7 @@ pub mod index;
 pub mod native;
 pub mod quant_state;
 pub mod quantization;
+mod region;
 pub mod rope;
 pub mod selection;
 mod strftime;
@@ -58,10 +61,13 @@ pub use header::{Header, TensorInfo};
 #[cfg(feature = "hub")]
 pub use hub::{HubOptions, Progress, resolve};
 pub use index::{ShardIndex, TensorIndex};
-pub use quant_state::{QuantState, QuantizedWeight};
+pub use quant_state::{LocatedWeight, QuantState, QuantizedWeight};
 pub use quantization::QuantizationConfig;
+pub use region::Region;
 pub use rope::{RopeKind, RopeScaling};
 pub use selection::{Fate, Selection};
 pub use tokenizer::{SpannedTokens, Tokenizer};
 #[cfg(feature = "native")]
-pub use write::{WriteOptions, WriteReport, quantized_bytes, write_quantized};
+pub use write::{
+    TensorBytes, WriteOptions, WriteReport, quantized_bytes, write_quantized, write_quantized_from,
+};

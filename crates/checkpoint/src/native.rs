@@ -2,9 +2,9 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
+use crate::file_map::FileMap;
 use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
 use crate::index::ShardIndex;
-use memmap2::Mmap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -184,11 +184,6 @@ fn map(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
         // An empty file cannot be mapped everywhere; the header's reader says what is wrong with it.
         return Ok(Some(FileBytes::new(name, Vec::new())));
     }
-    // SAFETY: the map is read-only and lives as long as its bytes are borrowed. If another process
-    // shortens the file meanwhile, reading beyond its new end ends this process with SIGBUS, and if it
-    // rewrites the file, bytes change under us: neither is worth a copy of a 13 GB model in memory,
-    // which the map avoids (its pages come from the page cache and can be dropped). All readers treat
-    // the bytes as untrusted, and weights are used as plain numbers, for which any bytes are valid.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-    Ok(Some(FileBytes::new(name, map)))
+    let map = FileMap::new(file).map_err(failed)?;
+    Ok(Some(FileBytes::of(name, map)))
 }

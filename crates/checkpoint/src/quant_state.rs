@@ -11,6 +11,7 @@ use crate::dtype::TensorDtype;
 use crate::error::{CheckpointError, shown};
 use crate::header::TensorInfo;
 use crate::index::TensorIndex;
+use crate::region::Region;
 use halfbyte_quant::{Absmax, QuantType, Quantized};
 use serde::Deserialize;
 
@@ -155,6 +156,54 @@ impl QuantState {
     }
 }
 
+/// A 4-bit weight where it lies; only what is small has been read.
+#[derive(Debug, Clone)]
+pub struct LocatedWeight {
+    /// What its quant state says.
+    pub state: QuantState,
+    /// The value of each code.
+    pub code: Box<[f32; 16]>,
+    /// Two codes a byte: `[state.len.div_ceil(2)]`.
+    pub packed: Region,
+    /// The scale of each block: f32 without [`nested`](Self::nested), else 8-bit codes.
+    pub absmax: Region,
+    /// Scales of the scales, and the values of their codes.
+    pub nested: Option<(Vec<f32>, Box<[f32; 256]>)>,
+}
+
+/// Finds `weight` if it is stored in 4 bits, without reading its codes; `None` if it is not.
+///
+/// # Errors
+/// As [`read_quantized`].
+pub fn locate_quantized(
+    checkpoint: &Checkpoint,
+    weight: &str,
+) -> Result<Option<LocatedWeight>, CheckpointError> {
+    let Some(state) = read_state(checkpoint, weight)? else {
+        return Ok(None);
+    };
+    let parts = Parts { checkpoint, weight };
+    parts.check_packed(&state)?;
+    let region = |name: &str| checkpoint.region_of(checkpoint.index.get(name)?);
+    let blocks = state.len.div_ceil(state.blocksize);
+    let dtype = if state.nested.is_some() { TensorDtype::U8 } else { TensorDtype::F32 };
+    parts.bytes("absmax", dtype, blocks)?;
+    let nested = match state.nested {
+        None => None,
+        Some(nested) => Some((
+            parts.floats("nested_absmax", blocks.div_ceil(nested.blocksize))?,
+            parts.array(parts.floats("nested_quant_map", 256)?)?,
+        )),
+    };
+    Ok(Some(LocatedWeight {
+        code: parts.array(parts.floats("quant_map", 16)?)?,
+        packed: region(weight)?,
+        absmax: region(&format!("{weight}.absmax"))?,
+        nested,
+        state,
+    }))
+}
+
 /// Reads `weight` if it is stored in 4 bits; `None` if it is not.
 ///
 /// # Errors
@@ -168,16 +217,7 @@ pub fn read_quantized(
         return Ok(None);
     };
     let parts = Parts { checkpoint, weight };
-    let packed = parts.packed()?;
-    // Before anything is made of `len`: a hostile state may say any number.
-    if packed.len() != state.len.div_ceil(2) {
-        return Err(parts.broken(format!(
-            "it has {} packed bytes, but {:?} of 4 bits needs {}",
-            packed.len(),
-            state.shape,
-            state.len.div_ceil(2)
-        )));
-    }
+    let packed = parts.check_packed(&state)?;
     let code = parts.floats("quant_map", 16)?;
     let blocks = state.len.div_ceil(state.blocksize);
     let absmax = match state.nested {
@@ -238,6 +278,21 @@ impl<'a> Parts<'a> {
             Some(tensor) => self.checkpoint.bytes_of(tensor),
             None => Err(self.broken("it has a quant state but no packed codes".to_string())),
         }
+    }
+
+    /// The packed codes of a state. To be called before anything is made of `len`: a hostile state may say any
+    /// number.
+    fn check_packed(&self, state: &QuantState) -> Result<&'a [u8], CheckpointError> {
+        let packed = self.packed()?;
+        if packed.len() == state.len.div_ceil(2) {
+            return Ok(packed);
+        }
+        Err(self.broken(format!(
+            "it has {} packed bytes, but {:?} of 4 bits needs {}",
+            packed.len(),
+            state.shape,
+            state.len.div_ceil(2)
+        )))
     }
 
     /// The bytes of one part, of a type and number of elements.

@@ -4,14 +4,15 @@ use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
 use crate::layout::{CpuLayout, Sizes};
-use crate::memory;
+use crate::memory::Host;
 use crate::path::Path;
 use crate::program::{CpuProgram, Held, Kernels, State};
 use crate::scalar::Scalar;
 use crate::slots::{Entry, Slots, Stored};
+use crate::sweep::Sweep;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, DeviceKind, Fault, Fut, Kind, Layout, Ledger, LinearShape, Memory, NormShape,
-    Program, Purpose, Slot, Stretch, Want, WeightSource,
+    Backend, Caps, DeviceInfo, DeviceKind, Fault, Format, Fut, Kind, Layout, Ledger, LinearShape, Memory,
+    NormShape, Program, Purpose, Segment, Slot, Stretch, Want, WeightSource,
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::cell::RefCell;
@@ -44,7 +45,8 @@ pub struct CpuBackend {
     path: Path,
     kernels: &'static dyn Kernels,
     pool: Option<Arc<ThreadPool>>,
-    memory_limit: Option<u64>,
+    /// What this and the other backends of this memory hold.
+    host: Rc<Host>,
     ledger: Rc<Ledger>,
     slots: RefCell<Slots>,
 }
@@ -112,16 +114,35 @@ impl CpuBackend {
                 ("threads".into(), threads.max(1).to_string()),
             ],
         };
+        let host = Rc::new(Host::new(options.memory_limit));
+        Self { info, layout, path, kernels, pool, ledger: host.ledger(), host, slots: RefCell::default() }
+    }
+
+    /// The device `disk`: the same kernels on the same threads, but matrices stay in their files
+    /// ([`WeightSource::mapped`]) and are read there at every use, the next ones ahead of time. Caches,
+    /// registers and what else is written are this memory's, and count towards its limit.
+    pub fn disk(&self) -> Self {
+        let name = "disk";
+        let info = DeviceInfo {
+            name: name.into(),
+            driver: format!("mapped files, read by {}", self.info.driver),
+            kind: DeviceKind::Disk,
+            ..self.info.clone()
+        };
         Self {
             info,
-            layout,
-            path,
-            kernels,
-            pool,
-            memory_limit: options.memory_limit,
-            ledger: Rc::default(),
+            layout: self.layout.clone().named(name).in_files(),
+            path: self.path,
+            kernels: self.kernels,
+            pool: self.pool.clone(),
+            ledger: self.host.ledger(),
+            host: Rc::clone(&self.host),
             slots: RefCell::default(),
         }
+    }
+
+    fn in_files(&self) -> bool {
+        self.info.kind == DeviceKind::Disk
     }
 
     /// The kernels that run.
@@ -168,18 +189,22 @@ impl CpuBackend {
         }
         let mut made = Vec::with_capacity(wants.len());
         for want in wants {
-            let stored = Stored::reserve(&want.kind)
+            let stored = Stored::reserve(&want.kind, self.in_files())
                 .map_err(|shortage| self.shortage(&want.name, want.purpose, shortage))?;
             made.push(stored);
         }
         let mut slots = self.slots.borrow_mut();
         let entries = wants.iter().zip(made);
-        Ok(entries
+        entries
             .map(|(want, stored)| {
-                let ticket = self.ledger.enter(&want.name, want.purpose, stored.bytes());
-                slots.insert(Entry { stored, ticket })
+                let mut tickets = vec![self.ledger.enter(&want.name, want.purpose, stored.bytes())];
+                let mapped = self.layout.want_footprint(want)?.mapped();
+                if mapped > 0 {
+                    tickets.push(self.ledger.enter(&want.name, Purpose::Mapped, mapped));
+                }
+                Ok(slots.insert(Entry { stored, tickets }))
             })
-            .collect())
+            .collect()
     }
 
     fn stored(&self, slot: Slot) -> Result<Stored, Fault> {
@@ -191,8 +216,15 @@ impl CpuBackend {
             (Kind::Linear(shape), Stored::Linear(matrix)) => {
                 same_shape(&want.name, shape, &matrix.read().shape)?;
                 for (index, segment) in shape.segments.iter().enumerate() {
-                    let canonical = source.segment(segment).await?;
-                    matrix.write().fill(index, canonical)?;
+                    // What lies transposed in its file is copied, turned.
+                    let dense = matches!(segment.format, Format::Dense(_));
+                    if self.in_files() && !(dense && segment.transposed) {
+                        let mapped = source.mapped(segment).await?.ok_or_else(|| self.in_no_file(segment))?;
+                        matrix.write().map(index, mapped)?;
+                    } else {
+                        let canonical = source.segment(segment).await?;
+                        matrix.write().fill(index, canonical)?;
+                    }
                     if let Some(bias) = &segment.bias {
                         let values = source.vector(bias, segment.rows).await?;
                         matrix.write().fill_bias(index, &values)?;
@@ -214,13 +246,19 @@ impl CpuBackend {
         }
     }
 
+    fn in_no_file(&self, segment: &Segment) -> Fault {
+        let (tensor, format) = (&segment.tensor, segment.format);
+        self.info.unsupported(format!("{tensor} lies in no file as {format:?}; quantize the model first"))
+    }
+
     fn program(&self, stretch: &Stretch, slots: &[Slot], caps: Caps) -> Result<CpuProgram, Fault> {
         let footprint = self.layout.program(stretch, &caps)?;
         let stored: Vec<Stored> = slots.iter().map(|&slot| self.stored(slot)).collect::<Result<_, _>>()?;
         let binder = Binder { stored: stored.iter().collect() };
-        let steps = stretch.steps.iter().map(|step| binder.step(step)).collect::<Result<_, _>>()?;
+        let steps: Vec<_> = stretch.steps.iter().map(|step| binder.step(step)).collect::<Result<_, _>>()?;
         self.admit("a program", Purpose::Scratch, footprint.total())?;
         let sizes = Sizes::of(stretch, &caps)?;
+        let sweep = self.in_files().then(|| Sweep::new(&steps, self.host.limit()));
         let state = State::new(stretch, steps, caps, &sizes, self.layout.threads())
             .map_err(|shortage| self.shortage("a program", Purpose::Scratch, shortage))?;
         let tickets = footprint
@@ -228,7 +266,7 @@ impl CpuBackend {
             .map(|(purpose, bytes)| self.ledger.enter(&format!("{purpose} of a program"), purpose, bytes))
             .collect();
         let held = Held::new(self.ledger.clone(), tickets);
-        Ok(CpuProgram::new(self.kernels, self.pool.clone(), state, held))
+        Ok(CpuProgram::new(self.kernels, self.pool.clone(), state, sweep.transpose()?, held))
     }
 }
 
@@ -242,7 +280,7 @@ impl Backend for CpuBackend {
     }
 
     fn memory(&self) -> Memory {
-        memory::host(self.memory_limit, self.ledger.footprint().total())
+        self.host.memory()
     }
 
     fn ledger(&self) -> &Ledger {
@@ -260,7 +298,7 @@ impl Backend for CpuBackend {
     fn release(&self, slots: &[Slot]) {
         for &slot in slots {
             if let Some(entry) = self.slots.borrow_mut().remove(slot) {
-                self.ledger.strike(entry.ticket);
+                entry.tickets.into_iter().for_each(|ticket| self.ledger.strike(ticket));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The CPU's account of bytes: what wants and programs take, without touching memory.
 
-use crate::matrix;
-use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch, WantId};
+use crate::{in_file, matrix};
+use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch, Want, WantId};
 use halfbyte_quant::QuantSpec;
 
 /// Rows of activations that one pass over the weights serves. More would read weights less often and
@@ -20,6 +20,8 @@ const TILE_FLOATS: usize = 1 << 16;
 pub struct CpuLayout {
     threads: usize,
     device: String,
+    /// Whether matrices stay in their files.
+    in_files: bool,
 }
 
 impl CpuLayout {
@@ -31,7 +33,7 @@ impl CpuLayout {
 
     /// The layout of a backend with `threads` threads.
     pub fn with_threads(threads: usize) -> Self {
-        Self { threads, device: "cpu".into() }
+        Self { threads, device: "cpu".into(), in_files: false }
     }
 
     /// Worker threads. Each keeps a tile of decoded weights.
@@ -42,6 +44,11 @@ impl CpuLayout {
     /// The same layout, with `device` for a name in errors.
     pub(crate) fn named(self, device: &str) -> Self {
         Self { device: device.into(), ..self }
+    }
+
+    /// The same layout for matrices that stay in their files.
+    pub fn in_files(self) -> Self {
+        Self { in_files: true, ..self }
     }
 
     fn unsupported(&self, what: impl Into<String>) -> Fault {
@@ -76,7 +83,11 @@ impl Layout for CpuLayout {
                         spec.validate().map_err(|fault| self.unsupported(fault.to_string()))?;
                     }
                 }
-                Ok(matrix::bytes(shape))
+                Ok(if self.in_files {
+                    in_file::footprint(shape, Purpose::Weights).total()
+                } else {
+                    matrix::bytes(shape)
+                })
             }
             Kind::Norm(shape) => {
                 self.countable(&shape.weight, &[shape.len])?;
@@ -92,6 +103,14 @@ impl Layout for CpuLayout {
                 Ok(shape.bytes())
             }
         }
+    }
+
+    fn want_footprint(&self, want: &Want) -> Result<Footprint, Fault> {
+        let bytes = self.want(&want.kind)?;
+        Ok(match &want.kind {
+            Kind::Linear(shape) if self.in_files => in_file::footprint(shape, want.purpose),
+            _ => Footprint::of(want.purpose, bytes),
+        })
     }
 
     fn program(&self, stretch: &Stretch, caps: &Caps) -> Result<Footprint, Fault> {

@@ -11,6 +11,7 @@ mod bound;
 mod buffer;
 mod cache;
 mod experts;
+mod in_file;
 mod kernels;
 mod layout;
 mod matrix;
@@ -21,6 +22,8 @@ mod request;
 mod scalar;
 mod simd;
 mod slots;
+mod store;
+mod sweep;
 
 pub use backend::{CpuBackend, CpuOptions};
 pub use layout::CpuLayout;

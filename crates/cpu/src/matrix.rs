@@ -1,6 +1,7 @@
 //! Matrices as they are held: the canonical bytes of each segment, untouched.
 
 use crate::buffer::{Shortage, zeroed};
+use crate::store::{Store, float};
 use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized, bytes_for};
@@ -29,7 +30,7 @@ pub(crate) enum Tensor {
         /// Element type.
         dtype: DType,
         /// `[rows * cols * dtype.size()]`
-        bytes: Vec<u8>,
+        bytes: Store,
     },
     /// bitsandbytes' codes and scales.
     Quant(Codes),
@@ -43,7 +44,7 @@ pub(crate) struct Codes {
     /// The value of each code.
     pub code: [f32; 16],
     /// Two codes a byte, the even element in the high nibble: `[len.div_ceil(2)]`.
-    pub packed: Vec<u8>,
+    pub packed: Store,
     /// A scale for each block.
     pub scales: Scales,
 }
@@ -53,10 +54,12 @@ pub(crate) struct Codes {
 pub(crate) enum Scales {
     /// `[blocks]`
     Plain(Vec<f32>),
+    /// `[blocks]` little-endian f32 in a file.
+    Mapped(Store),
     /// `map[codes[i]] * absmax[i / 256] + offset`, product and sum rounded separately.
     Nested {
         /// `[blocks]`
-        codes: Vec<u8>,
+        codes: Store,
         /// `[blocks.div_ceil(256)]`
         absmax: Vec<f32>,
         /// Values of the 8-bit codes, `[256]`.
@@ -134,28 +137,29 @@ impl Matrix {
 }
 
 impl Tensor {
-    fn reserve(segment: &Segment) -> Result<Self, Shortage> {
+    pub(crate) fn reserve(segment: &Segment) -> Result<Self, Shortage> {
         let len = segment.rows * segment.cols;
         Ok(match segment.format {
-            Format::Dense(dtype) => Tensor::Dense { dtype, bytes: zeroed(len * dtype.size() as usize)? },
+            Format::Dense(dtype) => {
+                Tensor::Dense { dtype, bytes: Store::zeroed(len * dtype.size() as usize)? }
+            }
             Format::Quant(format) => Tensor::Quant(Codes::reserve(len, format)?),
         })
     }
 
     fn bytes(&self) -> u64 {
         match self {
-            Tensor::Dense { bytes, .. } => bytes.len() as u64,
+            Tensor::Dense { bytes, .. } => bytes.held(),
             Tensor::Quant(codes) => codes.bytes(),
         }
     }
 
     fn fill(&mut self, segment: &Segment, from: Canonical<'_>) -> Result<(), Fault> {
         match (self, from) {
-            (Tensor::Dense { dtype, bytes }, Canonical::Dense { dtype: found, bytes: source })
-                if *dtype == found =>
-            {
-                copy(&segment.tensor, "bytes", bytes, &source)
-            }
+            (
+                Tensor::Dense { dtype, bytes: Store::Held(bytes) },
+                Canonical::Dense { dtype: found, bytes: source },
+            ) if *dtype == found => copy(&segment.tensor, "bytes", bytes, &source),
             (Tensor::Quant(codes), Canonical::Quantized(source)) => codes.fill(&segment.tensor, &source),
             (_, Canonical::Dense { dtype, .. }) => Err(Fault::Source(format!(
                 "{} is wanted as {:?} and came as {dtype:?}",
@@ -194,7 +198,7 @@ impl Codes {
         let blocks = len.div_ceil(format.blocksize);
         let scales = if format.double_quant {
             Scales::Nested {
-                codes: zeroed(blocks)?,
+                codes: Store::zeroed(blocks)?,
                 absmax: zeroed(blocks.div_ceil(NESTED_BLOCKSIZE))?,
                 map: zeroed(256)?,
                 offset: 0.0,
@@ -205,19 +209,20 @@ impl Codes {
         Ok(Self {
             blocksize: format.blocksize,
             code: *format.quant_type.codebook(),
-            packed: zeroed(len.div_ceil(2))?,
+            packed: Store::zeroed(len.div_ceil(2))?,
             scales,
         })
     }
 
     fn bytes(&self) -> u64 {
         let scales = match &self.scales {
-            Scales::Plain(values) => size_of_val(values.as_slice()),
+            Scales::Plain(values) => size_of_val(values.as_slice()) as u64,
+            Scales::Mapped(values) => values.held(),
             Scales::Nested { codes, absmax, map, .. } => {
-                codes.len() + size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())
+                codes.held() + (size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())) as u64
             }
         };
-        (self.packed.len() + scales) as u64
+        self.packed.held() + scales
     }
 
     fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
@@ -227,12 +232,13 @@ impl Codes {
                 self.blocksize, from.blocksize
             )));
         }
-        copy(tensor, "packed bytes", &mut self.packed, &from.packed)?;
+        let Store::Held(packed) = &mut self.packed else { return Err(in_a_file(tensor)) };
+        copy(tensor, "packed bytes", packed, &from.packed)?;
         self.code = from.code;
         match (&mut self.scales, &from.absmax) {
             (Scales::Plain(values), Absmax::Plain(source)) => copy(tensor, "scales", values, source),
             (
-                Scales::Nested { codes, absmax, map, offset },
+                Scales::Nested { codes: Store::Held(codes), absmax, map, offset },
                 Absmax::Nested {
                     codes: from_codes,
                     absmax: from_absmax,
@@ -253,6 +259,7 @@ impl Codes {
                 Ok(())
             }
             (Scales::Plain(_), _) => Err(Fault::Source(format!("{tensor} came with nested scales"))),
+            (Scales::Mapped(_), _) => Err(in_a_file(tensor)),
             (Scales::Nested { .. }, _) => Err(Fault::Source(format!("{tensor} came without nested scales"))),
         }
     }
@@ -268,11 +275,17 @@ impl Codes {
     pub fn scale(&self, block: usize) -> f32 {
         match &self.scales {
             Scales::Plain(values) => values[block],
+            Scales::Mapped(values) => float(values, block),
             Scales::Nested { codes, absmax, map, offset } => {
                 map[usize::from(codes[block])] * absmax[block / NESTED_BLOCKSIZE] + offset
             }
         }
     }
+}
+
+/// The fault of a copy into what is not ours.
+fn in_a_file(tensor: &str) -> Fault {
+    Fault::Internal(format!("{tensor} is to be copied into a file"))
 }
 
 /// Elements that one thread copies at a time.

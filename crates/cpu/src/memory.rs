@@ -1,10 +1,45 @@
 //! How much memory the host has, as the kernel that would kill us counts it.
 
-use halfbyte_backend::Memory;
+use halfbyte_backend::{Ledger, Memory};
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::{Rc, Weak};
 
 /// Devices that share the host's memory name this pool.
 const POOL: &str = "host";
+
+/// The host's memory, and what the backends that share it hold of it.
+#[derive(Debug, Default)]
+pub(crate) struct Host {
+    limit: Option<u64>,
+    ledgers: RefCell<Vec<Weak<Ledger>>>,
+}
+
+impl Host {
+    /// At most `limit` bytes of the host's memory, for all backends together.
+    pub fn new(limit: Option<u64>) -> Self {
+        Self { limit, ledgers: RefCell::default() }
+    }
+
+    /// The limit that was set.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
+    }
+
+    /// A ledger for one more backend.
+    pub fn ledger(&self) -> Rc<Ledger> {
+        let ledger = Rc::new(Ledger::new());
+        self.ledgers.borrow_mut().push(Rc::downgrade(&ledger));
+        ledger
+    }
+
+    /// What there is now.
+    pub fn memory(&self) -> Memory {
+        let ledgers = self.ledgers.borrow();
+        let held = ledgers.iter().filter_map(Weak::upgrade).map(|ledger| ledger.footprint().total());
+        host(self.limit, held.sum())
+    }
+}
 
 /// The host's memory: the smaller of what Linux says is available and what the control group of this
 /// process leaves. `limit` and `held` cap it further: no more than `limit` bytes in all, of which `held`
@@ -52,15 +87,20 @@ fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
 }
 
 /// Limits and usage in bytes of the group in a line of /proc/self/cgroup (`id:controllers:path`), and of
-/// all groups above it. Page cache that the kernel would drop does not count as used.
+/// all groups above it. Page cache does not count as used, as in MemAvailable: the kernel drops it first.
 fn group_limits(line: &str, cgroup: &Path) -> Vec<(u64, u64)> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
-    let (root, limit, used, inactive) = if controllers.is_empty() {
-        (cgroup.to_path_buf(), "memory.max", "memory.current", "inactive_file ")
+    let (root, limit, used, cached) = if controllers.is_empty() {
+        (cgroup.to_path_buf(), "memory.max", "memory.current", ["inactive_file ", "active_file "])
     } else if controllers.split(',').any(|name| name == "memory") {
         let root = cgroup.join("memory");
-        (root, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ")
+        (
+            root,
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ["total_inactive_file ", "total_active_file "],
+        )
     } else {
         return Vec::new();
     };
@@ -73,8 +113,11 @@ fn group_limits(line: &str, cgroup: &Path) -> Vec<(u64, u64)> {
         };
         if let (Some(limit), Some(used)) = (number(limit), number(used)) {
             let stat = std::fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-            let dropped = stat.lines().find_map(|line| line.strip_prefix(inactive)?.trim().parse().ok());
-            found.push((limit, used.saturating_sub(dropped.unwrap_or(0))));
+            let bytes = |name: &str| -> Option<u64> {
+                stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            };
+            let dropped: u64 = cached.into_iter().filter_map(bytes).sum();
+            found.push((limit, used.saturating_sub(dropped)));
         }
         if !folder.pop() {
             break;
@@ -119,7 +162,7 @@ mod tests {
             ("a/memory.current", "5\n"),
             ("a/b/memory.max", "500000\n"),
             ("a/b/memory.current", "300000\n"),
-            ("a/b/memory.stat", "anon 5\ninactive_file 100000\n"),
+            ("a/b/memory.stat", "anon 5\ninactive_file 60000\nactive_file 40000\n"),
         ];
         let memory = host_with("0::/a/b\n", &files);
         assert_eq!((memory.total, memory.free), (Some(500_000), Some(300_000)));

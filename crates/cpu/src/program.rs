@@ -5,6 +5,7 @@ use crate::buffer::{Shortage, zeroed};
 use crate::layout::{PASS_ROWS, Sizes, padded};
 use crate::matrix::Matrix;
 use crate::request::{Limits, Span, spans};
+use crate::sweep::Sweep;
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
     Ticket, argmax,
@@ -65,6 +66,8 @@ pub(crate) struct CpuProgram {
     kernels: &'static dyn Kernels,
     pool: Option<Arc<ThreadPool>>,
     state: State,
+    /// Of a program whose matrices stay in their files.
+    sweep: Option<Sweep>,
     held: Held,
 }
 
@@ -153,10 +156,21 @@ impl State {
     }
 
     /// Checks a submission, runs its steps and collects its answer.
-    fn run(&mut self, rows: &Rows<'_>, kernels: &dyn Kernels) -> Result<Answer, Fault> {
+    fn run(
+        &mut self,
+        rows: &Rows<'_>,
+        kernels: &dyn Kernels,
+        mut sweep: Option<&mut Sweep>,
+    ) -> Result<Answer, Fault> {
         self.admit(rows)?;
+        if let Some(sweep) = &mut sweep {
+            sweep.begin();
+        }
         for index in 0..self.steps.len() {
             self.step(index, rows, kernels);
+            if let Some(sweep) = &mut sweep {
+                sweep.done_with(index);
+            }
             self.done.0 += 1;
         }
         self.done.1 += 1;
@@ -409,18 +423,19 @@ impl CpuProgram {
         kernels: &'static dyn Kernels,
         pool: Option<Arc<ThreadPool>>,
         state: State,
+        sweep: Option<Sweep>,
         held: Held,
     ) -> Self {
-        Self { kernels, pool, state, held }
+        Self { kernels, pool, state, sweep, held }
     }
 }
 
 impl Program for CpuProgram {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let (state, kernels) = (&mut self.state, self.kernels);
+        let (state, kernels, sweep) = (&mut self.state, self.kernels, self.sweep.as_mut());
         let answer = match &self.pool {
-            Some(pool) => pool.install(|| state.run(rows, kernels)),
-            None => state.run(rows, kernels),
+            Some(pool) => pool.install(|| state.run(rows, kernels, sweep)),
+            None => state.run(rows, kernels, sweep),
         }?;
         Ok(Box::pin(ready(Ok(answer))))
     }

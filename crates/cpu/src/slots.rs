@@ -65,9 +65,10 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    /// Allocates what `kind` takes.
-    pub fn reserve(kind: &Kind) -> Result<Self, Shortage> {
+    /// Allocates what `kind` takes: of a matrix that stays in its file, little.
+    pub fn reserve(kind: &Kind, in_files: bool) -> Result<Self, Shortage> {
         Ok(match kind {
+            Kind::Linear(shape) if in_files => Stored::Linear(Shared::new(Matrix::reserve_in_file(shape)?)),
             Kind::Linear(shape) => Stored::Linear(Shared::new(Matrix::reserve(shape)?)),
             Kind::Norm(shape) => Stored::Norm(Shared::new(NormParams::reserve(shape)?)),
             Kind::Rope(shape) => Stored::Rope(Shared::new(rope_table(shape)?)),
@@ -97,13 +98,13 @@ fn rope_table(shape: &RopeShape) -> Result<RopeTable, Shortage> {
     Ok(RopeTable { pairs: shape.inv_freq.len(), values })
 }
 
-/// One reserved want, with its ticket in the ledger.
+/// One reserved want, with its tickets in the ledger.
 #[derive(Debug)]
 pub(crate) struct Entry {
     /// Its contents.
     pub stored: Stored,
     /// To strike it with.
-    pub ticket: u64,
+    pub tickets: Vec<u64>,
 }
 
 /// All slots of a backend.

@@ -137,7 +137,7 @@ impl Blueprint {
         let stretch = self.stretch(range);
         let mut footprint = layout.program(&stretch, caps)?;
         for want in &stretch.wants {
-            footprint.add(want.purpose, layout.want(&want.kind)?);
+            footprint.merge(&layout.want_footprint(want)?);
         }
         Ok(footprint)
     }

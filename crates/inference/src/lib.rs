@@ -49,12 +49,14 @@ pub mod error;
 pub mod families;
 pub mod generate;
 pub mod generate_batch;
+mod located;
 pub mod rope;
 pub mod score;
 pub mod session;
 pub mod settings;
 pub mod source;
 pub mod synthetic;
+mod synthetic_outline;
 pub mod tensors;
 
 pub use blueprint::{Block, Blueprint, Task};

@@ -1,13 +1,14 @@
 //! A checkpoint's tensors in the bytes that backends hold.
 
 use half::{bf16, f16};
-use halfbyte_backend::{Canonical, DType, Fault, Format, Fut, QuantFormat, Segment, WeightSource};
+use halfbyte_backend::{Canonical, DType, Fault, Format, Fut, Mapped, QuantFormat, Segment, WeightSource};
 use halfbyte_checkpoint::QuantizedWeight;
 use halfbyte_checkpoint::{Checkpoint, TensorDtype, quant_state};
 use halfbyte_quant::{Absmax, Quantized, Source, SourceType, quantize};
 use std::borrow::Cow;
 
 use crate::ModelError;
+use crate::located::locate;
 use crate::tensors::{Tensors, check_shape};
 
 /// Reads the weights of a [`Checkpoint`]: 4-bit states as they are, floats converted or quantized as they
@@ -175,6 +176,10 @@ impl WeightSource for Initialized<'_> {
         }
         Box::pin(async move { Ok(vec![0.0; len]) })
     }
+
+    fn mapped<'b>(&'b self, segment: &'b Segment) -> Fut<'b, Option<Mapped>> {
+        if self.draws(&segment.tensor) { Box::pin(async { Ok(None) }) } else { self.inner.mapped(segment) }
+    }
 }
 
 /// `len` normal numbers for the tensor `name`.
@@ -205,6 +210,10 @@ impl WeightSource for CheckpointSource<'_> {
             let finite = values.iter().all(|value| value.is_finite());
             if finite { Ok(values) } else { Err(fault(self.not_finite(name))) }
         })
+    }
+
+    fn mapped<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Option<Mapped>> {
+        Box::pin(async move { locate(self.checkpoint, segment).map_err(fault) })
     }
 }
 

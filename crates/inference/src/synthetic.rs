@@ -4,7 +4,7 @@
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use halfbyte_backend::{Canonical, DType, Fault, Format, Fut, Segment, WeightSource};
 use halfbyte_checkpoint::{ModelConfig, TensorDtype};
-use halfbyte_quant::{Source, quantize};
+use halfbyte_quant::{Source, SourceType, quantize};
 use std::borrow::Cow;
 
 use crate::{ModelError, Stored, Tensors};
@@ -220,6 +220,9 @@ impl SyntheticModel {
         let draw = |(index, out): (usize, &mut [u8])| {
             let mut values = vec![0.0; out.len() / size];
             fill(key, index * CHUNK, &mut values);
+            if is_norm(name) {
+                values.iter_mut().for_each(|value| *value += 1.0);
+            }
             out.copy_from_slice(&bytes(&values, dtype));
         };
         #[cfg(feature = "parallel")]
@@ -232,20 +235,27 @@ impl SyntheticModel {
         out
     }
 
-    /// `len` weights of the tensor `name`.
+    /// `len` weights of the tensor `name`, as they are stored.
     fn values(&self, name: &str, len: usize) -> Vec<f32> {
-        let key = self.key(name);
-        let mut values = vec![0.0; len];
-        let fill = |(index, chunk): (usize, &mut [f32])| fill(key, index * CHUNK, chunk);
-        #[cfg(feature = "parallel")]
-        {
-            use rayon::prelude::*;
-            values.par_chunks_mut(CHUNK).enumerate().for_each(fill);
-        }
-        #[cfg(not(feature = "parallel"))]
-        values.chunks_mut(CHUNK).enumerate().for_each(fill);
-        values
+        let bytes = self.dense(name, len, DType::F16);
+        bytes.as_chunks::<2>().0.iter().map(|&half| f16::from_le_bytes(half).to_f32()).collect()
     }
+
+    /// The bytes of a tensor as it is stored: 16-bit floats, little-endian; `None` if there is no such tensor.
+    pub fn tensor(&self, name: &str) -> Option<Vec<u8>> {
+        let shape = self.shape(name).ok().flatten()?;
+        Some(self.dense(name, shape.iter().product(), DType::F16))
+    }
+
+    /// The number that its weights are drawn from.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+}
+
+/// Whether a tensor is the weight of a norm: near 1.
+fn is_norm(name: &str) -> bool {
+    name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight")
 }
 
 impl Tensors for SyntheticModel {
@@ -270,8 +280,9 @@ impl WeightSource for SyntheticModel {
             let len = segment.rows * segment.cols;
             Ok(match segment.format {
                 Format::Quant(format) => {
-                    let values = self.values(&segment.tensor, len);
-                    let data = quantize(Source::F32(&values), format.into())
+                    let bytes = self.dense(&segment.tensor, len, DType::F16);
+                    let data = Source::from_le_bytes(SourceType::F16, &bytes)
+                        .and_then(|source| quantize(source, format.into()))
                         .map_err(|error| Fault::Source(format!("quantizing {}: {error}", segment.tensor)))?;
                     Canonical::Quantized(Cow::Owned(data))
                 }
@@ -284,13 +295,7 @@ impl WeightSource for SyntheticModel {
     }
 
     fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
-        Box::pin(async move {
-            let mut values = self.values(name, len);
-            if name.ends_with("norm.weight") || name.ends_with("LayerNorm.weight") {
-                values.iter_mut().for_each(|value| *value += 1.0);
-            }
-            Ok(values)
-        })
+        Box::pin(async move { Ok(self.values(name, len)) })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The bytes of stretches at one context, each asked for once.
 
-use crate::Costs;
+use crate::{Costs, Device};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,38 +8,55 @@ use std::ops::Range;
 /// A device and the first and last bound of a range of blocks.
 type Key = (usize, usize, usize);
 
+/// Bytes of memory, and of mapped files, or what the device lacks.
+type Bytes = Result<(u64, u64), String>;
+
 /// Answers of [`Costs::stretch`] at one context, kept.
 pub(crate) struct Account<'a> {
     costs: &'a dyn Costs,
+    devices: &'a [Device],
     context: usize,
-    totals: RefCell<HashMap<Key, Result<u64, String>>>,
+    totals: RefCell<HashMap<Key, Bytes>>,
 }
 
 impl<'a> Account<'a> {
-    pub(crate) fn new(costs: &'a dyn Costs, context: usize) -> Self {
-        Self { costs, context, totals: RefCell::default() }
+    pub(crate) fn new(costs: &'a dyn Costs, devices: &'a [Device], context: usize) -> Self {
+        Self { costs, devices, context, totals: RefCell::default() }
     }
 
-    /// Bytes that `blocks` take on `device`; none for no blocks.
+    /// Bytes of memory that `blocks` take on `device`; none for no blocks.
     ///
     /// # Errors
     /// What the device lacks.
     pub(crate) fn total(&self, device: usize, blocks: Range<usize>) -> Result<u64, String> {
+        self.bytes(device, blocks).map(|(memory, _)| memory)
+    }
+
+    /// Bytes of files that `blocks` read on `device`; none where it cannot run them.
+    pub(crate) fn mapped(&self, device: usize, blocks: Range<usize>) -> u64 {
+        self.bytes(device, blocks).map_or(0, |(_, mapped)| mapped)
+    }
+
+    fn bytes(&self, device: usize, blocks: Range<usize>) -> Bytes {
         if blocks.is_empty() {
-            return Ok(0);
+            return Ok((0, 0));
         }
         let key = (device, blocks.start, blocks.end);
         if let Some(total) = self.totals.borrow().get(&key) {
             return total.clone();
         }
-        let total = self.costs.stretch(device, blocks, self.context).map(|footprint| footprint.total());
+        let total = self
+            .costs
+            .stretch(device, blocks, self.context)
+            .map(|footprint| (footprint.total(), footprint.mapped()));
         self.totals.borrow_mut().insert(key, total.clone());
         total
     }
 
-    /// Whether `device` can run `blocks` within `limit` bytes.
+    /// Whether `device` can run `blocks` within `limit` bytes of memory, and may read their files.
     pub(crate) fn fits(&self, device: usize, blocks: Range<usize>, limit: u64) -> bool {
-        self.total(device, blocks).is_ok_and(|total| total <= limit)
+        self.bytes(device, blocks)
+            .is_ok_and(|(memory, mapped)| memory <= limit && self.devices[device].may_read(mapped))
     }
 
     /// The furthest end that a stretch from `start` reaches within `limit` bytes, given that it reaches

@@ -23,7 +23,7 @@ pub trait Costs {
 
     /// Bytes of weights that decoding one token reads from `block` on `device`.
     ///
-    /// As provided: the block's weights and embeddings, but nothing for block 0, since an embedding is
+    /// As provided: the block's weights and embeddings, mapped ones included, but nothing for block 0, since an embedding is
     /// looked up and not multiplied with. A mixture of experts overrides it: only the experts that a
     /// token chooses are read.
     ///
@@ -34,6 +34,7 @@ pub trait Costs {
             return Ok(0);
         }
         let footprint = self.stretch(device, block..block + 1, crate::CONTEXT_STEP)?;
-        Ok(footprint.get(Purpose::Weights).saturating_add(footprint.get(Purpose::Embeddings)))
+        let read = [Purpose::Weights, Purpose::Embeddings, Purpose::Mapped];
+        Ok(read.into_iter().fold(0, |sum: u64, purpose| sum.saturating_add(footprint.get(purpose))))
     }
 }

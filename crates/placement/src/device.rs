@@ -7,7 +7,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceClass {
-    /// Weights are read from disk for every token.
+    /// Weights are read from disk for every token: used only where nothing else fits.
     Disk,
     /// The host's processor.
     Cpu,
@@ -22,7 +22,8 @@ pub struct Device {
     pub name: String,
     /// Devices of one pool share its memory: what they hold together counts against each budget.
     pub pool: String,
-    /// Bytes that may be held on it.
+    /// Bytes of memory that may be held on it. A disk's are its host's: blocks that are read from it have
+    /// their KV cache and their activations there.
     pub budget: u64,
     /// Where the budget comes from, as in `VK_EXT_memory_budget less 5%` or `--max-memory`.
     pub budget_source: String,
@@ -30,6 +31,8 @@ pub struct Device {
     pub kind: DeviceClass,
     /// Bytes of weights that it reads in a second of decoding, if measured.
     pub rate: Option<f64>,
+    /// Of a disk, the bytes of files that may be read for every token; `None` for as many as it takes.
+    pub files: Option<u64>,
 }
 
 /// Assumed of a processor whose rate nobody measured: two channels of slow DDR4. Only the ratio to
@@ -41,6 +44,11 @@ const ASSUMED_CPU_RATE: f64 = 20e9;
 const ASSUMED_RATIO: f64 = 10.0;
 
 impl Device {
+    /// Whether it may read `bytes` of files.
+    pub(crate) fn may_read(&self, bytes: u64) -> bool {
+        self.files.is_none_or(|limit| bytes <= limit)
+    }
+
     /// The stated rate, unless it is no rate at all (zero, negative, not finite).
     pub(crate) fn stated_rate(&self) -> Option<f64> {
         self.rate.filter(|rate| rate.is_finite() && *rate > 0.0)

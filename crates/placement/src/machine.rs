@@ -14,6 +14,7 @@ pub const HANDOVER_SECONDS: f64 = 2e-4;
 pub(crate) type Arrangement = Vec<(usize, Range<usize>)>;
 
 /// Devices and costs, with what is derived from them once.
+#[derive(Clone)]
 pub(crate) struct Machine<'a> {
     pub(crate) devices: &'a [Device],
     pub(crate) costs: &'a dyn Costs,
@@ -116,9 +117,23 @@ impl<'a> Machine<'a> {
 
     /// Whether an arrangement keeps within every budget and every pool.
     pub(crate) fn fits(&self, account: &Account<'_>, arrangement: &Arrangement) -> bool {
-        self.held(account, arrangement).is_ok_and(|held| {
-            (0..held.len()).all(|device| held[device] == 0 || held[device] <= self.available(device, &held))
-        })
+        let mut read = vec![0_u64; self.devices.len()];
+        for (device, blocks) in arrangement {
+            read[*device] = read[*device].saturating_add(account.mapped(*device, blocks.clone()));
+        }
+        let readable = self.devices.iter().zip(read).all(|(device, bytes)| device.may_read(bytes));
+        readable
+            && self.held(account, arrangement).is_ok_and(|held| {
+                (0..held.len())
+                    .all(|device| held[device] == 0 || held[device] <= self.available(device, &held))
+            })
+    }
+
+    /// The same machine without its disks; `None` if it has none, or nothing else.
+    pub(crate) fn without_disks(&self) -> Option<Self> {
+        let is_disk = |&device: &usize| self.devices[device].kind == DeviceClass::Disk;
+        let stack: Vec<usize> = self.stack.iter().copied().filter(|device| !is_disk(device)).collect();
+        (!stack.is_empty() && stack.len() < self.stack.len()).then(|| Self { stack, ..self.clone() })
     }
 
     /// The number of a device among the GPUs, as accelerate's maps write it.

@@ -49,29 +49,20 @@ impl Plan {
     }
 }
 
-/// Places all blocks on `devices` as `request` asks, within every budget and pool.
+/// Places all blocks on `devices` as `request` asks, within every budget and pool. Disks take blocks only
+/// where there is no placement without them, or where a device map says so.
 ///
 /// # Errors
 /// A [`Refusal`] if nothing fits, or if the request contradicts the devices or the model.
 pub fn plan(devices: &[Device], costs: &dyn Costs, request: &Request) -> Result<Plan, Box<Refusal>> {
     let planner = Planner::new(devices, costs, &request.policy).map_err(invalid)?;
-    match request.context {
-        Wanted::Exactly(context) => {
-            let arrangement = planner.arrange(context).ok_or_else(|| refuse(&planner, request, context))?;
-            planner.plan(&arrangement, context)
-        }
-        Wanted::AtMost(most) => {
-            let least = request.min_context.min(most);
-            let floor = CONTEXT_FLOOR.clamp(least, most);
-            let start = Contexts::new(least, floor)
-                .largest(|context| planner.feasible(context))
-                .ok_or_else(|| refuse(&planner, request, least))?;
-            let arrangement = planner.arrange(start).ok_or_else(|| refuse(&planner, request, start))?;
-            let context = Contexts::new(start, most)
-                .largest(|context| planner.holds(&arrangement, context))
-                .unwrap_or(start);
-            planner.plan(&arrangement, context)
-        }
+    let in_memory = planner.without_disks().map(|planner| planner.choose(request));
+    match in_memory {
+        Some(Ok((arrangement, context))) => planner.plan(&arrangement, context),
+        _ => match planner.choose(request) {
+            Ok((arrangement, context)) => planner.plan(&arrangement, context),
+            Err(context) => Err(refuse(&planner, request, context)),
+        },
     }
 }
 
@@ -110,6 +101,32 @@ impl<'a> Planner<'a> {
         Ok(Self { machine, fixed, objective })
     }
 
+    /// The same planner for a machine without disks, if that is another one.
+    fn without_disks(&self) -> Option<Self> {
+        let open = self.fixed.is_none();
+        let machine = self.machine.without_disks().filter(|_| open)?;
+        Some(Self { machine, fixed: None, objective: self.objective })
+    }
+
+    /// The best arrangement for `request` and the context that it holds; the context that is to be refused if
+    /// there is none.
+    fn choose(&self, request: &Request) -> Result<(Arrangement, usize), usize> {
+        match request.context {
+            Wanted::Exactly(context) => Ok((self.arrange(context).ok_or(context)?, context)),
+            Wanted::AtMost(most) => {
+                let least = request.min_context.min(most);
+                let floor = CONTEXT_FLOOR.clamp(least, most);
+                let start =
+                    Contexts::new(least, floor).largest(|context| self.feasible(context)).ok_or(least)?;
+                let arrangement = self.arrange(start).ok_or(start)?;
+                let context = Contexts::new(start, most)
+                    .largest(|context| self.holds(&arrangement, context))
+                    .unwrap_or(start);
+                Ok((arrangement, context))
+            }
+        }
+    }
+
     /// The best arrangement at `context`, if any fits.
     fn arrange(&self, context: usize) -> Option<Arrangement> {
         self.arrange_by(context, self.objective)
@@ -121,7 +138,7 @@ impl<'a> Planner<'a> {
     }
 
     fn arrange_by(&self, context: usize, objective: Objective) -> Option<Arrangement> {
-        let account = Account::new(self.machine.costs, context);
+        let account = Account::new(self.machine.costs, self.machine.devices, context);
         match &self.fixed {
             Some(fixed) => self.machine.fits(&account, fixed).then(|| fixed.clone()),
             None => search(&self.machine, &account, objective),
@@ -130,7 +147,7 @@ impl<'a> Planner<'a> {
 
     /// Whether `arrangement` fits at `context`.
     fn holds(&self, arrangement: &Arrangement, context: usize) -> bool {
-        self.machine.fits(&Account::new(self.machine.costs, context), arrangement)
+        self.machine.fits(&Account::new(self.machine.costs, self.machine.devices, context), arrangement)
     }
 
     /// The largest context up to `upper` at which anything fits.

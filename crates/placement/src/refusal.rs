@@ -153,7 +153,7 @@ pub(crate) fn invalid(what: String) -> Box<Refusal> {
 /// The refusal of a request for which nothing fits at `context`.
 pub(crate) fn refuse(planner: &Planner<'_>, request: &Request, context: usize) -> Box<Refusal> {
     let machine = &planner.machine;
-    let account = Account::new(machine.costs, context);
+    let account = Account::new(machine.costs, machine.devices, context);
     let gaps = match &planner.fixed {
         Some(fixed) => fixed_gaps(machine, &account, fixed),
         None => open_gaps(machine, &account),
@@ -253,7 +253,17 @@ impl Gap {
             shortfall: 0,
             unsupported: None,
         };
+        let read = self
+            .ranges
+            .iter()
+            .fold(0_u64, |sum, range| sum.saturating_add(account.mapped(self.device, range.clone())));
         match needed {
+            Ok(needed) if needed <= self.available && !device.may_read(read) => {
+                let limit = device.files.unwrap_or(u64::MAX);
+                let budget_source = "its limit of files".into();
+                let shortfall = read - limit;
+                Shortage { budget: limit, budget_source, shared: 0, needed: read, shortfall, ..row }
+            }
             Ok(needed) => Shortage { needed, shortfall: needed.saturating_sub(self.available), ..row },
             Err(why) => Shortage { unsupported: Some(why), ..row },
         }
@@ -269,6 +279,18 @@ impl Gap {
             let end = end.min(range.end);
             let before = account.total(self.device, range.start..end).unwrap_or(0);
             if end < range.end {
+                // A disk may lack memory, or be forbidden to read so much.
+                let read = |end| account.mapped(self.device, range.start..end);
+                if !device.may_read(read(end + 1)) {
+                    let limit = device.files.unwrap_or(u64::MAX);
+                    return Misfit {
+                        block: machine.costs.name(end),
+                        bytes: read(end + 1) - read(end),
+                        device: device.name.clone(),
+                        left: limit.saturating_sub(read(end)),
+                        budget: limit,
+                    };
+                }
                 let with = account.total(self.device, range.start..end + 1).unwrap_or(before);
                 misfit = Some((end, with.saturating_sub(before), self.available - full - before));
                 break;

@@ -23,6 +23,7 @@ fn a_small_budget_is_not_spent_on_a_large_pool() {
         activations: vec![0, 0],
         resident: vec![0, 1, 0],
         tied: false,
+        in_files: Vec::new(),
         cannot: Some((2, 0)),
         asked: Cell::new(0),
     };

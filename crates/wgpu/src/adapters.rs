@@ -43,7 +43,7 @@ fn rank(info: &wgpu::AdapterInfo) -> u8 {
     match kind(info) {
         DeviceKind::DiscreteGpu => 0,
         DeviceKind::IntegratedGpu => 1,
-        DeviceKind::Cpu | DeviceKind::Software => 2,
+        DeviceKind::Cpu | DeviceKind::Software | DeviceKind::Disk => 2,
     }
 }
 

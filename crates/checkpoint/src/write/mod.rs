@@ -26,6 +26,7 @@ use crate::selection::Selection;
 use directory::Directory;
 use halfbyte_quant::QuantSpec;
 use layout::{Item, Layout};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// How a checkpoint is written.
@@ -85,6 +86,21 @@ pub fn quantized_bytes(checkpoint: &Checkpoint, options: &WriteOptions) -> Resul
     Ok(items.iter().map(|item| item.bytes(options)).sum())
 }
 
+/// Where tensors are read from: a checkpoint, or what makes them up as they are asked for.
+pub trait TensorBytes {
+    /// The bytes of a tensor, little-endian in its own type.
+    ///
+    /// # Errors
+    /// If there is no such tensor.
+    fn tensor(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError>;
+}
+
+impl TensorBytes for Checkpoint {
+    fn tensor(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        self.tensor_bytes(name).map(Cow::Borrowed)
+    }
+}
+
 /// Writes `checkpoint` into `dir` as a bitsandbytes 4-bit checkpoint. `progress` hears the tensor that was
 /// written last, and how many of the bytes to read have been.
 ///
@@ -93,6 +109,20 @@ pub fn quantized_bytes(checkpoint: &Checkpoint, options: &WriteOptions) -> Resul
 /// directory that holds something else, a disk that is full or fails.
 pub fn write_quantized(
     checkpoint: &Checkpoint,
+    dir: &Path,
+    options: &WriteOptions,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<WriteReport, CheckpointError> {
+    write_quantized_from(checkpoint, checkpoint, dir, options, progress)
+}
+
+/// [`write_quantized`] of a checkpoint of which only headers are here, with its tensors from elsewhere.
+///
+/// # Errors
+/// As [`write_quantized`], and what `source` says.
+pub fn write_quantized_from(
+    checkpoint: &Checkpoint,
+    source: &dyn TensorBytes,
     dir: &Path,
     options: &WriteOptions,
     progress: &mut dyn FnMut(&str, u64, u64),
@@ -125,11 +155,10 @@ pub fn write_quantized(
                 progress(&name, done, report.bytes_in);
             }
             None => {
-                report.bytes_out +=
-                    shard::write(checkpoint, &directory, &name, &layout, options, &mut |item| {
-                        done += item.bytes_in();
-                        progress(item.name(), done, report.bytes_in);
-                    })?;
+                report.bytes_out += shard::write(source, &directory, &name, &layout, options, &mut |item| {
+                    done += item.bytes_in();
+                    progress(item.name(), done, report.bytes_in);
+                })?;
             }
         }
     }

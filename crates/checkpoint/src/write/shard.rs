@@ -1,9 +1,8 @@
 //! Quantizes and writes one shard.
 
-use super::WriteOptions;
 use super::directory::Directory;
 use super::layout::{Item, Layout};
-use crate::checkpoint::Checkpoint;
+use super::{TensorBytes, WriteOptions};
 use crate::dtype::TensorDtype;
 use crate::error::{CheckpointError, shown};
 use crate::selection::Fate;
@@ -26,7 +25,7 @@ type Place<'a> = (u64, Cow<'a, [u8]>);
 
 /// Writes the shard of this name and returns its length. `written` hears of each tensor.
 pub(super) fn write(
-    checkpoint: &Checkpoint,
+    source: &dyn TensorBytes,
     directory: &Directory,
     name: &str,
     layout: &Layout<'_>,
@@ -46,7 +45,7 @@ pub(super) fn write(
         let writer = scope.spawn(move || drain(file, &receive));
         let mut quantize_all = || {
             for item in layout.items {
-                for (entry, bytes) in tensors(checkpoint, item, options)? {
+                for (entry, bytes) in tensors(source, item, options)? {
                     match offsets.get(entry.as_str()) {
                         // Sending fails only if the writer has ended, which it does by an error that it returns.
                         Some(&at) => {
@@ -96,15 +95,15 @@ type Named<'a> = (String, Cow<'a, [u8]>);
 
 /// The tensors that an item becomes, by name.
 fn tensors<'a>(
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn TensorBytes,
     item: &Item<'_>,
     options: &WriteOptions,
 ) -> Result<Vec<Named<'a>>, CheckpointError> {
-    let bytes = checkpoint.tensor_bytes(item.name())?;
+    let bytes = source.tensor(item.name())?;
     if !item.quantized() {
-        return Ok(vec![(item.name().to_owned(), Cow::Borrowed(bytes))]);
+        return Ok(vec![(item.name().to_owned(), bytes)]);
     }
-    let data = quantized(item, bytes, options)?;
+    let data = quantized(item, &bytes, options)?;
     let parts = item.parts(data, options);
     Ok(parts.into_iter().map(|(part, bytes)| (format!("{}{part}", item.name()), Cow::Owned(bytes))).collect())
 }

@@ -7,6 +7,7 @@
 
 use crate::matrix::{Codes, Scales, Tensor};
 use crate::simd::Lanes;
+use crate::store::float;
 use halfbyte_backend::DType;
 use halfbyte_quant::NESTED_BLOCKSIZE;
 
@@ -46,15 +47,30 @@ pub(crate) fn quant_dot<L: Lanes, const M: usize>(
             #[inline(always)]
             |block| values[block],
         ),
-        Scales::Nested { codes: scales, absmax, map, offset } => scaled_dot(
-            lanes,
-            codes,
-            start,
-            cols,
-            x,
-            #[inline(always)]
-            |block| map[usize::from(scales[block])] * absmax[block / NESTED_BLOCKSIZE] + offset,
-        ),
+        Scales::Mapped(values) => {
+            let values: &[u8] = values;
+            scaled_dot(
+                lanes,
+                codes,
+                start,
+                cols,
+                x,
+                #[inline(always)]
+                |block| float(values, block),
+            )
+        }
+        Scales::Nested { codes: scales, absmax, map, offset } => {
+            let scales: &[u8] = scales;
+            scaled_dot(
+                lanes,
+                codes,
+                start,
+                cols,
+                x,
+                #[inline(always)]
+                |block| map[usize::from(scales[block])] * absmax[block / NESTED_BLOCKSIZE] + offset,
+            )
+        }
     }
 }
 

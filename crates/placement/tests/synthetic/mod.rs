@@ -25,6 +25,8 @@ pub struct Model {
     pub resident: Vec<u64>,
     /// Whether head and embedding are one matrix, held once where both are.
     pub tied: bool,
+    /// Devices, by index, on which weights stay in their files.
+    pub in_files: Vec<usize>,
     /// A device that cannot run a block: `(device, block)`.
     pub cannot: Option<(usize, usize)>,
     /// How often costs were asked for.
@@ -41,7 +43,16 @@ impl Model {
         let mut activations = vec![12 * MIB; 34];
         activations[33] = 13 * MIB;
         let resident = vec![0, 32 * MIB, 32 * MIB];
-        Self { weights, kv, activations, resident, tied: false, cannot: None, asked: Cell::new(0) }
+        Self {
+            weights,
+            kv,
+            activations,
+            resident,
+            tied: false,
+            in_files: Vec::new(),
+            cannot: None,
+            asked: Cell::new(0),
+        }
     }
 }
 
@@ -67,14 +78,16 @@ impl Costs for Model {
         }
         let last = self.weights.len() - 1;
         let mut sum = Footprint::new();
+        let in_files = self.in_files.contains(&device);
+        let held = |purpose| if in_files { Purpose::Mapped } else { purpose };
         sum.add(Purpose::Staging, self.resident.get(device).copied().unwrap_or(0));
         for block in blocks.clone() {
             if block == 0 || block == last {
                 if !(self.tied && block == last && blocks.contains(&0)) {
-                    sum.add(Purpose::Embeddings, self.weights[block]);
+                    sum.add(held(Purpose::Embeddings), self.weights[block]);
                 }
             } else {
-                sum.add(Purpose::Weights, self.weights[block]);
+                sum.add(held(Purpose::Weights), self.weights[block]);
                 sum.add(Purpose::KvCache, self.kv * context as u64);
             }
         }
@@ -85,7 +98,8 @@ impl Costs for Model {
 }
 
 pub fn device(name: &str, kind: DeviceClass, budget: u64, rate: Option<f64>) -> Device {
-    Device { name: name.into(), pool: name.into(), budget, budget_source: "the test".into(), kind, rate }
+    let budget_source = "the test".into();
+    Device { name: name.into(), pool: name.into(), budget, budget_source, kind, rate, files: None }
 }
 
 /// All ways to put `blocks` on `stack` in its order, each device one range or none.
@@ -115,9 +129,14 @@ pub fn within(
     context: usize,
 ) -> bool {
     let mut held: Vec<Option<u64>> = vec![None; devices.len()];
+    let mut read = vec![0; devices.len()];
     for (device, blocks) in stages {
         let Ok(footprint) = costs.stretch(*device, blocks.clone(), context) else { return false };
         *held[*device].get_or_insert(0) += footprint.total();
+        read[*device] += footprint.get(Purpose::Mapped);
+    }
+    if devices.iter().zip(&read).any(|(device, &read)| device.files.is_some_and(|limit| read > limit)) {
+        return false;
     }
     devices.iter().enumerate().all(|(index, device)| {
         let used = |other: &usize| devices[*other].pool == device.pool && held[*other].is_some();

@@ -1,0 +1,113 @@
+//! The files that layers on the disk are read from: a model's own if it is quantized, else its 4-bit form in
+//! the cache, which is made for this if it is not there.
+
+use crate::devices::Candidate;
+use crate::four_bit_cache::{self, Place, SPARED};
+use crate::model_source::Model;
+use crate::{Error, FourBitCache, LoadOptions, Progress};
+use halfbyte_checkpoint::write::free_space;
+use halfbyte_checkpoint::{Checkpoint, CheckpointError, TensorBytes, WriteOptions};
+use halfbyte_inference::SyntheticModel;
+use halfbyte_placement::DeviceClass;
+use std::borrow::Cow;
+use std::rc::Rc;
+
+/// Whether every matrix lies in a file in the format that it is to be held in.
+pub(crate) fn lies_in_files(model: &Model, options: &LoadOptions) -> Result<bool, Error> {
+    let Some(checkpoint) = model.checkpoint() else { return Ok(false) };
+    Ok(options.quant.is_none() || checkpoint.config.quantization()?.is_some())
+}
+
+/// The devices that can be used for `model`: without the disk where nothing can be read from it, and with the
+/// limit that its free space sets where a 4-bit form is still to be written.
+///
+/// # Errors
+/// [`Error::Usage`] if a device map puts blocks on a disk that cannot be used.
+pub(crate) fn usable(
+    model: &Model,
+    options: &LoadOptions,
+    mut candidates: Vec<Candidate>,
+) -> Result<Vec<Candidate>, Error> {
+    let is_disk = |one: &Candidate| one.device.kind == DeviceClass::Disk;
+    if !candidates.iter().any(is_disk) || lies_in_files(model, options)? {
+        return Ok(candidates);
+    }
+    match room(model, options)? {
+        Ok(room) => {
+            for disk in candidates.iter_mut().filter(|one| is_disk(one)) {
+                disk.device.files = Some(disk.device.files.map_or(room, |limit| limit.min(room)));
+            }
+        }
+        Err(why) => {
+            candidates.retain(|one| !is_disk(one));
+            if candidates.is_empty() {
+                return Err(Error::Usage(format!("{} cannot be read from the disk: {why}", model.name())));
+            }
+        }
+    }
+    Ok(candidates)
+}
+
+/// Bytes that the 4-bit form may take on its disk, or why it cannot be made.
+fn room(model: &Model, options: &LoadOptions) -> Result<Result<u64, String>, Error> {
+    if four_bit_cache::policy(options)? == FourBitCache::Never {
+        return Ok(Err("--no-cache forbids its 4-bit form there".into()));
+    }
+    let Some((place, outline)) = place(model, options)? else {
+        return Ok(Err("there is no 4-bit form of it, and no cache directory to make one in".into()));
+    };
+    if place.open().is_some() {
+        return Ok(Ok(u64::MAX));
+    }
+    let taken = SPARED.saturating_add(outline.missing_bytes().saturating_mul(u64::from(!model.is_made_up())));
+    Ok(Ok(free_space(place.directory()).map_or(u64::MAX, |free| free.saturating_sub(taken))))
+}
+
+/// Where the 4-bit form of a model is or will be, and the model's headers.
+fn place(model: &Model, options: &LoadOptions) -> Result<Option<(Place, Rc<Checkpoint>)>, Error> {
+    let Some(write) = write_options(options) else { return Ok(None) };
+    let outline = match model {
+        Model::Checkpoint(checkpoint) => Rc::clone(checkpoint),
+        Model::Synthetic(_, model) => Rc::new(model.outline()?),
+    };
+    Ok(Place::of(&outline, options, &write).map(|place| (place, outline)))
+}
+
+/// How the 4-bit form is written.
+fn write_options(options: &LoadOptions) -> Option<WriteOptions> {
+    let spec = options.quant?;
+    Some(WriteOptions { spec, convert_heads: options.convert_heads, ..WriteOptions::default() })
+}
+
+/// The model in a form that lies in files. The error is a phrase.
+pub(crate) fn make(
+    model: &Model,
+    options: &LoadOptions,
+    progress: &mut dyn Progress,
+) -> Result<Model, String> {
+    let found = place(model, options).map_err(|error| error.to_string())?;
+    let ((place, outline), write) = found.zip(write_options(options)).ok_or("there is no cache directory")?;
+    if let Some(found) = place.open() {
+        return Ok(found);
+    }
+    let why = "layers that fit neither GPU nor CPU are read from it";
+    let made = match model {
+        Model::Checkpoint(checkpoint) => place.make(checkpoint, &**checkpoint, &write, why, progress),
+        Model::Synthetic(_, model) => place.make(&outline, &MadeUp(model), &write, why, progress),
+    }?;
+    made.ok_or_else(|| "it was written, but cannot be read".into())
+}
+
+/// The tensors of a model that is made up.
+pub(crate) struct MadeUp<'a>(pub(crate) &'a SyntheticModel);
+
+impl TensorBytes for MadeUp<'_> {
+    fn tensor(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        let missing = || CheckpointError::MissingTensor {
+            tensor: name.to_owned(),
+            files: self.0.config().file.clone(),
+            hint: String::new(),
+        };
+        self.0.tensor(name).map(Cow::Owned).ok_or_else(missing)
+    }
+}
