@@ -2,7 +2,7 @@
 //! the cache, which is made for this if it is not there.
 
 use crate::devices::Candidate;
-use crate::four_bit_cache::{self, Place, SPARED};
+use crate::four_bit_cache::{self, Place, Purpose, SPARED};
 use crate::model_source::Model;
 use crate::{Error, FourBitCache, LoadOptions, Progress};
 use halfbyte_checkpoint::write::free_space;
@@ -90,10 +90,11 @@ pub(crate) fn make(
     if let Some(found) = place.open() {
         return Ok(found);
     }
-    let why = "layers that fit neither GPU nor CPU are read from it";
     let made = match model {
-        Model::Checkpoint(checkpoint) => place.make(checkpoint, &**checkpoint, &write, why, progress),
-        Model::Synthetic(_, model) => place.make(&outline, &MadeUp(model), &write, why, progress),
+        Model::Checkpoint(checkpoint) => {
+            place.make(checkpoint, &**checkpoint, &write, Purpose::Disk, progress)
+        }
+        Model::Synthetic(_, model) => place.make(&outline, &MadeUp(model), &write, Purpose::Disk, progress),
     }?;
     made.ok_or_else(|| "it was written, but cannot be read".into())
 }

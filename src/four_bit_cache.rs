@@ -50,6 +50,15 @@ impl FromStr for FourBitCache {
     }
 }
 
+/// What the 4-bit form is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The next start is faster with it, this one can do without.
+    NextStart,
+    /// Layers are read from it: another process that writes it is waited for.
+    Disk,
+}
+
 /// The least bytes of weights for which [`FourBitCache::Auto`] keeps a cache.
 const WORTHWHILE: u64 = 1 << 30;
 
@@ -73,8 +82,7 @@ pub(crate) fn cached(
         return Ok(Some(found));
     }
     planning.plan(&planning.devices(), &planning.costs())?;
-    let why = "for the next start; --no-cache for not";
-    match place.make(checkpoint, checkpoint, &write, why, progress) {
+    match place.make(checkpoint, checkpoint, &write, Purpose::NextStart, progress) {
         Ok(made) => Ok(made),
         Err(problem) => {
             progress
@@ -175,14 +183,13 @@ impl Place {
         &self.dir
     }
 
-    /// Writes the cache, of `checkpoint` with its tensors from `source`, and opens it. `why` is what the user is
-    /// told that it is for. The error is a phrase.
+    /// Writes the cache, of `checkpoint` with its tensors from `source`, and opens it. The error is a phrase.
     pub(crate) fn make(
         &self,
         checkpoint: &Checkpoint,
         source: &dyn TensorBytes,
         write: &WriteOptions,
-        why: &str,
+        purpose: Purpose,
         progress: &mut dyn Progress,
     ) -> Result<Option<Model>, String> {
         let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
@@ -202,6 +209,9 @@ impl Place {
         let lock = lock.map_err(|error| failed(&self.lock, error))?;
         match lock.try_lock() {
             Ok(()) => {}
+            Err(TryLockError::WouldBlock) if purpose == Purpose::Disk => {
+                lock.lock().map_err(|error| failed(&self.lock, error))?;
+            }
             Err(TryLockError::WouldBlock) => return Err("another process is writing it".into()),
             Err(TryLockError::Error(error)) => return Err(failed(&self.lock, error)),
         }
@@ -209,8 +219,12 @@ impl Place {
         if let Some(found) = self.open() {
             return Ok(Some(found));
         }
+        let why = match purpose {
+            Purpose::NextStart => "for the next start; --no-cache for not",
+            Purpose::Disk => "to read from the disk the layers that fit neither GPU nor CPU",
+        };
         progress.note(&format!(
-            "keeping the 4-bit form of {} ({}) in {}: {why}",
+            "keeping the 4-bit form of {} ({}) in {}, {why}",
             checkpoint.name,
             human_bytes(bytes),
             self.dir.display()
