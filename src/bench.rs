@@ -236,7 +236,8 @@ async fn limits(
         // A looked-up embedding is not read as a whole; a tied head is.
         for block in blocks.filter(|&block| block > 0) {
             for want in &blueprint.stretch(block..block + 1).wants {
-                let bytes = backend.layout().want(&want.kind)?;
+                let footprint = backend.layout().want_footprint(want)?;
+                let bytes = footprint.total() + footprint.mapped();
                 match want.purpose {
                     Purpose::KvCache => kv += bytes,
                     Purpose::Weights | Purpose::Embeddings => weights += bytes,

@@ -5,8 +5,10 @@
 mod adapter;
 mod bench;
 mod cargo;
+mod cgroup;
 mod hub;
 mod interop;
+mod memory;
 mod python;
 mod shaders;
 
@@ -44,6 +46,8 @@ enum Task {
     Bench(Box<bench::BenchArgs>),
     /// Serve a directory of models as the Hugging Face Hub would; `HF_ENDPOINT` points any command at it.
     Hub(hub::Args),
+    /// Run Llama-2-7B in a control group of 2 GiB: from the disk, without being killed.
+    Memory,
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Task::Shaders { if_available } => shaders::run(if_available),
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
+        Task::Memory => memory::run(),
         Task::Check => cargo::check(),
     };
     match result {

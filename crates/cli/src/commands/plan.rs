@@ -25,6 +25,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         "activations",
         "scratch",
         "planned",
+        "read in files",
         "budget",
         "budget from",
     ]);
@@ -38,6 +39,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
             bytes(device.activation_bytes),
             bytes(device.scratch_bytes),
             bytes(device.planned_bytes),
+            bytes(device.mapped_bytes),
             bytes(device.budget_bytes),
             device.budget_source.clone(),
         ]);

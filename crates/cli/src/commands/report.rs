@@ -37,7 +37,7 @@ pub fn speed_line(generation: &Generation) -> String {
 
 /// Planned, allocated and witnessed memory of each device.
 pub fn memory_table(model: &Loaded) -> Table {
-    let mut table = Table::new(&["device", "blocks", "planned", "allocated", "witnessed"]);
+    let mut table = Table::new(&["device", "blocks", "planned", "allocated", "witnessed", "read in files"]);
     for row in model.memory() {
         table.row([
             row.device.clone(),
@@ -45,6 +45,7 @@ pub fn memory_table(model: &Loaded) -> Table {
             bytes(row.planned_bytes),
             bytes(row.measured_bytes),
             row.witnessed_bytes.map_or_else(|| "?".to_owned(), bytes),
+            bytes(row.mapped_bytes),
         ]);
     }
     table
