@@ -137,10 +137,30 @@ async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOpti
         }
         let budget = options.budget_of(&adapter.name);
         match WgpuBackend::open(index, Options { budget, ..Options::default() }).await {
-            Ok(backend) => found.backends.push(Rc::new(backend)),
+            Ok(backend) => {
+                // A software adapter is for tests, which leave nothing behind.
+                if let Some(dir) = pipeline_dir(options).filter(|_| adapter.kind != DeviceKind::Software) {
+                    backend.keep_pipelines(&dir);
+                }
+                found.backends.push(Rc::new(backend));
+            }
             Err(fault) => found.failed.push((adapter.name.clone(), fault)),
         }
     }
+}
+
+/// Where compiled pipelines are kept from one start to the next: beside models in 4 bits. `None` where nothing is
+/// to be kept.
+#[cfg(feature = "wgpu")]
+fn pipeline_dir(options: &LoadOptions) -> Option<std::path::PathBuf> {
+    use halfbyte_checkpoint::hub::{HubOptions, four_bit_cache_dir};
+    if options.four_bit_cache == crate::FourBitCache::Never
+        || std::env::var("HALFBYTE_CACHE").is_ok_and(|text| text == "never")
+    {
+        return None;
+    }
+    let hub = HubOptions { cache_dir: options.cache_dir.clone(), ..HubOptions::default() };
+    Some(four_bit_cache_dir(&hub)?.join("pipelines"))
 }
 
 /// Says that there are none.

@@ -10,6 +10,7 @@ use crate::memory;
 use crate::meter::Meter;
 use crate::options::Options;
 use crate::pipeline::Pipelines;
+use crate::pipeline_cache::PipelineCache;
 use crate::program::WgpuProgram;
 use crate::program_plan::ProgramPlan;
 use crate::staging::{Staging, Writer};
@@ -21,6 +22,7 @@ use halfbyte_backend::{
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::path::Path;
 use std::rc::Rc;
 
 /// A [`Backend`] on WebGPU: Vulkan, Metal, DirectX 12, or the browser's own.
@@ -64,7 +66,8 @@ impl WgpuBackend {
     /// As [`open`](Self::open).
     pub async fn on(adapter: &wgpu::Adapter, index: usize, options: Options) -> Result<Self, Fault> {
         let info = describe(adapter, index);
-        let features = adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY);
+        let features = adapter.features()
+            & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE);
         let offered = adapter.limits();
         // The defaults, but as much in one buffer as there is to be had.
         let limits = wgpu::Limits {
@@ -105,6 +108,15 @@ impl WgpuBackend {
         };
         gpu.check()?;
         Ok(Self { gpu: Rc::new(gpu), layout, slots: RefCell::default(), next: Cell::new(0) })
+    }
+
+    /// Keeps compiled pipelines in `dir` from now on, and takes those that an earlier start left there, where the
+    /// driver can give them (Vulkan). They are kept for this adapter, driver and version of halfbyte; a file that
+    /// cannot be read or written costs the time of compiling again, nothing else.
+    pub fn keep_pipelines(&self, dir: &Path) {
+        let info = &self.gpu.info;
+        let key = format!("halfbyte {}, {}, {}", env!("CARGO_PKG_VERSION"), info.adapter, info.driver);
+        self.gpu.pipelines.keep(PipelineCache::open(&self.gpu.device, &key, dir));
     }
 
     /// The account of bytes, for planning without the device.
@@ -244,6 +256,7 @@ impl Backend for WgpuBackend {
             let held = slots.iter().map(|&slot| self.held(slot)).collect::<Result<Vec<_>, _>>()?;
             let buffers = self.gpu.allocator().allocate(&plan.buffers).await?;
             let program = WgpuProgram::new(self.gpu.clone(), stretch.clone(), held, plan, buffers, caps)?;
+            self.gpu.pipelines.save();
             Ok(Box::new(program) as Box<dyn Program>)
         })
     }

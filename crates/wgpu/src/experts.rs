@@ -6,14 +6,19 @@
 use crate::kernels::route::{self, Route, Share, Shares, share_stride};
 use crate::kernels::{Product, Register, Residual};
 use crate::layout::stride;
-use crate::pipeline::Dispatch;
+use crate::pipeline::Launch;
 use crate::program_plan::Role;
 use crate::sequence::{Columns, Sequence};
 use halfbyte_backend::{Act, Fault, Moe};
 
 impl<'a> Sequence<'a> {
     /// The dispatches of a mixture of experts.
-    pub(crate) fn experts(&self, step: &Moe, columns: Columns, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
+    pub(crate) fn experts(
+        &self,
+        step: &Moe,
+        columns: Columns,
+        out: &mut Vec<Launch<'a>>,
+    ) -> Result<(), Fault> {
         // Always apart: the input may be the output, and every expert reads it.
         let input = self.apart(step.input, &step.pre, out)?;
         let result = self.register(step.out)?;

@@ -1,11 +1,13 @@
 //! Pipelines, made once for each variant and set of constants, and dispatches made of them.
 
+use crate::compile::{self, Job};
 use crate::gpu::Gpu;
+use crate::pipeline_cache::PipelineCache;
 use crate::step_class::StepClass;
 use halfbyte_backend::Fault;
 use halfbyte_shaders::Variant;
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU64;
 use std::rc::Rc;
 
@@ -128,6 +130,9 @@ pub(crate) struct Pipelines {
     modules: RefCell<HashMap<Variant, Rc<(String, wgpu::ShaderModule)>>>,
     layouts: RefCell<Layouts>,
     pipelines: RefCell<HashMap<Key, Rc<wgpu::ComputePipeline>>>,
+    kept: RefCell<Option<PipelineCache>>,
+    /// Whether pipelines were made since the last time that they were saved.
+    unsaved: Cell<bool>,
 }
 
 impl Pipelines {
@@ -198,51 +203,104 @@ impl Pipelines {
     }
 }
 
+/// A launch whose pipeline is known by its key.
+struct Keyed {
+    key: Key,
+    constants: Vec<(&'static str, f64)>,
+    module: Rc<(String, wgpu::ShaderModule)>,
+    layout: Rc<(wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+}
+
+impl Pipelines {
+    fn keyed(&self, device: &wgpu::Device, launch: &Launch<'_>) -> Result<Keyed, Fault> {
+        let module = self.module(device, launch.variant)?;
+        let layout = self.layout(device, &launch.bindings);
+        let has = |name: &str| module.0.contains(&format!("override {name}:"));
+        let constants: Vec<_> = launch.constants.iter().copied().filter(|(name, _)| has(name)).collect();
+        let key = (launch.variant, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());
+        Ok(Keyed { key, constants, module, layout })
+    }
+
+    /// Makes the pipelines that are not there yet, all at once.
+    fn complete(&self, device: &wgpu::Device, wanted: &[Keyed]) {
+        let mut missing: Vec<&Keyed> = Vec::new();
+        let mut seen = HashSet::new();
+        for keyed in wanted {
+            if !self.pipelines.borrow().contains_key(&keyed.key) && seen.insert(&keyed.key) {
+                missing.push(keyed);
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        let kept = self.kept.borrow();
+        let mut jobs = Vec::with_capacity(missing.len());
+        for keyed in &missing {
+            jobs.push(Job {
+                label: keyed.key.0.name(),
+                layout: &keyed.layout.1,
+                module: &keyed.module.1,
+                constants: &keyed.constants,
+                cache: kept.as_ref().map(PipelineCache::cache),
+            });
+        }
+        let made = compile::make_all(device, &jobs);
+        let mut pipelines = self.pipelines.borrow_mut();
+        for (keyed, pipeline) in missing.iter().zip(made) {
+            pipelines.insert(keyed.key.clone(), Rc::new(pipeline));
+        }
+        self.unsaved.set(true);
+    }
+
+    /// Makes pipelines through `cache` from now on.
+    pub(crate) fn keep(&self, cache: Option<PipelineCache>) {
+        *self.kept.borrow_mut() = cache;
+    }
+
+    /// Leaves what was compiled since for the next start, if there is a place for it.
+    pub(crate) fn save(&self) {
+        if let (Some(kept), true) = (&*self.kept.borrow(), self.unsaved.take()) {
+            kept.save();
+        }
+    }
+}
+
 impl Gpu {
     /// Turns a launch into a dispatch; the pipeline is made if there is none yet.
     ///
     /// # Errors
     /// [`Fault::Internal`] if the device refuses the pipeline.
     pub(crate) fn prepare(&self, launch: &Launch<'_>) -> Result<Dispatch, Fault> {
+        let mut made = self.prepare_all(std::slice::from_ref(launch))?;
+        made.pop().ok_or_else(|| Fault::Internal("a launch without a dispatch".into()))
+    }
+
+    /// Turns launches into dispatches; the pipelines that are not there yet are made in parallel.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub(crate) fn prepare_all(&self, launches: &[Launch<'_>]) -> Result<Vec<Dispatch>, Fault> {
         let Gpu { device, pipelines, .. } = self;
-        let module = pipelines.module(device, launch.variant)?;
-        let (source, module) = (&module.0, &module.1);
-        let layout = pipelines.layout(device, &launch.bindings);
-        let constants: Vec<(&'static str, f64)> = launch
-            .constants
-            .iter()
-            .copied()
-            .filter(|(name, _)| source.contains(&format!("override {name}:")))
-            .collect();
-        let key = (launch.variant, constants.iter().map(|&(name, value)| (name, value.to_bits())).collect());
-        let known = pipelines.pipelines.borrow().get(&key).cloned();
-        let pipeline = known.unwrap_or_else(|| {
-            let pipeline = Rc::new(device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(&launch.variant.name()),
-                layout: Some(&layout.1),
-                module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    constants: &constants,
-                    // Every kernel writes what it reads.
-                    zero_initialize_workgroup_memory: false,
-                },
-                cache: None,
-            }));
-            pipelines.pipelines.borrow_mut().insert(key, pipeline.clone());
-            pipeline
-        });
-        let entries: Vec<_> = launch
-            .bindings
-            .iter()
-            .map(|b| wgpu::BindGroupEntry { binding: b.index, resource: b.resource() })
-            .collect();
-        let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &layout.0,
-            entries: &entries,
-        });
+        let keyed: Vec<Keyed> =
+            launches.iter().map(|launch| pipelines.keyed(device, launch)).collect::<Result<_, _>>()?;
+        pipelines.complete(device, &keyed);
+        let mut dispatches = Vec::with_capacity(launches.len());
+        for (launch, keyed) in launches.iter().zip(keyed) {
+            let pipeline = pipelines.pipelines.borrow().get(&keyed.key).cloned();
+            let pipeline = pipeline.ok_or_else(|| Fault::Internal("a launch without a pipeline".into()))?;
+            let entries: Vec<_> = launch
+                .bindings
+                .iter()
+                .map(|b| wgpu::BindGroupEntry { binding: b.index, resource: b.resource() })
+                .collect();
+            let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &keyed.layout.0,
+                entries: &entries,
+            });
+            dispatches.push(Dispatch { pipeline, bindings, grid: launch.grid, class: StepClass::of(launch) });
+        }
         self.check()?;
-        Ok(Dispatch { pipeline, bindings, grid: launch.grid, class: StepClass::of(launch) })
+        Ok(dispatches)
     }
 }

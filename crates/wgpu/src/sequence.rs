@@ -58,7 +58,7 @@ impl<'a> Sequence<'a> {
                 Step::Head(_) => {}
             }
         }
-        Ok(out)
+        self.gpu.prepare_all(&out)
     }
 
     /// The dispatches of the head, for as many outputs.
@@ -69,7 +69,7 @@ impl<'a> Sequence<'a> {
                 self.head_step(step, columns, &mut out)?;
             }
         }
-        Ok(out)
+        self.gpu.prepare_all(&out)
     }
 
     /// The greedy choice from the logits.
@@ -99,14 +99,12 @@ impl<'a> Sequence<'a> {
         Ok(Places { buffer: self.buffer(Role::Places)?, caps: self.caps })
     }
 
-    pub(crate) fn add(&self, launches: Vec<Launch<'a>>, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
-        for launch in launches {
-            out.push(self.gpu.prepare(&launch)?);
-        }
+    pub(crate) fn add(&self, launches: Vec<Launch<'a>>, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {
+        out.extend(launches);
         Ok(())
     }
 
-    fn embed(&self, step: &Embed, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
+    fn embed(&self, step: &Embed, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {
         let result = self.register(step.out)?;
         let width = self.wants.stretch.width(step.out)?;
         let summed = match step.norm {
@@ -150,7 +148,7 @@ impl<'a> Sequence<'a> {
         reg: Reg,
         step: &Pre,
         columns: Columns,
-        out: &mut Vec<Dispatch>,
+        out: &mut Vec<Launch<'a>>,
     ) -> Result<(Register<'a>, bool), Fault> {
         let apart = needs_dispatch(step) || (columns == Columns::Many && step.norm.is_some());
         if !apart {
@@ -160,7 +158,12 @@ impl<'a> Sequence<'a> {
     }
 
     /// The input of a product after all of `step`, in a dispatch of its own.
-    pub(crate) fn apart(&self, reg: Reg, step: &Pre, out: &mut Vec<Dispatch>) -> Result<Register<'a>, Fault> {
+    pub(crate) fn apart(
+        &self,
+        reg: Reg,
+        step: &Pre,
+        out: &mut Vec<Launch<'a>>,
+    ) -> Result<Register<'a>, Fault> {
         let input = self.register(reg)?;
         let width = self.wants.stretch.width(reg)?;
         let normed = Register { buffer: self.buffer(Role::Normed(width))?, ..input };
@@ -199,7 +202,7 @@ impl<'a> Sequence<'a> {
         product: &Product<'a>,
         splits: Option<Splits<'a>>,
         columns: Columns,
-        out: &mut Vec<Dispatch>,
+        out: &mut Vec<Launch<'a>>,
     ) -> Result<(), Fault> {
         match columns {
             Columns::Few(columns) => {
@@ -209,7 +212,7 @@ impl<'a> Sequence<'a> {
         }
     }
 
-    fn linear(&self, step: &LinearStep, manners: Manners, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
+    fn linear(&self, step: &LinearStep, manners: Manners, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {
         let (input, done) = self.input(step.input, &step.pre, manners.columns, out)?;
         let norm = step.pre.norm.as_ref().filter(|_| !done);
         let product = Product {
@@ -258,7 +261,7 @@ impl<'a> Sequence<'a> {
         index: usize,
         step: &'a Attend,
         manners: Manners,
-        out: &mut Vec<Dispatch>,
+        out: &mut Vec<Launch<'a>>,
     ) -> Result<(), Fault> {
         let plan = &self.plan.attends[&index];
         let (shards, capacity) = match step.cache {
@@ -306,7 +309,7 @@ impl<'a> Sequence<'a> {
         self.add(attend::launches(&attention, &manner), out)
     }
 
-    fn head_step(&self, step: &Head, columns: Columns, out: &mut Vec<Dispatch>) -> Result<(), Fault> {
+    fn head_step(&self, step: &Head, columns: Columns, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {
         let (input, done) = self.input(step.input, &step.pre, columns, out)?;
         let norm = step.pre.norm.as_ref().filter(|_| !done);
         let product = Product {

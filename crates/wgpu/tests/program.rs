@@ -10,6 +10,7 @@ use halfbyte_backend::{
 use halfbyte_quant::QuantType;
 use halfbyte_wgpu::{Options, WgpuBackend, WgpuLayout};
 use pollster::block_on;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const HIDDEN: usize = 64;
@@ -218,6 +219,40 @@ fn the_driver_s_time_is_counted_once_it_is_asked_for() {
     block_on(program.submit(&rows).unwrap()).unwrap();
     let (whole, driver) = (start.elapsed(), program.driver_time().unwrap());
     assert!(driver > Duration::ZERO && driver <= whole, "{driver:?} of {whole:?}");
+}
+
+/// Chosen token of one row on a fresh device that keeps its pipelines in `dir`.
+fn token_with_pipelines_in(dir: &Path) -> u32 {
+    let backend = open(Options::default());
+    backend.keep_pipelines(dir);
+    let stretch = Llama::stretch(1);
+    let slots = load(&backend, &stretch);
+    let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 1, outputs: 1 })).unwrap();
+    let rows = Rows { input: Input::Tokens(&[7]), places: &[place(0, 0)], output: Output::Greedy(&[0]) };
+    tokens(block_on(program.submit(&rows).unwrap()).unwrap())[0]
+}
+
+#[test]
+fn pipelines_are_kept_and_a_spoiled_file_is_no_trouble() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = dir.path().join("pipelines");
+    let token = token_with_pipelines_in(&kept);
+    let files: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let bytes = std::fs::read(&files[0]).unwrap();
+    assert!(bytes.len() > 200, "{} bytes", bytes.len());
+    assert_eq!(token_with_pipelines_in(&kept), token);
+
+    let middle = bytes.len() / 2;
+    for spoiled in
+        [&bytes[..middle], b"", &[&bytes[..middle], &[!bytes[middle]], &bytes[middle + 1..]].concat()]
+    {
+        std::fs::write(&files[0], spoiled).unwrap();
+        assert_eq!(token_with_pipelines_in(&kept), token);
+        assert!(std::fs::read(&files[0]).unwrap().len() > 200, "it is written anew");
+    }
+    // A directory that cannot be made: its parent is a file.
+    assert_eq!(token_with_pipelines_in(&files[0].join("nowhere")), token);
 }
 
 #[test]
