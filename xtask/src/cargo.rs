@@ -28,14 +28,24 @@ pub fn test(rest: &[String]) -> Result<(), String> {
     }
     if rest.is_empty() {
         // With CUDA, and with its kernels on a wgpu adapter, end to end.
-        cargo.args(["--workspace", "--features", "halfbyte/cube,halfbyte/cuda"]);
+        cargo.args(["--workspace", "--features", "halfbyte/cube,halfbyte-cli/cuda"]);
     }
     run(cargo.args(rest))
+}
+
+/// The tests of `crates/burn`, a workspace of its own, since burn is much to compile.
+pub fn burn() -> Result<(), String> {
+    let mut cargo = command();
+    cargo.args(["test", "--manifest-path", "crates/burn/Cargo.toml", "--target-dir", "target/burn"]);
+    if env::var_os("XDG_RUNTIME_DIR").is_none() {
+        cargo.env("NODEVICE_SELECT", "1");
+    }
+    run(&mut cargo)
 }
 
 /// Formatting and lints.
 pub fn check() -> Result<(), String> {
     run(command().args(["fmt", "--all", "--check"]))?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "halfbyte/cube,halfbyte/cuda"];
+    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "halfbyte/cube,halfbyte-cli/cuda"];
     run(command().args(clippy).args(["--", "-D", "warnings"]))
 }

@@ -48,6 +48,8 @@ enum Task {
     Hub(hub::Args),
     /// Run Llama-2-7B in a control group of 2 GiB: from the disk, without being killed.
     Memory,
+    /// The burn module, whose dependencies only this compiles.
+    Burn,
     /// Formatting and clippy, warnings denied.
     Check,
 }
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
         Task::Memory => memory::run(),
+        Task::Burn => adapter::ensure().and_then(|()| cargo::burn()),
         Task::Check => cargo::check(),
     };
     match result {

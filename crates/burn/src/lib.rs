@@ -21,7 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
@@ -121,8 +121,8 @@ impl<B: FourBit> Nf4Linear<B> {
         let len = packed.state.len();
         let state = Tensor::<B, 1>::from_data(TensorData::new(packed.state, [len]), device);
         Ok(Self {
-            codes: Param::from_tensor(ints(&packed.codes)),
-            scales: Param::from_tensor(ints(&packed.scales)),
+            codes: Param::initialized(ParamId::new(), ints(&packed.codes)),
+            scales: Param::initialized(ParamId::new(), ints(&packed.scales)),
             state: Param::from_tensor(state).set_require_grad(false),
             linear: packed.linear,
         })
