@@ -7,10 +7,11 @@ use crate::planning::Planning;
 use crate::recovery::{Loader, Rung};
 use crate::witness::private_resident;
 use crate::{Error, LoadOptions, Progress, Silent};
-use halfbyte_backend::{Fault, FaultCounts};
+use halfbyte_backend::{Backend, DeviceKind, Fault, FaultCounts};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Something that was not planned.
@@ -33,8 +34,9 @@ pub struct MemoryRow {
     pub measured_bytes: u64,
     /// Bytes that it reads where they lie in mapped files, by its ledger: no memory of this process.
     pub mapped_bytes: u64,
-    /// Bytes by an independent witness: for the CPU, the growth of this process's private resident memory
-    /// since before loading. `None` where nothing tells.
+    /// Bytes by an independent witness. For what lives in the host's memory (the CPU, layers on the disk, a
+    /// software GPU): the growth of this process's private resident memory since before loading, less what the
+    /// ledgers of the others of these hold, and plus what its own held before. `None` where nothing tells.
     pub witnessed_bytes: Option<u64>,
 }
 
@@ -198,19 +200,31 @@ impl Loaded {
 
     /// Planned, allocated and witnessed memory of each device that holds a part of the model.
     pub fn memory(&self) -> Vec<MemoryRow> {
+        let grown =
+            private_resident().zip(self.resident_before).map(|(now, before)| now.saturating_sub(before));
+        let in_host_memory = |backend: &Rc<dyn Backend>| {
+            matches!(backend.info().kind, DeviceKind::Cpu | DeviceKind::Disk | DeviceKind::Software)
+        };
+        // What a backend holds since it was opened was there before.
+        let held = |backend: &Rc<dyn Backend>| {
+            backend.ledger().footprint().total().saturating_sub(backend.layout().resident().total())
+        };
+        let host: u64 = self.loader.backends().filter(|backend| in_host_memory(backend)).map(held).sum();
         self.planned
             .iter()
             .map(|device| {
-                let ledger = self.loader.backends().find(|backend| backend.info().name == device.device);
-                let witnessed = private_resident().zip(self.resident_before);
+                let backend = self.loader.backends().find(|backend| backend.info().name == device.device);
+                let ledger = backend.map(|backend| backend.ledger().footprint()).unwrap_or_default();
+                let witnessed = backend.filter(|backend| in_host_memory(backend)).zip(grown);
                 MemoryRow {
                     device: device.device.clone(),
                     planned_bytes: device.planned.total(),
-                    measured_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().total()),
-                    mapped_bytes: ledger.map_or(0, |backend| backend.ledger().footprint().mapped()),
-                    witnessed_bytes: witnessed
-                        .filter(|_| device.device == "cpu")
-                        .map(|(now, before)| now.saturating_sub(before)),
+                    measured_bytes: ledger.total(),
+                    mapped_bytes: ledger.mapped(),
+                    witnessed_bytes: witnessed.map(|(backend, grown)| {
+                        let before = backend.layout().resident().total();
+                        (grown + before).saturating_sub(host - held(backend))
+                    }),
                 }
             })
             .collect()

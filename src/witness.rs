@@ -1,12 +1,13 @@
 //! An independent witness of memory: what the operating system says, beside what our ledger says.
 
-/// Private resident bytes of this process: anonymous memory and written pages, without pages of mapped
-/// files, which the system can drop at any time. `None` where the system does not tell.
+/// Resident bytes of this process that are its own: anonymous memory, written pages, and memory files, which a
+/// software GPU keeps its buffers in; without pages of mapped files, which the system can drop at any time. `None`
+/// where the system does not tell.
 pub fn private_resident() -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        field(&status, "RssAnon:")
+        Some(field(&status, "RssAnon:")? + field(&status, "RssShmem:").unwrap_or(0))
     }
     #[cfg(not(target_os = "linux"))]
     {

@@ -81,6 +81,26 @@ fn fitting(devices: &[Device], model: &Model) -> Vec<Vec<(usize, Range<usize>)>>
     all
 }
 
+/// accelerate's order: from the last block backwards, the GPUs as they are listed, then CPUs, then disks take as
+/// many blocks as fit; `None` if some are left over.
+fn greedy(devices: &[Device], model: &Model) -> Option<Vec<(usize, Range<usize>)>> {
+    let mut arrangement: Vec<(usize, Range<usize>)> = Vec::new();
+    let mut end = model.blocks();
+    for device in stack(devices).into_iter().rev() {
+        let with = |start: usize| {
+            let mut all = vec![(device, start..end)];
+            all.extend(arrangement.iter().cloned());
+            all
+        };
+        let start = (0..end).find(|&start| within(devices, &with(start), model, CONTEXT));
+        if let Some(start) = start {
+            arrangement = with(start);
+            end = start;
+        }
+    }
+    (end == 0).then_some(arrangement)
+}
+
 fn uses_disk(devices: &[Device], plan: &Plan) -> bool {
     plan.stages.iter().any(|stage| devices[stage.device].kind == DeviceClass::Disk)
 }
@@ -167,6 +187,28 @@ proptest! {
             }
             (Err(refusal), None) => prop_assert!(!matches!(refusal.reason, Reason::Invalid(_))),
             (found, best) => prop_assert!(false, "found {found:?}, best {best:?}"),
+        }
+    }
+
+    /// Auto is never slower than filling one device after the other, as accelerate does: GPUs first, then CPUs,
+    /// then disks, each with as much as it takes of what is left, in the stack's order of blocks.
+    #[test]
+    fn auto_is_at_least_as_fast_as_greed(
+        devices in prop_oneof![machine(false), machine(true)],
+        model in model(),
+    ) {
+        let model = on(&devices, &model);
+        if let Some(greedy) = greedy(&devices, &model) {
+            let plan = plan(&devices, &model, &exactly(CONTEXT, Policy::Auto)).unwrap();
+            check_plan(&devices, &model, &plan)?;
+            let on_disk = greedy.iter().any(|(device, _)| devices[*device].kind == DeviceClass::Disk);
+            // A disk is left out where that is possible, even if greed finds it a use.
+            if uses_disk(&devices, &plan) == on_disk {
+                let (ours, theirs) =
+                    (seconds(&devices, &model, &stages(&plan)), seconds(&devices, &model, &greedy));
+                prop_assert!(ours <= theirs * (1.0 + 1e-9), "{ours} s, greed takes {theirs} s: {greedy:?}");
+            }
+            prop_assert!(on_disk || !uses_disk(&devices, &plan));
         }
     }
 
