@@ -3,21 +3,27 @@
 //! `<cache>/<model>-<hash of where it is>/<settings>/` is a model's directory as `halfbyte quantize` writes it,
 //! and `manifest.json`, which says of which source files (path, length, time of change) it was made. It is
 //! written as `<settings>.part` and renamed when it is complete and on the disk, under `<settings>.lock`:
-//! - two processes at once: the second quantizes for itself and writes nothing;
+//! - two processes at once: the second quantizes for itself and writes nothing, or, where the model is still on
+//!   the Hub, waits for the first;
 //! - a process that is killed at any instant leaves either no `<settings>` or a complete one; the next one
 //!   goes on with the shards in `<settings>.part`;
 //! - a source that changes no longer fits its manifest, and the cache is made anew.
 //!
-//! Whatever goes wrong here is a note, never an error: the model is then quantized while it loads.
+//! A model that is still on the Hub is quantized as it arrives, and its original weights are never on the disk.
+//! It is then known by its id and commit instead of by its files.
+//!
+//! Whatever goes wrong with a model that is here is a note, never an error: it is then quantized while it loads.
 
 use crate::model_source::Model;
 use crate::planning::Planning;
+use crate::quantize::write_arriving;
 use crate::{Error, LoadOptions, Progress};
 use halfbyte_backend::human_bytes;
 use halfbyte_checkpoint::fingerprint::fingerprint;
-use halfbyte_checkpoint::hub::{self, HubOptions};
+use halfbyte_checkpoint::hub::{self, Away, HubOptions};
 use halfbyte_checkpoint::write::free_space;
 use halfbyte_checkpoint::{Checkpoint, TensorBytes, WriteOptions, quantized_bytes, write_quantized_from};
+use halfbyte_quant::QuantSpec;
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -77,6 +83,9 @@ pub(crate) fn cached(
     progress: &mut dyn Progress,
 ) -> Result<Option<Model>, Error> {
     let Some((checkpoint, write)) = eligible(model, options)? else { return Ok(None) };
+    if !Path::new(&checkpoint.config.file).is_file() {
+        return Ok(None);
+    }
     let Some(place) = Place::of(checkpoint, options, &write) else { return Ok(None) };
     if let Some(found) = place.open() {
         return Ok(Some(found));
@@ -92,12 +101,67 @@ pub(crate) fn cached(
     }
 }
 
+/// The 4-bit form that was made of a model that is not here, if it is kept.
+pub(crate) fn kept(away: &Away, options: &LoadOptions) -> Result<Option<Model>, Error> {
+    let (Some(spec), false) = (options.quant, policy(options)? == FourBitCache::Never) else {
+        return Ok(None);
+    };
+    if options.keep_original {
+        return Ok(None);
+    }
+    let write = write_options(spec, options);
+    Ok(Place::of_hub(away, options, &write).and_then(|place| place.open()))
+}
+
+/// The 4-bit form of a model that is on the Hub, made while it arrives; `None` if that is not to be kept, so
+/// that the model has to be downloaded. `outline` has its headers. Another process that makes it is waited for.
+pub(crate) fn arriving(
+    away: &Away,
+    outline: &Model,
+    options: &LoadOptions,
+    progress: &mut dyn Progress,
+) -> Result<Option<Model>, Error> {
+    let Some((checkpoint, write)) = eligible(outline, options)?.filter(|_| !options.keep_original) else {
+        return Ok(None);
+    };
+    // A model without linear layers to quantize is downloaded as it is.
+    let Ok(bytes) = quantized_bytes(checkpoint, &write) else { return Ok(None) };
+    let Some(place) = Place::of_hub(away, options, &write) else { return Ok(None) };
+    let cannot = |problem: String| {
+        Error::Usage(format!("{}: {problem}; --keep-original downloads it as it is", away.model()))
+    };
+    let name = away.model();
+    let mut waiting =
+        || progress.note(&format!("another process is making the 4-bit form of {name}: waiting for it"));
+    let _lock = place.wait(&mut waiting).map_err(cannot)?;
+    if let Some(found) = place.open() {
+        return Ok(Some(found));
+    }
+    progress.note(&format!(
+        "quantizing {name} as it arrives: {} are downloaded, {} of them kept, in {}",
+        human_bytes(checkpoint.missing_bytes()),
+        human_bytes(bytes),
+        place.dir.display()
+    ));
+    place.clear_part().map_err(cannot)?;
+    write_arriving(away, &place.part, &write, progress)?;
+    place.finish().map_err(cannot)?;
+    match place.open() {
+        Some(made) => Ok(Some(made)),
+        None => Err(cannot(format!("{} cannot be read again", place.dir.display()))),
+    }
+}
+
 /// Whether the 4-bit form is kept: as the options say, else as the environment says.
 pub(crate) fn policy(options: &LoadOptions) -> Result<FourBitCache, Error> {
     match (options.four_bit_cache, std::env::var("HALFBYTE_CACHE")) {
         (FourBitCache::Auto, Ok(text)) if !text.is_empty() => text.parse(),
         (policy, _) => Ok(policy),
     }
+}
+
+fn write_options(spec: QuantSpec, options: &LoadOptions) -> WriteOptions {
+    WriteOptions { spec, convert_heads: options.convert_heads, ..WriteOptions::default() }
 }
 
 /// A model that is worth a cache, and how it would be written.
@@ -107,18 +171,16 @@ fn eligible<'a>(
 ) -> Result<Option<(&'a Checkpoint, WriteOptions)>, Error> {
     let policy = policy(options)?;
     let (Some(checkpoint), Some(spec)) = (model.checkpoint(), options.quant) else { return Ok(None) };
-    let on_disk = Path::new(&checkpoint.config.file).is_file();
     let large = checkpoint.index.total_bytes() >= WORTHWHILE;
     let wanted = match policy {
         FourBitCache::Auto => large,
         FourBitCache::Always => true,
         FourBitCache::Never => false,
     };
-    if !wanted || !on_disk || checkpoint.config.quantization()?.is_some() {
+    if !wanted || checkpoint.config.quantization()?.is_some() {
         return Ok(None);
     }
-    let write = WriteOptions { spec, convert_heads: options.convert_heads, ..WriteOptions::default() };
-    Ok(Some((checkpoint, write)))
+    Ok(Some((checkpoint, write_options(spec, options))))
 }
 
 /// Where the cache of one model with one set of settings is.
@@ -136,17 +198,35 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// `None` if there is no home directory to put it in.
+    /// Of a model that is open. `None` if there is no home directory to put it in.
     pub(crate) fn of(checkpoint: &Checkpoint, options: &LoadOptions, write: &WriteOptions) -> Option<Self> {
-        let hub = HubOptions { cache_dir: options.cache_dir.clone(), ..HubOptions::default() };
-        let root = hub::four_bit_cache_dir(&hub)?;
         let home = Path::new(&checkpoint.config.file).parent()?;
         // A model that is embedded or made up is in no directory; its name says which it is.
         let home = std::fs::canonicalize(home).unwrap_or_else(|_| home.to_path_buf());
+        Self::new(&checkpoint.name, &home.to_string_lossy(), fingerprint(checkpoint), options, write)
+    }
+
+    /// Of a model that is not here.
+    fn of_hub(away: &Away, options: &LoadOptions, write: &WriteOptions) -> Option<Self> {
+        let (model, commit) = (away.model(), away.commit());
+        let source = json!({ "hub": model, "commit": commit });
+        Self::new(model, &format!("hub:{model}@{commit}"), source, options, write)
+    }
+
+    /// `home` is where the model is, `source` what it is.
+    fn new(
+        model: &str,
+        home: &str,
+        source: Value,
+        options: &LoadOptions,
+        write: &WriteOptions,
+    ) -> Option<Self> {
+        let hub = HubOptions { cache_dir: options.cache_dir.clone(), ..HubOptions::default() };
+        let root = hub::four_bit_cache_dir(&hub)?;
         let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        let name: String = checkpoint.name.chars().rev().take(60).map(plain).collect();
+        let name: String = model.chars().rev().take(60).map(plain).collect();
         let name: String = name.chars().rev().collect();
-        let hash = fnv1a(home.to_string_lossy().as_bytes());
+        let hash = fnv1a(home.as_bytes());
         let spec = write.spec;
         let settings = format!(
             "{}-{}{}{}",
@@ -160,8 +240,8 @@ impl Place {
             part: dir.with_extension("part"),
             lock: dir.with_extension("lock"),
             dir,
-            manifest: json!({ "version": VERSION, "source": fingerprint(checkpoint) }),
-            name: checkpoint.name.clone(),
+            manifest: json!({ "version": VERSION, "source": source }),
+            name: model.to_owned(),
         })
     }
 
@@ -192,7 +272,6 @@ impl Place {
         purpose: Purpose,
         progress: &mut dyn Progress,
     ) -> Result<Option<Model>, String> {
-        let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
         let bytes = quantized_bytes(checkpoint, write).map_err(|error| error.to_string())?;
         if let Some(free) = free_space(&self.dir).filter(|&free| free < bytes.saturating_add(SPARED)) {
             return Err(format!(
@@ -203,17 +282,14 @@ impl Place {
                 human_bytes(SPARED)
             ));
         }
-        let parent = self.dir.parent().ok_or("it has no directory")?;
-        std::fs::create_dir_all(parent).map_err(|error| failed(parent, error))?;
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&self.lock);
-        let lock = lock.map_err(|error| failed(&self.lock, error))?;
+        let lock = self.lock_file()?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) if purpose == Purpose::Disk => {
-                lock.lock().map_err(|error| failed(&self.lock, error))?;
+                lock.lock().map_err(|error| failed(&self.lock, &error))?;
             }
             Err(TryLockError::WouldBlock) => return Err("another process is writing it".into()),
-            Err(TryLockError::Error(error)) => return Err(failed(&self.lock, error)),
+            Err(TryLockError::Error(error)) => return Err(failed(&self.lock, &error)),
         }
         // Whoever held the lock before may have made it meanwhile.
         if let Some(found) = self.open() {
@@ -241,26 +317,59 @@ impl Place {
         write: &WriteOptions,
         progress: &mut dyn Progress,
     ) -> Result<(), String> {
-        let failed = |what: &Path, error: std::io::Error| format!("{}: {error}", what.display());
-        // Complete but not renamed: of another source, or its process was killed in between.
-        if self.part.join("config.json").exists() {
-            remove(&self.part)?;
-        }
+        self.clear_part()?;
         let mut report = |name: &str, done: u64, total: u64| progress.quantize(name, done, total);
         write_quantized_from(checkpoint, source, &self.part, write, &mut report)
             .map_err(|error| error.to_string())?;
+        self.finish()
+    }
+
+    /// The file that who writes the cache locks.
+    fn lock_file(&self) -> Result<File, String> {
+        let parent = self.dir.parent().ok_or("it has no directory")?;
+        std::fs::create_dir_all(parent).map_err(|error| failed(parent, &error))?;
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&self.lock);
+        lock.map_err(|error| failed(&self.lock, &error))
+    }
+
+    /// Takes the lock; if another process has it, `waiting` is called, and that process waited for.
+    fn wait(&self, waiting: &mut dyn FnMut()) -> Result<File, String> {
+        let lock = self.lock_file()?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                waiting();
+                lock.lock().map_err(|error| failed(&self.lock, &error))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(&self.lock, &error)),
+        }
+        Ok(lock)
+    }
+
+    /// Removes a `part` that is complete but was not renamed: it is of another source, or its process was
+    /// killed in between.
+    fn clear_part(&self) -> Result<(), String> {
+        if self.part.join("config.json").exists() { remove(&self.part) } else { Ok(()) }
+    }
+
+    /// Gives a complete `part` its name. The lock is held.
+    fn finish(&self) -> Result<(), String> {
         let manifest = self.part.join("manifest.json");
         std::fs::write(&manifest, self.manifest.to_string())
             .and_then(|()| File::open(&manifest)?.sync_all())
-            .map_err(|error| failed(&manifest, error))?;
+            .map_err(|error| failed(&manifest, &error))?;
         // Who has mapped the former one keeps it: its files live until they are unmapped.
         remove(&self.dir)?;
-        std::fs::rename(&self.part, &self.dir).map_err(|error| failed(&self.dir, error))?;
+        std::fs::rename(&self.part, &self.dir).map_err(|error| failed(&self.dir, &error))?;
         if let Some(Ok(parent)) = self.dir.parent().map(File::open) {
             let _ = parent.sync_all();
         }
         Ok(())
     }
+}
+
+fn failed(what: &Path, error: &std::io::Error) -> String {
+    format!("{}: {error}", what.display())
 }
 
 /// Removes a directory, if it is there.

@@ -1,8 +1,8 @@
 //! Which model: by name, bundled, or made up.
 
-use crate::{Error, LoadOptions, Progress, planning};
+use crate::{Error, LoadOptions, Progress, four_bit_cache, planning};
 use halfbyte_backend::WeightSource;
-use halfbyte_checkpoint::hub::{self, HubOptions};
+use halfbyte_checkpoint::hub::{self, Away, Found, HubOptions};
 use halfbyte_checkpoint::{Checkpoint, ModelConfig, ModelFiles};
 use halfbyte_inference::{CheckpointSource, SyntheticModel, Tensors};
 use halfbyte_models::Bundled;
@@ -37,12 +37,22 @@ impl ModelSource {
     }
 
     /// Opens it to be loaded. A model that is still on the Hub is planned from its headers first: what would
-    /// not fit is not downloaded.
+    /// not fit is not downloaded. Where its 4-bit form is to be kept, that is all that is: it is quantized as it
+    /// arrives.
     pub(crate) fn open(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Model, Error> {
-        if let Some(outline) = self.outline(options)? {
-            planning::check_fit(&outline, options)?;
+        let away = match self.find(options, progress)? {
+            Place::Here(model) => return Ok(model),
+            Place::Away(away) => away,
+        };
+        if let Some(model) = four_bit_cache::kept(&away, options)? {
+            return Ok(model);
         }
-        self.fetch(options, progress)
+        let outline = Model::Checkpoint(Rc::new(away.outline()?));
+        planning::check_fit(&outline, options)?;
+        match four_bit_cache::arriving(&away, &outline, options, progress)? {
+            Some(model) => Ok(model),
+            None => download(&away, progress),
+        }
     }
 
     /// Opens it to be planned: of a model that is still on the Hub only the headers are fetched.
@@ -51,38 +61,43 @@ impl ModelSource {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Model, Error> {
-        match self.outline(options)? {
-            Some(outline) => Ok(outline),
-            None => self.fetch(options, progress),
+        match self.find(options, progress)? {
+            Place::Here(model) => Ok(model),
+            Place::Away(away) => match four_bit_cache::kept(&away, options)? {
+                Some(model) => Ok(model),
+                None => Ok(Model::Checkpoint(Rc::new(away.outline()?))),
+            },
         }
     }
 
-    /// Opens it, wherever it would fit.
-    pub(crate) fn fetch(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Model, Error> {
-        match self {
-            Self::Checkpoint(checkpoint) => Ok(Model::Checkpoint(Rc::clone(checkpoint))),
-            Self::Bundled(name) => Ok(Model::Checkpoint(Rc::new(bundled(name)?))),
-            Self::Synthetic(shape) => Ok(Model::Synthetic(shape.clone(), SyntheticModel::named(shape, 0)?)),
-            Self::Named(name) => {
-                let checkpoint = hub::resolve(name, &hub_options(options), &mut Downloads(progress))?;
-                Ok(Model::Checkpoint(Rc::new(checkpoint)))
-            }
-        }
-    }
-
-    /// The headers of a model that is still on the Hub; `None` for all others.
-    fn outline(&self, options: &LoadOptions) -> Result<Option<Model>, Error> {
-        match self {
-            Self::Named(name) => {
-                let outline = hub::outline(name, &hub_options(options))?;
-                Ok(outline.map(|checkpoint| Model::Checkpoint(Rc::new(checkpoint))))
-            }
-            _ => Ok(None),
-        }
+    /// Opens it, or says that it is on the Hub.
+    pub(crate) fn find(&self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Place, Error> {
+        Ok(Place::Here(match self {
+            Self::Checkpoint(checkpoint) => Model::Checkpoint(Rc::clone(checkpoint)),
+            Self::Bundled(name) => Model::Checkpoint(Rc::new(bundled(name)?)),
+            Self::Synthetic(shape) => Model::Synthetic(shape.clone(), SyntheticModel::named(shape, 0)?),
+            Self::Named(name) => match hub::find(name, &hub_options(options), &mut Downloads(progress))? {
+                Found::Here(dir) => Model::Checkpoint(Rc::new(hub::open(name, &dir)?)),
+                Found::Away(away) => return Ok(Place::Away(away)),
+            },
+        }))
     }
 }
 
-fn hub_options(options: &LoadOptions) -> HubOptions {
+/// Where a model is.
+pub(crate) enum Place {
+    /// It is open.
+    Here(Model),
+    /// On the Hub, or some of it.
+    Away(Box<Away>),
+}
+
+/// Downloads a model and opens it.
+pub(crate) fn download(away: &Away, progress: &mut dyn Progress) -> Result<Model, Error> {
+    Ok(Model::Checkpoint(Rc::new(away.download(&mut Downloads(progress))?)))
+}
+
+pub(crate) fn hub_options(options: &LoadOptions) -> HubOptions {
     HubOptions {
         revision: options.revision.clone(),
         token: options.token.as_ref().map(|token| token.0.clone()),

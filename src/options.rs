@@ -93,6 +93,9 @@ pub struct LoadOptions {
     pub convert_heads: bool,
     /// Whether the 4-bit form of a 16-bit model is kept on the disk for the next start.
     pub four_bit_cache: FourBitCache,
+    /// Whether a model is downloaded as it is and kept, where only its 4-bit form would be: a model whose 4-bit
+    /// form is kept is otherwise quantized as it arrives, and takes no other space on the disk.
+    pub keep_original: bool,
     /// An allocation that is to fail or a submission at which the device is to be lost: on the first GPU
     /// that holds a part of the model, else on the CPU. To see that a program survives it.
     pub fault: Option<FaultSpec>,
@@ -122,6 +125,7 @@ impl Default for LoadOptions {
             task: None,
             convert_heads: false,
             four_bit_cache: FourBitCache::Auto,
+            keep_original: false,
             fault: None,
             revision: None,
             token: None,

@@ -1,13 +1,14 @@
 //! A model written as a bitsandbytes 4-bit checkpoint.
 
 use crate::file_form::MadeUp;
-use crate::model_source::{Model, ModelSource};
+use crate::model_source::{Model, ModelSource, Place, download};
 use crate::options::{LoadOptions, Token};
 use crate::{Error, Progress};
-use halfbyte_checkpoint::{Checkpoint, TensorBytes, TensorDtype, WriteOptions, write_quantized_from};
+use halfbyte_checkpoint::hub::{self, Away};
+use halfbyte_checkpoint::{TensorDtype, WriteOptions, WriteReport, write_quantized_from};
 use halfbyte_quant::QuantSpec;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Instant;
 
 /// How a model is written in 4 bits.
@@ -42,6 +43,9 @@ pub struct QuantizeOptions {
     pub offline: bool,
     /// Where downloads live. `None`: `HF_HOME`, shared with Python.
     pub cache_dir: Option<PathBuf>,
+    /// Whether a model that is on the Hub is downloaded first and kept; otherwise it is quantized as it arrives
+    /// and takes no other space on the disk.
+    pub keep_original: bool,
 }
 
 impl Default for QuantizeOptions {
@@ -59,6 +63,7 @@ impl Default for QuantizeOptions {
             token: None,
             offline: false,
             cache_dir: None,
+            keep_original: false,
         }
     }
 }
@@ -84,7 +89,8 @@ pub struct QuantizeReport {
 
 /// Writes a model into `output` as a checkpoint that transformers with bitsandbytes loads, and this library.
 ///
-/// Memory holds a few tensors, not the model. Files appear when they are complete, `config.json` last; an
+/// A model that is on the Hub is quantized as it arrives, unless [`QuantizeOptions::keep_original`] says
+/// otherwise. Memory holds a few tensors, not the model. Files appear when they are complete, `config.json` last; an
 /// interrupted run goes on where it was when it is started again with the same model and options.
 ///
 /// # Errors
@@ -103,15 +109,6 @@ pub fn quantize(
         cache_dir: options.cache_dir.clone(),
         ..LoadOptions::default()
     };
-    let model = source.fetch(&load, progress)?;
-    let made_up;
-    let (checkpoint, tensors): (Rc<Checkpoint>, &dyn TensorBytes) = match &model {
-        Model::Checkpoint(checkpoint) => (Rc::clone(checkpoint), &**checkpoint),
-        Model::Synthetic(_, model) => {
-            made_up = MadeUp(model);
-            (Rc::new(model.outline()?), &made_up)
-        }
-    };
     let write = WriteOptions {
         spec: options.quant,
         storage: options.storage,
@@ -120,9 +117,11 @@ pub fn quantize(
         skip_modules: options.skip_modules.clone(),
         max_shard_bytes: options.max_shard_bytes,
     };
-    let report = write_quantized_from(&checkpoint, tensors, output, &write, &mut |name, done, total| {
-        progress.quantize(name, done, total);
-    })?;
+    let report = match source.find(&load, progress)? {
+        Place::Away(away) if !options.keep_original => write_arriving(&away, output, &write, progress)?,
+        Place::Away(away) => write_open(&download(&away, progress)?, output, &write, progress)?,
+        Place::Here(model) => write_open(&model, output, &write, progress)?,
+    };
     Ok(QuantizeReport {
         tensors: report.quantized,
         kept_tensors: report.kept,
@@ -132,4 +131,52 @@ pub fn quantize(
         resumed_shards: report.resumed,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Writes a model from its files, or as it is made up.
+fn write_open(
+    model: &Model,
+    output: &Path,
+    write: &WriteOptions,
+    progress: &mut dyn Progress,
+) -> Result<WriteReport, Error> {
+    let mut report = |name: &str, done: u64, total: u64| progress.quantize(name, done, total);
+    Ok(match model {
+        Model::Checkpoint(checkpoint) => {
+            write_quantized_from(checkpoint, &**checkpoint, output, write, &mut report)?
+        }
+        Model::Synthetic(_, model) => {
+            write_quantized_from(&model.outline()?, &MadeUp(model), output, write, &mut report)?
+        }
+    })
+}
+
+/// Writes a model that is on the Hub while it arrives.
+pub(crate) fn write_arriving(
+    away: &Away,
+    output: &Path,
+    write: &WriteOptions,
+    progress: &mut dyn Progress,
+) -> Result<WriteReport, Error> {
+    // What arrives and what is written is told to the same listener, never at once.
+    let progress = RefCell::new(progress);
+    let mut written = |name: &str, done: u64, total: u64| progress.borrow_mut().quantize(name, done, total);
+    Ok(away.quantize(output, write, &mut Arriving(&progress), &mut written)?.report)
+}
+
+/// Passes on what arrives.
+struct Arriving<'a, 'p>(&'a RefCell<&'p mut dyn Progress>);
+
+impl hub::Progress for Arriving<'_, '_> {
+    fn file(&mut self, file: &str, done: u64, total: u64) {
+        self.0.borrow_mut().download(file, done, total);
+    }
+
+    fn all(&mut self, done: u64, total: u64) {
+        self.0.borrow_mut().download_all(done, total);
+    }
+
+    fn note(&mut self, text: &str) {
+        self.0.borrow_mut().note(text);
+    }
 }

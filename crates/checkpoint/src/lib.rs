@@ -69,5 +69,6 @@ pub use selection::{Fate, Selection};
 pub use tokenizer::{SpannedTokens, Tokenizer};
 #[cfg(feature = "native")]
 pub use write::{
-    TensorBytes, WriteOptions, WriteReport, quantized_bytes, write_quantized, write_quantized_from,
+    TensorBytes, WriteOptions, WriteReport, quantized_bytes, write_originals, write_quantized,
+    write_quantized_from,
 };

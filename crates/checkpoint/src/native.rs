@@ -21,8 +21,6 @@ impl ModelFiles {
     /// If the directory, `config.json` or a shard is missing or unreadable, or if the weights are in a
     /// format that is not read (PyTorch's `.bin`, GGUF); the message says what to do.
     pub fn open(dir: &Path) -> Result<ModelFiles, CheckpointError> {
-        let name = dir.display().to_string();
-        let config = read(dir, "config.json")?;
         let shard_index = read(dir, SHARD_INDEX)?;
         // As transformers: weights in one piece win over an index.
         let single = map(dir, SINGLE)?;
@@ -32,9 +30,26 @@ impl ModelFiles {
                 let shards = map_shards(dir, &index)?;
                 (Some(index), shards)
             }
-            (None, None) => return Err(no_weights(dir, &name)),
+            (None, None) => {
+                // That there is no such directory is said first.
+                read(dir, "config.json")?;
+                return Err(no_weights(dir, &dir.display().to_string()));
+            }
         };
-        let Some(config) = config else {
+        Self::around(dir, shard_index, shards)
+    }
+
+    /// The files of a directory besides its weights, with these as the weights.
+    ///
+    /// # Errors
+    /// If `config.json` is missing or a file is unreadable.
+    pub(crate) fn around(
+        dir: &Path,
+        shard_index: Option<FileBytes>,
+        shards: Vec<FileBytes>,
+    ) -> Result<ModelFiles, CheckpointError> {
+        let name = dir.display().to_string();
+        let Some(config) = read(dir, "config.json")? else {
             return Err(CheckpointError::MissingFile {
                 place: name,
                 missing: "config.json".to_string(),
@@ -140,7 +155,7 @@ fn no_weights(dir: &Path, name: &str) -> CheckpointError {
 }
 
 /// A small file's contents, `None` if it is not there.
-fn read(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
+pub(crate) fn read(dir: &Path, file: &str) -> Result<Option<FileBytes>, CheckpointError> {
     let path = dir.join(file);
     let name = path.display().to_string();
     let read = || {

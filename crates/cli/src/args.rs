@@ -86,6 +86,10 @@ pub struct ModelArgs {
     /// Neither read nor write the 4-bit form of a large 16-bit model, which is kept beside the Hub's cache.
     #[arg(long)]
     pub no_cache: bool,
+    /// Download a model as it is and keep it, where it would be quantized as it arrives and only its 4-bit form
+    /// be kept.
+    #[arg(long)]
+    pub keep_original: bool,
     /// Let the Nth allocation fail (alloc:N) or lose the device at the Nth submission (device-lost:N), on
     /// the first GPU that holds a part of the model, else on the CPU: to see that the text stays the same.
     #[arg(long, value_name = "FAULT", hide_short_help = true)]
@@ -146,6 +150,7 @@ impl ModelArgs {
             task: None,
             convert_heads: self.convert_heads,
             four_bit_cache: if self.no_cache { FourBitCache::Never } else { FourBitCache::Auto },
+            keep_original: self.keep_original,
             fault: self.fault()?,
             revision: self.revision.clone(),
             token: self.token.clone().map(Token),

@@ -2,6 +2,7 @@
 
 use super::options::Settings;
 use super::refusal::Refusal;
+use crate::error::CheckpointError;
 use std::time::Duration;
 use ureq::http::{Response, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -31,17 +32,17 @@ pub(super) enum Ask {
 }
 
 /// The Hub, as the settings name it.
-pub(super) struct Connection<'a> {
+pub(super) struct Connection {
     agent: Agent,
-    settings: &'a Settings,
+    settings: Settings,
 }
 
-impl<'a> Connection<'a> {
+impl Connection {
     /// Nothing is sent yet.
     ///
     /// # Errors
     /// If the certificates that the environment names cannot be read.
-    pub fn new(settings: &'a Settings) -> Result<Self, Refusal> {
+    pub fn new(settings: &Settings) -> Result<Self, Refusal> {
         let mut config = Agent::config_builder()
             .user_agent(concat!("halfbyte/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -61,7 +62,7 @@ impl<'a> Connection<'a> {
             })?;
             config = config.tls_config(TlsConfig::builder().root_certs(roots).build());
         }
-        Ok(Self { agent: config.build().new_agent(), settings })
+        Ok(Self { agent: config.build().new_agent(), settings: settings.clone() })
     }
 
     /// Asks once, following redirects. The token goes to the endpoint's own scheme, host and port only.
@@ -123,6 +124,12 @@ impl<'a> Connection<'a> {
         retrying(note, &mut || self.ask(file, url, ask))
     }
 
+    /// A refusal as an error, without the token.
+    pub fn error(&self, model: &str, refusal: &Refusal) -> CheckpointError {
+        let problem = self.settings.without_token(refusal.explain(model, &self.settings));
+        CheckpointError::Hub { model: model.to_owned(), problem }
+    }
+
     /// The address of a file of a model at a commit.
     pub fn url(&self, model: &str, commit: &str, file: &str) -> String {
         format!("{}/{model}/resolve/{commit}/{}", self.settings.endpoint, escaped(file))
@@ -155,7 +162,7 @@ pub(super) fn retrying<T>(
 }
 
 /// Waits before try `tries` + 1 after `refusal`; false if there is to be none.
-pub(super) fn pause(refusal: &Refusal, tries: u32, note: &dyn Fn(String)) -> bool {
+fn pause(refusal: &Refusal, tries: u32, note: &dyn Fn(String)) -> bool {
     if tries >= TRIES || !refusal.may_pass() {
         return false;
     }
@@ -169,6 +176,37 @@ pub(super) fn pause(refusal: &Refusal, tries: u32, note: &dyn Fn(String)) -> boo
     };
     std::thread::sleep(wait);
     true
+}
+
+/// The way to a file whose transfer may break: where it is, and how often in a row nothing came.
+pub(super) struct Way {
+    /// The Hub's own address of the file.
+    own: String,
+    /// Where it is, at the moment.
+    pub location: String,
+    tries: u32,
+}
+
+impl Way {
+    /// `location` may be a link to another server, which expires; `own` is asked for a new one.
+    pub fn new(own: String, location: String) -> Way {
+        Way { own, location, tries: 0 }
+    }
+
+    /// Waits before the next try after a transfer broke, where `some` of it came.
+    ///
+    /// # Errors
+    /// The refusal, if there is to be no other try.
+    pub fn broke(&mut self, refusal: Refusal, some: bool, note: &dyn Fn(String)) -> Result<(), Refusal> {
+        // What came counts: a connection that breaks every minute still gets there.
+        self.tries = if some { 1 } else { self.tries + 1 };
+        let expired = refusal.is_denied() && self.location != self.own;
+        if !expired && !pause(&refusal, self.tries, note) {
+            return Err(refusal);
+        }
+        self.location.clone_from(&self.own);
+        Ok(())
+    }
 }
 
 /// A header's text.

@@ -19,9 +19,9 @@ use std::sync::mpsc::{Sender, channel};
 const WORKERS: usize = 4;
 
 /// A model at a commit on the Hub.
-pub(super) struct Repo<'a> {
-    pub connection: Connection<'a>,
-    pub settings: &'a Settings,
+pub(super) struct Repo {
+    pub connection: Connection,
+    pub settings: Settings,
     pub model: String,
     pub commit: String,
     /// The names of its files.
@@ -43,10 +43,10 @@ struct Sibling {
 /// The longest answer about a model that is read.
 const LONGEST_INFO: u64 = 64 << 20;
 
-impl<'a> Repo<'a> {
+impl Repo {
     /// Asks the Hub what the revision of the settings is. All files then come from this one commit, even if
     /// the branch moves meanwhile.
-    pub fn find(model: &str, settings: &'a Settings, note: &dyn Fn(String)) -> Result<Repo<'a>, Refusal> {
+    pub fn find(model: &str, settings: &Settings, note: &dyn Fn(String)) -> Result<Repo, Refusal> {
         let connection = Connection::new(settings)?;
         let url = connection.info_url(model);
         let info: Info = retrying(note, &mut || {
@@ -58,7 +58,7 @@ impl<'a> Repo<'a> {
             return Err(Refusal::Malformed(format!("its commit is {}", shown(&info.sha))));
         }
         let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
-        Ok(Repo { connection, settings, model: model.to_owned(), commit: info.sha, files })
+        Ok(Repo { connection, settings: settings.clone(), model: model.to_owned(), commit: info.sha, files })
     }
 
     /// The names of its files.

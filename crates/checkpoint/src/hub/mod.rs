@@ -1,9 +1,11 @@
 //! Models from the Hugging Face Hub: only the files that are needed, into the cache that Python shares.
 
+mod arrival;
 mod cache;
 mod checksum;
 mod connection;
 mod download;
+mod found;
 mod options;
 mod outline;
 mod progress;
@@ -11,18 +13,18 @@ mod refusal;
 mod transfer;
 mod wanted;
 
+pub use found::{Arrived, Away, Found, find};
 pub use options::HubOptions;
 pub use progress::Progress;
 
 use crate::checkpoint::Checkpoint;
-use crate::error::{CheckpointError, shown};
+use crate::error::CheckpointError;
 use crate::files::ModelFiles;
-use cache::{Cache, is_complete};
-use download::Repo;
 use options::Settings;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Opens a model: a directory if `model` is one, else the model of this id on the Hub.
+/// Opens a model: a directory if `model` is one, else the model of this id on the Hub, of which what the cache
+/// lacks is downloaded.
 ///
 /// # Errors
 /// If it is neither, cannot be downloaded, or its files are unusable.
@@ -31,51 +33,22 @@ pub fn resolve(
     options: &HubOptions,
     progress: &mut dyn Progress,
 ) -> Result<Checkpoint, CheckpointError> {
-    let path = Path::new(model);
-    if path.is_dir() {
-        return Checkpoint::open(path);
+    match find(model, options, progress)? {
+        Found::Here(dir) => open(model, &dir),
+        Found::Away(away) => away.download(progress),
     }
-    if path.is_file() {
-        let parent = path.parent().filter(|parent| *parent != Path::new(""));
-        return Err(CheckpointError::Unsupported {
-            what: format!("{}: a single file as a model", shown(model)),
-            instead: format!(
-                "give the directory that also holds its config.json, {}",
-                parent.unwrap_or(Path::new(".")).display()
-            ),
-        });
-    }
-    if !is_hub_id(model) {
-        return Err(CheckpointError::NoSuchModel { model: shown(model) });
-    }
-    let mut files = ModelFiles::open(&download(model, options, progress)?)?;
-    files.name = model.to_string();
-    Checkpoint::new(files)
 }
 
-/// What a plan needs of a model on the Hub: its configuration and the headers of its shards, by range
-/// requests. `None` if there is nothing to fetch: the model is local or in the cache (or has to be, offline),
-/// and [`resolve`] opens it at no cost. The weights themselves are missing from the result.
+/// Opens what was [found](Found::Here) of `model`, under its own name.
 ///
 /// # Errors
-/// [`CheckpointError::Hub`] with what happened and what to do about it; whatever is wrong with the files.
-pub fn outline(model: &str, options: &HubOptions) -> Result<Option<Checkpoint>, CheckpointError> {
-    let settings = Settings::new(options, &|name| std::env::var(name).ok());
-    if Path::new(model).exists() || !is_hub_id(model) || settings.offline {
-        return Ok(None);
+/// If its files are unusable.
+pub fn open(model: &str, dir: &std::path::Path) -> Result<Checkpoint, CheckpointError> {
+    let mut files = ModelFiles::open(dir)?;
+    if dir.as_os_str() != model {
+        files.name = model.to_owned();
     }
-    let hub_error = |problem: String| CheckpointError::Hub {
-        model: model.to_string(),
-        problem: settings.without_token(problem),
-    };
-    settings.check().map_err(hub_error)?;
-    let cache = Cache::new(settings.cache_dir().map_err(hub_error)?, model);
-    if cache.snapshot(&settings.revision).is_some_and(|snapshot| is_complete(&snapshot)) {
-        return Ok(None);
-    }
-    let fetched = Repo::find(model, &settings, &|_| {}).and_then(|repo| repo.outline());
-    let files = fetched.map_err(|refusal| hub_error(refusal.explain(model, &settings)))?;
-    Checkpoint::new(files).map(Some)
+    Checkpoint::new(files)
 }
 
 /// Where the 4-bit forms of models are kept: `halfbyte` beside the Hub's cache (in `HF_HOME`, mostly), or in
@@ -100,48 +73,6 @@ pub fn is_hub_id(model: &str) -> bool {
     };
     let parts: Vec<&str> = model.split('/').collect();
     parts.len() <= 2 && parts.into_iter().all(part)
-}
-
-/// Makes sure that the files of a model are in the cache and returns their directory.
-///
-/// Asks the Hub for the revision's commit and downloads what the cache lacks of it. Offline, or if the
-/// Hub cannot be reached, what the cache has of the revision is used if it is complete.
-///
-/// # Errors
-/// [`CheckpointError::Hub`] with what happened and what to do about it.
-pub fn download(
-    model: &str,
-    options: &HubOptions,
-    progress: &mut dyn Progress,
-) -> Result<PathBuf, CheckpointError> {
-    let settings = Settings::new(options, &|name| std::env::var(name).ok());
-    let hub_error = |problem: String| CheckpointError::Hub {
-        model: model.to_string(),
-        problem: settings.without_token(problem),
-    };
-    if !is_hub_id(model) {
-        return Err(CheckpointError::NoSuchModel { model: shown(model) });
-    }
-    settings.check().map_err(hub_error)?;
-    let cache = Cache::new(settings.cache_dir().map_err(hub_error)?, model);
-    let cached = cache.snapshot(&settings.revision).filter(|snapshot| is_complete(snapshot));
-    if settings.offline {
-        return cached.ok_or_else(|| {
-            hub_error(format!(
-                "offline, and the cache {} does not have all of revision {}; run it once without --offline (HF_HUB_OFFLINE)",
-                cache.root().display(),
-                settings.revision
-            ))
-        });
-    }
-    let fetched = Repo::find(model, &settings, &|_| {}).and_then(|repo| repo.fetch_all(&cache, progress));
-    match fetched {
-        Ok(snapshot) => Ok(snapshot),
-        Err(refusal) => match cached {
-            Some(cached) if refusal.is_unreachable() => Ok(cached),
-            _ => Err(hub_error(refusal.explain(model, &settings))),
-        },
-    }
 }
 
 #[cfg(test)]

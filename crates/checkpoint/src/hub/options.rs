@@ -23,6 +23,9 @@ pub struct HubOptions {
     pub endpoint: Option<String>,
     /// How long a server may say nothing before that counts as a broken connection; 30 seconds if not given.
     pub patience: Option<Duration>,
+    /// The most bytes of original weights that are in memory while a model is quantized as it arrives, besides
+    /// one tensor that is larger; 1 GiB if not given.
+    pub window: Option<u64>,
 }
 
 /// Without the token.
@@ -35,6 +38,7 @@ impl fmt::Debug for HubOptions {
             .field("offline", &self.offline)
             .field("endpoint", &self.endpoint)
             .field("patience", &self.patience)
+            .field("window", &self.window)
             .finish()
     }
 }
@@ -43,12 +47,14 @@ impl fmt::Debug for HubOptions {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// [`HubOptions`] after the environment has filled them.
+#[derive(Clone)]
 pub(super) struct Settings {
     pub revision: String,
     pub token: Option<String>,
     pub offline: bool,
     pub endpoint: String,
     pub patience: Duration,
+    pub window: u64,
     /// A PEM file of certificates to trust instead of those that are built in.
     pub certificates: Option<PathBuf>,
     /// The variable that names a proxy, if one does.
@@ -101,6 +107,7 @@ impl Settings {
         let certificates = variable("SSL_CERT_FILE").or_else(|| variable("REQUESTS_CA_BUNDLE"));
         let proxies = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
         Settings {
+            window: options.window.unwrap_or(1 << 30),
             patience: patience.unwrap_or(PATIENCE).max(Duration::from_millis(1)),
             certificates: certificates.map(PathBuf::from),
             proxy: proxies.into_iter().find(|name| variable(name).is_some()),

@@ -18,7 +18,7 @@ const FIRST: u64 = 128 << 10;
 /// The largest configuration or index that is read.
 const LARGEST: u64 = 64 << 20;
 
-impl Repo<'_> {
+impl Repo {
     /// The files of the model, its shards cut after their headers. Nothing is written.
     pub fn outline(&self) -> Result<ModelFiles, Refusal> {
         let names = self.names();

@@ -2,7 +2,7 @@
 
 use super::cache::{Cache, is_plain_etag};
 use super::checksum::{Checksum, Running};
-use super::connection::{Ask, Connection, pause, redirect, retrying, text};
+use super::connection::{Ask, Connection, Way, redirect, retrying, text};
 use super::refusal::Refusal;
 use crate::error::shown;
 use std::fs::{File, OpenOptions};
@@ -30,7 +30,7 @@ pub(super) struct Remote {
 impl Remote {
     /// Asks for the headers of a file of a commit.
     pub fn ask(
-        connection: &Connection<'_>,
+        connection: &Connection,
         model: &str,
         commit: &str,
         file: &str,
@@ -61,7 +61,7 @@ pub(super) trait Watch {
 /// Fetches a file whole into the cache, if another process has not, and returns its path in the snapshot of
 /// `commit`. Goes on where an earlier try ended.
 pub(super) fn fetch(
-    connection: &Connection<'_>,
+    connection: &Connection,
     cache: &Cache,
     model: &str,
     commit: &str,
@@ -129,18 +129,18 @@ impl<'a> Unfinished<'a> {
     /// Fetches what is missing and verifies the whole.
     fn complete(
         mut self,
-        connection: &Connection<'_>,
+        connection: &Connection,
         model: &str,
         commit: &str,
         watch: &dyn Watch,
     ) -> Result<(), Refusal> {
         let note = |text: String| watch.note(text);
         let own = connection.url(model, commit, &self.remote.file);
-        let mut location = self.remote.location.clone();
-        let (mut tries, mut damaged) = (0, false);
+        let mut way = Way::new(own, self.remote.location.clone());
+        let mut damaged = false;
         loop {
             let before = self.length;
-            match self.receive(connection, &location, watch) {
+            match self.receive(connection, &way.location, watch) {
                 Ok(()) => {
                     let hash = std::mem::replace(&mut self.hash, Running::Nothing);
                     let Some((wanted, found)) = self.checksum.differs(hash) else {
@@ -153,27 +153,13 @@ impl<'a> Unfinished<'a> {
                     damaged = true;
                     watch.note(format!("{} arrived damaged: once more", shown(&self.remote.file)));
                 }
-                Err(refusal) => {
-                    // What came counts: a connection that breaks every minute still gets there.
-                    tries = if self.length > before { 1 } else { tries + 1 };
-                    // A link to another server expires.
-                    let expired = refusal.is_denied() && location != own;
-                    if !expired && !pause(&refusal, tries, &note) {
-                        return Err(refusal);
-                    }
-                    location.clone_from(&own);
-                }
+                Err(refusal) => way.broke(refusal, self.length > before, &note)?,
             }
         }
     }
 
     /// Asks for what is missing and receives as much of it as comes.
-    fn receive(
-        &mut self,
-        connection: &Connection<'_>,
-        location: &str,
-        watch: &dyn Watch,
-    ) -> Result<(), Refusal> {
+    fn receive(&mut self, connection: &Connection, location: &str, watch: &dyn Watch) -> Result<(), Refusal> {
         let (file, size) = (&self.remote.file, self.remote.size);
         watch.at(self.length)?;
         if self.length == size {
@@ -229,7 +215,7 @@ pub(super) fn checked_range(file: &str, response: &Response<Body>, from: u64) ->
 
 /// Bytes `from..to` of a file at `location`, fewer if it is shorter, and the file's length.
 pub(super) fn range(
-    connection: &Connection<'_>,
+    connection: &Connection,
     file: &str,
     location: &str,
     from: u64,

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 /// Says that a directory is being written, for what, and (by its lock) whether the writer still lives.
 const MARKER: &str = ".halfbyte-unfinished.json";
 
+/// The ending of a shard's journal.
+const JOURNAL: &str = ".journal";
+
 /// A directory that this process alone is writing.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -23,7 +26,7 @@ pub(super) struct Directory {
 
 impl Directory {
     /// Takes `path`, which must not exist, be empty, or be what an interrupted run left. What a run for
-    /// another source or with other options left is removed; shards of the same one are kept.
+    /// another source or with other options left is removed; what the same one left is kept.
     pub(super) fn claim(path: &Path, identity: &Value) -> Result<Directory, CheckpointError> {
         let failed = |source| CheckpointError::Write { file: path.display().to_string(), source };
         let refused = |problem: &str| CheckpointError::Output {
@@ -63,8 +66,8 @@ impl Directory {
         let mut text = String::new();
         let read = marker.read_to_string(&mut text);
         let same = read.is_ok() && serde_json::from_str::<Value>(&text).is_ok_and(|found| found == *identity);
-        directory.clear(|name| name.ends_with(".part") || (!same && is_output(name)))?;
         if !same {
+            directory.clear(|name| name.ends_with(".part") || name.ends_with(JOURNAL) || is_output(name))?;
             marker
                 .set_len(0)
                 .and_then(|()| marker.seek(SeekFrom::Start(0)))
@@ -86,15 +89,20 @@ impl Directory {
         Ok(())
     }
 
-    /// Bytes of the files that an interrupted run finished.
+    /// Bytes that the files of an interrupted run take on the disk.
     pub(super) fn bytes_there(&self) -> u64 {
         let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|found| found.len()).sum()
+        entries.filter_map(|entry| entry.metadata().ok()).map(|found| on_disk(&found)).sum()
     }
 
     /// Where a file is written before it is renamed.
     pub(super) fn part(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.part"))
+    }
+
+    /// Where it is noted what is done of a shard.
+    pub(super) fn journal(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}{JOURNAL}"))
     }
 
     /// Gives a complete file its name. It is on the disk before it has it.
@@ -118,7 +126,7 @@ impl Directory {
     pub(super) fn finished_shard(
         &self,
         name: &str,
-        layout: &Layout<'_>,
+        layout: &Layout<'_, '_>,
     ) -> Result<Option<u64>, CheckpointError> {
         let path = self.path.join(name);
         let failed = |source: io::Error| CheckpointError::Io { file: path.display().to_string(), source };
@@ -135,8 +143,9 @@ impl Directory {
         Ok((header.data_start == layout.data_start && found == layout.names().collect()).then_some(len))
     }
 
-    /// The model is complete: removes the marker.
+    /// The model is complete: removes journals and the marker.
     pub(super) fn finish(self) -> Result<(), CheckpointError> {
+        self.clear(|name| name.ends_with(JOURNAL))?;
         let path = self.path.join(MARKER);
         // Renames are durable when their directory is.
         if let Ok(directory) = File::open(&self.path) {
@@ -145,6 +154,19 @@ impl Directory {
         let removed = std::fs::remove_file(&path);
         let _ = self.marker.unlock();
         removed.map_err(|source| CheckpointError::Write { file: path.display().to_string(), source })
+    }
+}
+
+/// What a file takes: one that is written here and there has holes.
+fn on_disk(found: &std::fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        found.blocks().saturating_mul(512).min(found.len())
+    }
+    #[cfg(not(unix))]
+    {
+        found.len()
     }
 }
 

@@ -163,8 +163,8 @@ pub(super) struct Entry {
 /// states come last: how long they are is known only when their weight has been quantized, and their place
 /// moves with it. The header before them is reserved at its greatest length and padded with spaces.
 #[derive(Debug, Clone)]
-pub(super) struct Layout<'a> {
-    pub(super) items: &'a [Item<'a>],
+pub(super) struct Layout<'i, 'a> {
+    pub(super) items: &'i [Item<'a>],
     /// Tensors whose place is known beforehand.
     pub(super) fixed: Vec<Entry>,
     /// Quant states, in the order of `items`.
@@ -173,8 +173,8 @@ pub(super) struct Layout<'a> {
     pub(super) data_start: u64,
 }
 
-impl<'a> Layout<'a> {
-    pub(super) fn new(items: &'a [Item<'a>], options: &WriteOptions) -> Layout<'a> {
+impl<'i, 'a> Layout<'i, 'a> {
+    pub(super) fn new(items: &'i [Item<'a>], options: &WriteOptions) -> Layout<'i, 'a> {
         let (mut fixed, mut states) = (Vec::new(), Vec::new());
         for item in items {
             let mut entries = item.entries(options);

@@ -7,16 +7,20 @@
 //! A tensor is read from the memory map, quantized on all cores and written to its place in its shard while
 //! the next one is quantized, so that private memory holds a few tensors, never a model. Every file is
 //! written under a name that ends in `.part` and renamed when it is complete; `config.json`, without which
-//! the directory is no model, comes last. What an interrupted run finished is kept when it is started again.
+//! the directory is no model, comes last. What an interrupted run finished is kept when it is started again:
+//! shards, or where the tensors come from far away, single tensors.
 
 mod companions;
 mod directory;
 mod layout;
+mod originals;
+mod part;
 mod shard;
 mod sharding;
 mod space;
 mod state_json;
 
+pub use originals::{Original, Originals};
 pub use space::free_space;
 
 use crate::checkpoint::Checkpoint;
@@ -26,6 +30,8 @@ use crate::selection::Selection;
 use directory::Directory;
 use halfbyte_quant::QuantSpec;
 use layout::{Item, Layout};
+use originals::Given;
+use part::Part;
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -127,9 +133,23 @@ pub fn write_quantized_from(
     options: &WriteOptions,
     progress: &mut dyn FnMut(&str, u64, u64),
 ) -> Result<WriteReport, CheckpointError> {
+    write_originals(checkpoint, &mut Given { checkpoint, source }, dir, options, progress)
+}
+
+/// [`write_quantized_from`] of tensors that come one after the other, each once.
+///
+/// # Errors
+/// As [`write_quantized`], and what `originals` says.
+pub fn write_originals<'a>(
+    checkpoint: &'a Checkpoint,
+    originals: &mut dyn Originals<'a>,
+    dir: &Path,
+    options: &WriteOptions,
+    progress: &mut dyn FnMut(&str, u64, u64),
+) -> Result<WriteReport, CheckpointError> {
     let selection = select(checkpoint, options)?;
     let items = items(checkpoint, options, &selection)?;
-    let directory = Directory::claim(dir, &identity(checkpoint, options))?;
+    let directory = Directory::claim(dir, &identity(originals.identity(), options))?;
     let wanted = items.iter().map(|item| item.bytes(options)).sum();
     check_space(dir, wanted, directory.bytes_there())?;
 
@@ -142,25 +162,44 @@ pub fn write_quantized_from(
         shards: shards.len(),
         resumed: 0,
     };
+    let bytes_in = |items: &[Item<'_>]| items.iter().map(Item::bytes_in).sum::<u64>();
     let (mut done, mut headers) = (0, 0);
+    let mut unfinished = Vec::new();
+    let (mut expected, mut mark) = (Vec::new(), None);
     for (number, items) in shards.iter().enumerate() {
         let name = sharding::file_name(number, shards.len());
         let layout = Layout::new(items, options);
         headers += layout.data_start;
-        match directory.finished_shard(&name, &layout)? {
-            Some(bytes) => {
-                report.bytes_out += bytes;
-                report.resumed += 1;
-                done += items.iter().map(Item::bytes_in).sum::<u64>();
-                progress(&name, done, report.bytes_in);
-            }
-            None => {
-                report.bytes_out += shard::write(source, &directory, &name, &layout, options, &mut |item| {
-                    done += item.bytes_in();
-                    progress(item.name(), done, report.bytes_in);
-                })?;
-            }
+        if let Some(bytes) = directory.finished_shard(&name, &layout)? {
+            report.bytes_out += bytes;
+            report.resumed += 1;
+            done += bytes_in(items);
+            mark = part::last_line(&directory.journal(&name)).and_then(|line| line.mark);
+            continue;
         }
+        let part = match originals.are_dear() {
+            true => Part::resume(&directory.part(&name), &directory.journal(&name), &layout)?,
+            false => Part::new(&directory.part(&name))?,
+        };
+        let (before, after) = items.split_at(part.done.len());
+        done += bytes_in(before);
+        if let Some(last) = part.done.last() {
+            mark.clone_from(&last.mark);
+        }
+        expected.extend(after.iter().map(|item| item.tensor));
+        unfinished.push((name, layout, part));
+    }
+    if done > 0 {
+        progress("", done, report.bytes_in);
+    }
+    originals.expect(&expected, mark.as_deref())?;
+    for (name, layout, part) in unfinished {
+        let mut written = |item: &Item<'_>| {
+            done += item.bytes_in();
+            progress(item.name(), done, report.bytes_in);
+        };
+        report.bytes_out +=
+            shard::write(originals, &directory, &name, &part, &layout, options, &mut written)?;
     }
     let data_bytes = report.bytes_out - headers;
     companions::write(checkpoint, &directory, options, &selection, &shards, data_bytes)?;
@@ -207,10 +246,10 @@ fn items<'a>(
 }
 
 /// What an interrupted run must have had in common with this one for its shards to be kept.
-fn identity(checkpoint: &Checkpoint, options: &WriteOptions) -> serde_json::Value {
+fn identity(source: serde_json::Value, options: &WriteOptions) -> serde_json::Value {
     serde_json::json!({
-        "format": 1,
-        "source": crate::fingerprint::fingerprint(checkpoint),
+        "format": 2,
+        "source": source,
         "options": format!("{options:?}"),
     })
 }

@@ -1,60 +1,70 @@
 //! Quantizes and writes one shard.
 
+use super::WriteOptions;
 use super::directory::Directory;
 use super::layout::{Item, Layout};
-use super::{TensorBytes, WriteOptions};
+use super::originals::{Original, Originals};
+use super::part::{Line, Part, sha256};
 use crate::dtype::TensorDtype;
 use crate::error::{CheckpointError, shown};
 use crate::selection::Fate;
 use halfbyte_quant::{Absmax, Quantized, Source, SourceType, quantize};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// Results that may wait for the disk while the next tensor is quantized.
 const WAITING: usize = 1;
 
-/// Bytes that are handed to the system at once. Copied tensors come straight from the memory map: a piece
-/// is in memory only while it is written.
-const PIECE: usize = 8 << 20;
+/// What the writing thread is to do.
+enum Order<'a> {
+    /// Put the bytes of the tensor of this name at this place of the file.
+    Put(String, u64, Original<'a>),
+    /// Note that a tensor of the source is done: its name, its quant state, and the source's mark.
+    Done(String, Option<String>, Option<String>),
+}
 
-/// What the writing thread is to do: put these bytes at this place of the file.
-type Place<'a> = (u64, Cow<'a, [u8]>);
-
-/// Writes the shard of this name and returns its length. `written` hears of each tensor.
-pub(super) fn write(
-    source: &dyn TensorBytes,
+/// Writes what is missing of the shard of this name and returns its length. `written` hears of each tensor
+/// that is written.
+pub(super) fn write<'a>(
+    originals: &mut dyn Originals<'a>,
     directory: &Directory,
     name: &str,
-    layout: &Layout<'_>,
+    part: &Part,
+    layout: &Layout<'_, 'a>,
     options: &WriteOptions,
     written: &mut dyn FnMut(&Item<'_>),
 ) -> Result<u64, CheckpointError> {
-    let part = directory.part(name);
-    let failed = |source| CheckpointError::Write { file: part.display().to_string(), source };
-    let file = File::create(&part).map_err(failed)?;
     let offsets: HashMap<&str, u64> =
         layout.fixed.iter().map(|entry| (entry.name.as_str(), layout.data_start + entry.offset)).collect();
 
     let mut states: Vec<Vec<u8>> = Vec::with_capacity(layout.states.len());
+    states.extend(part.done.iter().filter_map(|line| Some(line.state.as_ref()?.clone().into_bytes())));
     let (result, outcome) = std::thread::scope(|scope| {
-        let (send, receive) = sync_channel::<Place<'_>>(WAITING);
-        let file = &file;
-        let writer = scope.spawn(move || drain(file, &receive));
+        let (send, receive) = sync_channel::<Order<'a>>(WAITING);
+        let writer = scope.spawn(move || drain(part, &receive));
         let mut quantize_all = || {
-            for item in layout.items {
-                for (entry, bytes) in tensors(source, item, options)? {
-                    match offsets.get(entry.as_str()) {
-                        // Sending fails only if the writer has ended, which it does by an error that it returns.
-                        Some(&at) => {
-                            if send.send((at, bytes)).is_err() {
-                                return Ok(());
-                            }
+            for item in &layout.items[part.done.len()..] {
+                let original = originals.next(item.tensor)?;
+                let mut state = None;
+                for (entry, bytes) in tensors(original, item, options)? {
+                    let order = match offsets.get(entry.as_str()) {
+                        Some(&at) => Order::Put(entry, at, bytes),
+                        None => {
+                            state = Some(bytes.to_vec());
+                            continue;
                         }
-                        None => states.push(bytes.into_owned()),
+                    };
+                    // Sending fails only if the writer has ended, which it does by an error that it returns.
+                    if send.send(order).is_err() {
+                        return Ok(());
                     }
+                }
+                let text = state.as_ref().map(|state| String::from_utf8_lossy(state).into_owned());
+                states.extend(state);
+                if send.send(Order::Done(item.name().to_owned(), text, originals.mark())).is_err() {
+                    return Ok(());
                 }
                 written(item);
             }
@@ -66,46 +76,54 @@ pub(super) fn write(
         (result, outcome)
     });
     result?;
-    outcome.map_err(failed)?;
+    outcome.map_err(|error| part.failed(error))?;
 
     let lengths: Vec<usize> = states.iter().map(Vec::len).collect();
     let prefix = layout.prefix(&lengths);
     let states = states.concat();
     let states_start = layout.data_start + layout.states_start();
-    put(&file, states_start, &states).and_then(|()| put(&file, 0, &prefix)).map_err(failed)?;
-    directory.publish(name, &file)?;
+    part.put(states_start, &states)
+        .and_then(|()| part.put(0, &prefix))
+        .and_then(|()| part.file.set_len(states_start + states.len() as u64))
+        .map_err(|error| part.failed(error))?;
+    directory.publish(name, &part.file)?;
     Ok(states_start + states.len() as u64)
 }
 
 /// Writes what comes until the sender is gone.
-fn drain(file: &File, receive: &Receiver<Place<'_>>) -> io::Result<()> {
-    for (at, bytes) in receive {
-        put(file, at, &bytes)?;
+fn drain(part: &Part, receive: &Receiver<Order<'_>>) -> io::Result<()> {
+    let mut hashes = Vec::new();
+    for order in receive {
+        match order {
+            Order::Put(name, at, bytes) => {
+                part.put(at, &bytes)?;
+                if part.is_journaled() {
+                    hashes.push((name, sha256(&bytes)));
+                }
+            }
+            Order::Done(tensor, state, mark) => {
+                part.note(&Line { tensor, hashes: std::mem::take(&mut hashes), state, mark })?;
+            }
+        }
     }
     Ok(())
 }
 
-fn put(mut file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
-    file.seek(SeekFrom::Start(at))?;
-    bytes.chunks(PIECE).try_for_each(|piece| file.write_all(piece))
-}
-
-/// A tensor's name and bytes.
-type Named<'a> = (String, Cow<'a, [u8]>);
-
 /// The tensors that an item becomes, by name.
 fn tensors<'a>(
-    source: &'a dyn TensorBytes,
+    original: Original<'a>,
     item: &Item<'_>,
     options: &WriteOptions,
-) -> Result<Vec<Named<'a>>, CheckpointError> {
-    let bytes = source.tensor(item.name())?;
+) -> Result<Vec<(String, Original<'a>)>, CheckpointError> {
     if !item.quantized() {
-        return Ok(vec![(item.name().to_owned(), bytes)]);
+        return Ok(vec![(item.name().to_owned(), original)]);
     }
-    let data = quantized(item, &bytes, options)?;
+    let data = quantized(item, &original, options)?;
+    // Before what it became waits for the disk.
+    drop(original);
     let parts = item.parts(data, options);
-    Ok(parts.into_iter().map(|(part, bytes)| (format!("{}{part}", item.name()), Cow::Owned(bytes))).collect())
+    let named = |(part, bytes)| (format!("{}{part}", item.name()), Original::Held(Box::new(bytes)));
+    Ok(parts.into_iter().map(named).collect())
 }
 
 fn quantized(item: &Item<'_>, bytes: &[u8], options: &WriteOptions) -> Result<Quantized, CheckpointError> {

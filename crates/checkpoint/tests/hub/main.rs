@@ -1,5 +1,6 @@
 //! The Hub, played by a stand-in on loopback: downloads, refusals, faults, the cache, being offline.
 
+mod arrivals;
 mod cached;
 mod downloads;
 mod faults;

@@ -40,6 +40,9 @@ pub struct QuantizeArgs {
     /// The most bytes of one file.
     #[arg(long, default_value = "5GB", value_name = "SIZE")]
     pub max_shard_size: String,
+    /// Download a model of the Hub first and keep it, where it would be quantized as it arrives.
+    #[arg(long)]
+    pub keep_original: bool,
     /// Branch, tag or commit on the Hub.
     #[arg(long)]
     pub revision: Option<String>,
@@ -83,6 +86,7 @@ impl QuantizeArgs {
             token: self.token.clone().map(Token),
             offline: self.offline,
             cache_dir: self.cache_dir.clone(),
+            keep_original: self.keep_original,
         })
     }
 }
