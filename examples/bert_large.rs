@@ -1,12 +1,17 @@
 //! BERT-large as a sequence classifier: 64 texts, and how many of them a second.
 //!
+//! What Python spells
+//! ```python
+//! AutoModelForSequenceClassification.from_pretrained("bert-large-uncased", device_map="auto", torch_dtype="auto")
+//! ```
+//! is `--quant none` here: the checkpoint's own 16 or 32 bits. Without it the encoder is in 4 bits.
 //! ```sh
+//! # By Hub id (or a directory). It has no classifier, so it gets a new one, and says so.
+//! cargo run --release --example bert_large -- google-bert/bert-large-uncased --device-map auto --quant none
 //! # The true shape with random weights, made and quantized on the fly: no download.
 //! cargo run --release --example bert_large -- --synthetic --device-map cpu
-//! # The same unquantized: the checkpoint's own 16 bits.
+//! # The same unquantized.
 //! cargo run --release --example bert_large -- --synthetic --device-map cpu --quant none
-//! # The real one. It has no classifier, so it gets a new one, and says so.
-//! cargo run --release --example bert_large -- google-bert/bert-large-uncased
 //! ```
 
 use clap::Parser;

@@ -198,18 +198,24 @@ fn a_token_opens_what_is_gated_and_is_never_shown() {
 fn each_trouble_is_one_line_with_a_way_out() {
     let all = |fault| vec![Rule::new(fault, "")];
     let cdn = |fault| vec![Rule::new(fault, WEIGHTS).at(Site::Cdn).after(1)];
-    let size = weights_len().to_string();
+    let mut troubles = Vec::new();
     for (rules, parts) in [
-        (all(Fault::Status(404, None)), &["no such model", "404"][..]),
-        (all(Fault::Status(429, Some(1000))), &["limits requests (429)", "wait 1000 seconds", "--token"]),
-        (all(Fault::Status(500, None)), &["in trouble (500)", "--offline"]),
-        (cdn(Fault::Stall(1000)), &["connection broke", "goes on where it was", "HF_HUB_DOWNLOAD_TIMEOUT"]),
-        (cdn(Fault::Truncated(500)), &["the Hub says that model.safetensors has", &size]),
-        (cdn(Fault::Corrupt(500_000)), &["arrived damaged twice", "another network"]),
+        (all(Fault::Status(404, None)), vec!["no such model", "404"]),
+        (all(Fault::Status(429, Some(1000))), vec!["limits requests (429)", "wait 1000 seconds", "--token"]),
+        (all(Fault::Status(500, None)), vec!["in trouble (500)", "--offline"]),
+        (cdn(Fault::Stall(0)), vec!["connection broke", "goes on where it was", "HF_HUB_DOWNLOAD_TIMEOUT"]),
+        (cdn(Fault::Truncated(500)), vec!["the Hub says that model.safetensors has", "bytes"]),
+        (cdn(Fault::Corrupt(500_000)), vec!["arrived damaged twice", "another network"]),
     ] {
-        let setting = Setting::new();
-        rules.into_iter().for_each(|rule| setting.hub.misbehave(rule));
-        setting.story(&[]).refused_with(parts);
+        // Each waits for some seconds: all at once.
+        troubles.push(std::thread::spawn(move || {
+            let setting = Setting::new();
+            rules.into_iter().for_each(|rule| setting.hub.misbehave(rule));
+            setting.story(&[]).refused_with(&parts);
+        }));
+    }
+    for trouble in troubles {
+        trouble.join().unwrap();
     }
     let setting = Setting::new();
     setting
