@@ -28,7 +28,7 @@ pub type Probe = Box<dyn Fn() -> Option<(u64, u64)>>;
 pub struct CubeBackend<R: Runtime> {
     /// CubeCL keeps a device's server for the life of the process; so do we its client, which lets a
     /// submission's future outlive the backend.
-    client: &'static ComputeClient<R>,
+    pub(crate) client: &'static ComputeClient<R>,
     info: DeviceInfo,
     layout: CubeLayout,
     pool: String,
@@ -139,9 +139,14 @@ impl<R: Runtime> CubeBackend<R> {
         Fault::OutOfMemory { device: self.device().to_owned(), name: name.to_owned(), wanted, free, what }
     }
 
+    /// Bytes of the largest buffer.
+    pub(crate) fn largest_buffer(&self) -> u64 {
+        self.client.properties().memory.max_page_size
+    }
+
     /// A buffer of `bytes`, which are there when this returns.
-    fn allocate(&self, name: &str, bytes: u64, what: Purpose) -> Result<Handle, Fault> {
-        let largest = self.client.properties().memory.max_page_size;
+    pub(crate) fn allocate(&self, name: &str, bytes: u64, what: Purpose) -> Result<Handle, Fault> {
+        let largest = self.largest_buffer();
         if bytes > largest {
             let message = format!("{name}: {bytes} bytes in one buffer, of at most {largest}");
             return Err(self.info.unsupported(message));
@@ -232,7 +237,7 @@ impl<R: Runtime> CubeBackend<R> {
     }
 
     /// Back to the driver with what was dropped; a device that is lost has nothing to clean up.
-    fn clean_up(&self) {
+    pub(crate) fn clean_up(&self) {
         let _ = caught(self.device(), || self.client.memory_cleanup());
     }
 }
@@ -267,6 +272,10 @@ impl<R: Runtime> Backend for CubeBackend<R> {
 
     fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    fn read_bandwidth(&self) -> Fut<'_, f64> {
+        Box::pin(self.measure_bandwidth())
     }
 
     fn reserve<'a>(&'a self, wants: &'a [Want]) -> Fut<'a, Vec<Slot>> {

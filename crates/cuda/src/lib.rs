@@ -36,6 +36,7 @@
 
 mod attend_plan;
 mod backend;
+mod bandwidth;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]

@@ -15,6 +15,7 @@ pub(crate) mod moments;
 pub(crate) mod norm_linear;
 pub(crate) mod places;
 pub(crate) mod pre;
+pub(crate) mod read_bandwidth;
 pub(crate) mod route;
 pub(crate) mod scatter;
 pub(crate) mod variant;
