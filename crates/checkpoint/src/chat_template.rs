@@ -1,13 +1,16 @@
 //! Chat templates: Jinja as transformers renders it.
 
 use crate::error::{CheckpointError, shown};
+use crate::template_limits;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, context};
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::LazyLock;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +19,26 @@ pub struct ChatMessage {
     pub role: String,
     /// What is said.
     pub content: String,
+}
+
+/// A conversation as JSON, with all that a template may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// The turns: objects with `role`, `content`, and what else the template knows, such as `tool_calls`.
+    pub messages: &'a [Value],
+    /// The functions that the model may call, as JSON schemas.
+    pub tools: &'a [Value],
+    /// Whether it is to end where the model is to answer.
+    pub add_generation_prompt: bool,
+    /// Other variables that the template knows, such as `enable_thinking`.
+    pub variables: &'a Map<String, Value>,
+}
+
+impl Default for Conversation<'_> {
+    fn default() -> Self {
+        static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+        Conversation { messages: &[], tools: &[], add_generation_prompt: false, variables: &NONE }
+    }
 }
 
 impl ChatMessage {
@@ -31,9 +54,6 @@ pub struct ChatTemplate {
     file: String,
     source: String,
 }
-
-/// The most steps a template may take: a conversation needs some thousands, an endless loop must end.
-const FUEL: u64 = 5_000_000;
 
 impl ChatTemplate {
     /// A template from its text; `file` is where it is from, for messages.
@@ -72,38 +92,55 @@ impl ChatTemplate {
         bos_token: Option<&str>,
         eos_token: Option<&str>,
     ) -> Result<String, CheckpointError> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| json!({"role": message.role, "content": message.content}))
+            .collect();
+        let conversation =
+            Conversation { messages: &messages, add_generation_prompt, ..Conversation::default() };
+        self.render_conversation(&conversation, bos_token, eos_token)
+    }
+
+    /// Renders a conversation of which the template is told everything that transformers would tell it.
+    ///
+    /// # Errors
+    /// As [`Self::render`]; and if what it renders takes more memory than a conversation can need.
+    pub fn render_conversation(
+        &self,
+        conversation: &Conversation<'_>,
+        bos_token: Option<&str>,
+        eos_token: Option<&str>,
+    ) -> Result<String, CheckpointError> {
         let failed = |error: Error| CheckpointError::ChatTemplate {
             file: self.file.clone(),
             problem: described(&error),
         };
-        let environment = environment().map_err(failed)?;
-        let template = environment.template_from_str(&self.source).map_err(failed)?;
-        let messages: Vec<minijinja::Value> = messages
-            .iter()
-            .map(|message| {
-                minijinja::Value::from_pairs([
-                    ("role", message.role.as_str()),
-                    ("content", message.content.as_str()),
-                ])
-            })
-            .collect();
-        template
-            .render(context! {
-                messages,
-                add_generation_prompt,
-                bos_token => bos_token.unwrap_or_default(),
-                eos_token => eos_token.unwrap_or_default(),
-            })
-            .map_err(failed)
+        let mut context = BTreeMap::new();
+        for (name, value) in conversation.variables {
+            context.insert(name.as_str(), minijinja::Value::from(Serde(value)));
+        }
+        // As transformers: `None` where there are none, which is not the same as undefined.
+        let tools = (!conversation.tools.is_empty()).then_some(conversation.tools);
+        context.insert("tools", minijinja::Value::from(Serde(tools)));
+        context.insert("documents", minijinja::Value::from(()));
+        context.insert("messages", minijinja::Value::from(Serde(conversation.messages)));
+        context.insert("add_generation_prompt", conversation.add_generation_prompt.into());
+        context.insert("bos_token", bos_token.unwrap_or_default().into());
+        context.insert("eos_token", eos_token.unwrap_or_default().into());
+        let syntax = syntax().map_err(failed)?;
+        template_limits::render(environment(syntax.clone()), syntax, &self.source, context).map_err(failed)
     }
 }
 
-/// Jinja with transformers' settings: blocks take their line with them, Python's methods, no escaping.
-fn environment() -> Result<Environment<'static>, Error> {
+/// Jinja with transformers' settings: blocks take their line with them, no escaping.
+fn syntax() -> Result<SyntaxConfig, Error> {
+    SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
+}
+
+/// What templates use besides Jinja itself. Python's methods are added with the limits.
+fn environment(syntax: SyntaxConfig) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_syntax(syntax);
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{message}")))
     });
@@ -112,7 +149,7 @@ fn environment() -> Result<Environment<'static>, Error> {
             .map_err(|problem| Error::new(ErrorKind::InvalidOperation, problem))
     });
     environment.add_filter("tojson", to_json);
-    Ok(environment)
+    environment
 }
 
 /// Marks the errors that are the template's own words.

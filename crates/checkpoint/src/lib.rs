@@ -41,15 +41,17 @@ pub mod index;
 pub mod native;
 pub mod quant_state;
 pub mod quantization;
+mod quiet_panic;
 mod region;
 pub mod rope;
 pub mod selection;
 mod strftime;
+mod template_limits;
 pub mod tokenizer;
 #[cfg(feature = "native")]
 pub mod write;
 
-pub use chat_template::ChatMessage;
+pub use chat_template::{ChatMessage, Conversation};
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decode_stream::DecodeStream;

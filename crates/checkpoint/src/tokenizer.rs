@@ -4,6 +4,7 @@ use crate::chat_template::{ChatMessage, ChatTemplate};
 use crate::decode_stream::DecodeStream;
 use crate::error::{CheckpointError, shown};
 use crate::files::{FileBytes, TokenizerFiles};
+use crate::quiet_panic::quietly;
 use serde_json::{Map, Value};
 use std::ops::Range;
 use tokenizers::{AddedToken, PostProcessor};
@@ -43,8 +44,8 @@ impl Tokenizer {
         // The `tokenizers` crate panics on some broken files. A download that broke off is found here;
         // stranger ones, such as a decoder with an impossible character, are caught.
         serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| broken(Box::new(error)))?;
-        let mut inner = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
-            .map_err(|_| broken("the tokenizers library panicked on it".into()))?
+        let mut inner = quietly(|| tokenizers::Tokenizer::from_bytes(json))
+            .ok_or_else(|| broken("the tokenizers library panicked on it".into()))?
             .map_err(broken)?;
         // A training script may have left these in the file. Cutting and padding are the caller's to decide.
         inner.with_truncation(None).map_err(broken)?;
@@ -279,9 +280,9 @@ impl Tokenizer {
         what: &str,
         run: impl FnOnce() -> tokenizers::Result<T>,
     ) -> Result<T, CheckpointError> {
-        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
-            Ok(result) => result.map_err(|error| self.error(what, &error)),
-            Err(_) => Err(CheckpointError::Tokenizer {
+        match quietly(run) {
+            Some(result) => result.map_err(|error| self.error(what, &error)),
+            None => Err(CheckpointError::Tokenizer {
                 file: self.file.clone(),
                 problem: format!("cannot {what}: the tokenizers library panicked on it; download it again"),
             }),
