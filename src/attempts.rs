@@ -15,6 +15,8 @@ pub(crate) struct Attempts {
     /// Tokens of the prompt that the first attempt found in the cache.
     pub(crate) cached_tokens: usize,
     begun: bool,
+    /// The last attempt came to rest because it was asked to.
+    paused: bool,
 }
 
 impl Attempts {
@@ -26,10 +28,12 @@ impl Attempts {
             stopped: false,
             cached_tokens: 0,
             begun: false,
+            paused: false,
         }
     }
 
-    /// The first attempt, or the next one after a fault.
+    /// The first attempt, or the next one after a fault or a pause. `None` where it paused: `pause` said
+    /// after a token that there is something else to do, and the text is not at its end.
     ///
     /// # Errors
     /// As [`halfbyte_inference::generate`].
@@ -39,24 +43,26 @@ impl Attempts {
         session: &mut Session,
         options: &GenerateOptions,
         on_token: &mut dyn FnMut(u32) -> Flow,
-    ) -> Result<Generation, ModelError> {
-        if self.begun {
+        pause: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Generation>, ModelError> {
+        if !self.begun {
+            self.cached_tokens = session.reusable(engine, &self.tokens);
+        } else if !self.paused {
             // Steps that were ahead of the fault may have written past the session's end.
             session.clear();
-        } else {
-            self.cached_tokens = session.reusable(engine, &self.tokens);
         }
-        self.begun = true;
+        (self.begun, self.paused) = (true, false);
         let new = self.tokens.len() - self.prompt;
         if self.stopped {
-            return Ok(self.generation(Finish::Cancelled));
+            return Ok(Some(self.generation(Finish::Cancelled)));
         }
         if new > 0 && self.tokens.len() > engine.blueprint().context {
-            return Ok(self.generation(Finish::ContextFull));
+            return Ok(Some(self.generation(Finish::ContextFull)));
         }
+        let end = self.prompt + options.max_new_tokens;
         let options = GenerateOptions { max_new_tokens: options.max_new_tokens - new, ..options.clone() };
         let so_far = self.tokens.clone();
-        let generation = pollster::block_on(halfbyte_inference::generate(
+        let generated = pollster::block_on(halfbyte_inference::generate(
             engine,
             session,
             &so_far,
@@ -65,11 +71,19 @@ impl Attempts {
                 self.tokens.push(token);
                 let flow = on_token(token);
                 self.stopped = flow == Flow::Stop;
-                flow
+                self.paused = !self.stopped && self.tokens.len() < end && pause();
+                if self.paused { Flow::Stop } else { flow }
             },
-        ))?;
+        ));
+        let generation = match generated {
+            Ok(generation) => generation,
+            Err(error) => {
+                self.paused = false;
+                return Err(error);
+            }
+        };
         self.timings = sum(self.timings, generation.timings);
-        Ok(self.generation(generation.finish))
+        Ok((!self.paused).then(|| self.generation(generation.finish)))
     }
 
     fn generation(&self, finish: Finish) -> Generation {

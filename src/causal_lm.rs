@@ -2,7 +2,8 @@
 
 use crate::attempts::Attempts;
 use crate::chat::Chat;
-use crate::loading::{Event, Loaded, MemoryRow, expect, tokenizer};
+use crate::event::Event;
+use crate::loading::{Loaded, MemoryRow, expect, tokenizer};
 use crate::model_source::{Model, ModelSource};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
@@ -291,8 +292,9 @@ impl CausalLm {
         let (session, context) = (&mut self.session, self.loaded.context());
         let mut attempts = Attempts::new(prompt);
         let needed = prompt.len().saturating_add(options.max_new_tokens).min(context);
-        let generation =
-            self.loaded.ask(needed, &mut |engine| attempts.go_on(engine, session, &inner, &mut on_token))?;
+        let generation = self.loaded.ask_in_parts(needed, &mut |engine, pause| {
+            attempts.go_on(engine, session, &inner, &mut on_token, pause)
+        })?;
         let cached_tokens = attempts.cached_tokens;
         if let Some(error) = failed {
             return Err(error.into());

@@ -2,10 +2,12 @@
 
 use crate::cuda_devices::{open_cube, open_cuda, twin};
 use crate::options::{DeviceMap, LoadOptions};
+use crate::pressure::read_pretended;
 use crate::{Error, human_bytes};
-use halfbyte_backend::{Backend, DeviceKind, Fault};
+use halfbyte_backend::{Backend, DeviceKind, Fault, Limit, Limited};
 use halfbyte_cpu::{CpuBackend, CpuOptions};
 use halfbyte_placement::{Device, DeviceClass};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -123,10 +125,22 @@ pub(crate) const DISK: &str = "disk";
 /// More GPUs than any machine has.
 const MAX_GPUS: usize = 64;
 
+/// Address space that a GPU driver must find: it takes much more than it uses, and where it finds too little,
+/// Mesa's software Vulkan was seen to end the process.
+#[cfg(feature = "wgpu")]
+const DRIVER_ADDRESS_SPACE: u64 = 3 << 29;
+
 /// Opens the GPUs that are `wanted`, each with the limit that it was given.
 #[cfg(feature = "wgpu")]
 async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions, found: &mut Found) {
     use halfbyte_wgpu::{Options, WgpuBackend};
+    if let Some(left) = halfbyte_cpu::address_space_left().filter(|&left| left < DRIVER_ADDRESS_SPACE) {
+        return found.absent.push(format!(
+            "no GPU driver is loaded into {} of address space: some crash below {} (ulimit -v)",
+            human_bytes(left),
+            human_bytes(DRIVER_ADDRESS_SPACE)
+        ));
+    }
     let adapters = match WgpuBackend::all().await {
         Ok(adapters) => adapters,
         Err(fault) => return found.absent.push(fault.to_string()),
@@ -170,11 +184,18 @@ async fn open_wgpu(_wanted: &dyn Fn(&str, DeviceKind) -> bool, _options: &LoadOp
 }
 
 /// Opens a device that was lost once more.
-pub(crate) async fn reopen(name: &str, options: &LoadOptions) -> Result<Rc<dyn Backend>, Fault> {
+pub(crate) async fn reopen(
+    name: &str,
+    options: &LoadOptions,
+    limit: Option<&Limit>,
+) -> Result<Rc<dyn Backend>, Fault> {
     let found = open(&|other, _| other == name, options).await?;
     let is = |backend: &Rc<dyn Backend>| backend.info().name == name;
     match found.backends.into_iter().find(is) {
-        Some(backend) => Ok(backend),
+        Some(backend) => Ok(match limit {
+            Some(limit) => Rc::new(Limited::new(backend, Rc::clone(limit))),
+            None => backend,
+        }),
         None => Err(found.failed.into_iter().map(|(_, fault)| fault).next().unwrap_or_else(|| Fault::Lost {
             device: name.to_owned(),
             reason: "it is not there any more".into(),
@@ -186,6 +207,8 @@ pub(crate) async fn reopen(name: &str, options: &LoadOptions) -> Result<Rc<dyn B
 pub(crate) struct Candidate {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) device: Device,
+    /// What a watched file of `--pretend-memory` says that it has.
+    pub(crate) limit: Option<Limit>,
 }
 
 impl Candidate {
@@ -203,6 +226,12 @@ const HEADROOM: f64 = 0.10;
 /// `cpu` alone does not touch any GPU driver. A software GPU is slower than the CPU that emulates it: it
 /// is used only where the options name it.
 pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, Error> {
+    // A device that a watched file names is opened without its limit, which may grow.
+    let watched = options.pretend_memory_file.as_deref().map(read_pretended).transpose()?.unwrap_or_default();
+    let opened_with = options;
+    let mut pretended = options.clone();
+    pretended.pretend_memory.extend(watched.iter().map(|(name, &bytes)| (name.clone(), bytes)));
+    let options = &pretended;
     let named = |name: &str| {
         is_limited(options, name)
             || match &options.device_map {
@@ -219,7 +248,7 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
     let forbidden = |name: &str| name == DISK && options.max_memory.get(DISK) == Some(&0);
     let wanted =
         |name: &str, kind| mapped(name) && !forbidden(name) && (kind != DeviceKind::Software || named(name));
-    let found = open(&wanted, options).await?;
+    let found = open(&wanted, opened_with).await?;
     check_named(options, &found)?;
 
     let mut candidates = Vec::new();
@@ -228,11 +257,16 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
         // A card that CUDA drives is used through CUDA; named, it is used as it is named, its memory counted once.
         let twin = twin(found.backends.iter().map(|backend| &**backend), backend.info());
         if mapped(name) && (twin.is_none() || named(name)) {
-            let mut device = device(&**backend, options);
+            let limit = watched.get(name).map(|&bytes| Limit::new(Cell::new(bytes)));
+            let backend = match &limit {
+                Some(limit) => Rc::new(Limited::new(Rc::clone(backend), Rc::clone(limit))) as Rc<dyn Backend>,
+                None => Rc::clone(backend),
+            };
+            let mut device = device(&*backend, options);
             if let Some(twin) = twin {
                 device.pool.clone_from(&twin.name);
             }
-            candidates.push(Candidate { backend: Rc::clone(backend), device });
+            candidates.push(Candidate { backend, device, limit });
         }
     }
     share_host_memory(&mut candidates, options);

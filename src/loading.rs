@@ -1,10 +1,12 @@
 //! A model on its devices: planned, loaded by the plan, accounted for.
 
 use crate::devices::candidates;
+use crate::event::Event;
 use crate::four_bit_cache;
+use crate::holdings::{Held, Holding};
 use crate::model_source::Model;
 use crate::planning::Planning;
-use crate::recovery::{Loader, Rung};
+use crate::recovery::Loader;
 use crate::witness::private_resident;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_backend::{Backend, DeviceKind, Fault, FaultCounts};
@@ -13,15 +15,6 @@ use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
-
-/// Something that was not planned.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Event {
-    /// The device where it happened.
-    pub device: String,
-    /// What happened, and what was done about it.
-    pub text: String,
-}
 
 /// One device's memory: what was planned, what our ledger holds, what the system says.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -47,9 +40,14 @@ pub struct Loaded {
     load_seconds: f64,
     planned: Vec<DeviceFootprint>,
     resident_before: Option<u64>,
+    holding: Holding,
     // Kept last: the engine gives its memory back to its backends when it is dropped.
     loader: Loader,
 }
+
+/// A question to an engine that comes to rest, with `None`, where its second argument says so.
+pub(crate) type Question<'a, T> =
+    dyn FnMut(&mut Engine, &mut dyn FnMut() -> bool) -> Result<Option<T>, ModelError> + 'a;
 
 impl std::fmt::Debug for Loaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,12 +73,17 @@ impl Loaded {
             }
             let resident_before = private_resident();
             let mut loader = Loader::new(planning);
-            let engine = loader.load(progress).await?;
+            let engine = loader.first_load(progress).await?;
             loader.met();
+            loader.settle();
             note_new_head(&engine, loader.model(), progress);
+            let planned = engine.footprints()?;
+            let holding = Holding::new();
+            holding.set(held(&planned));
             Ok(Self {
-                planned: engine.footprints()?,
+                planned,
                 engine,
+                holding,
                 name: model.name().to_owned(),
                 load_seconds: start.elapsed().as_secs_f64(),
                 resident_before,
@@ -125,61 +128,70 @@ impl Loaded {
         needed: usize,
         ask: &mut dyn FnMut(&mut Engine) -> Result<T, ModelError>,
     ) -> Result<T, Error> {
+        self.ask_in_parts(needed, &mut |engine, _| ask(engine).map(Some))
+    }
+
+    /// [`ask`](Self::ask) with a question that can be interrupted: where its second argument says so, it
+    /// should come to rest and return `None`. It is asked again once blocks have moved.
+    pub(crate) fn ask_in_parts<T>(&mut self, needed: usize, ask: &mut Question<'_, T>) -> Result<T, Error> {
         if !self.engine.is_loaded() {
             pollster::block_on(async {
                 self.loader.refresh().await?;
-                self.reload().await
+                self.load_again().await?;
+                self.loader.settle();
+                Ok::<_, Error>(())
             })?;
         }
+        let mut paused = false;
         loop {
-            match ask(&mut self.engine) {
-                Ok(answer) => {
+            self.loader.hold(self.context(), needed);
+            if paused || self.loader.is_due() {
+                paused = false;
+                pollster::block_on(self.carry_out())?;
+            }
+            let loader = &mut self.loader;
+            match ask(&mut self.engine, &mut || loader.is_due()) {
+                Ok(Some(answer)) => {
                     self.loader.met();
                     return Ok(answer);
                 }
-                Err(ModelError::Fault(fault)) => pollster::block_on(self.recover(fault, needed))?,
+                Ok(None) => paused = true,
+                Err(ModelError::Fault(fault)) => pollster::block_on(self.recover(fault))?,
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
     /// Climbs down the ladder until the engine can be asked again.
-    async fn recover(&mut self, fault: Fault, needed: usize) -> Result<(), Error> {
-        self.loader.hold(self.context(), needed);
-        let mut fault = fault;
-        loop {
-            if !matches!(fault, Fault::OutOfMemory { .. } | Fault::Lost { .. }) {
-                return Err(fault.into());
-            }
-            let lost = matches!(fault, Fault::Lost { .. });
-            if lost {
-                // Before its place is taken.
+    async fn recover(&mut self, fault: Fault) -> Result<(), Error> {
+        match self.loader.after(fault, &mut self.engine).await {
+            Ok(()) => self.load_again().await,
+            Err(error) => {
                 self.engine.unload().await;
-            }
-            match self.loader.after(fault, &mut Silent).await {
-                Ok(Rung::Load) => {
-                    self.engine.unload().await;
-                    return self.reload().await;
-                }
-                Ok(Rung::Chunk) => match self.engine.set_caps(self.loader.caps(&self.engine)).await {
-                    Ok(()) => {
-                        self.planned = self.engine.footprints()?;
-                        return Ok(());
-                    }
-                    Err(next) => fault = next,
-                },
-                Err(error) => {
-                    self.engine.unload().await;
-                    return Err(error);
-                }
+                self.holding.set(Held::new());
+                Err(error)
             }
         }
     }
 
-    async fn reload(&mut self) -> Result<(), Error> {
-        self.engine = self.loader.load(&mut Silent).await?;
-        self.planned = self.engine.footprints()?;
-        Ok(())
+    /// Moves what the devices' memory asks for.
+    async fn carry_out(&mut self) -> Result<(), Error> {
+        let done = self.loader.carry_out(&mut self.engine).await;
+        self.after_loading(done).await
+    }
+
+    async fn load_again(&mut self) -> Result<(), Error> {
+        let done = self.loader.load(&mut self.engine, &mut Silent).await;
+        self.after_loading(done).await
+    }
+
+    async fn after_loading(&mut self, done: Result<(), Error>) -> Result<(), Error> {
+        match done {
+            Ok(()) => self.planned = self.engine.footprints()?,
+            Err(_) => self.engine.unload().await,
+        }
+        self.holding.set(if done.is_ok() { held(&self.planned) } else { Held::new() });
+        done
     }
 
     /// Blocks and their devices, as accelerate's `hf_device_map`.
@@ -234,6 +246,14 @@ impl Loaded {
     pub fn counts(&self) -> (u64, u64) {
         self.engine.counts()
     }
+}
+
+/// What a model holds, for whoever watches.
+fn held(planned: &[DeviceFootprint]) -> Held {
+    let of = |one: &DeviceFootprint| -> Vec<_> {
+        one.planned.iter().map(|(purpose, bytes)| ((one.device.clone(), purpose), bytes)).collect()
+    };
+    planned.iter().flat_map(of).collect()
 }
 
 /// Refuses a model that cannot be made to do what is wanted, and says what to do with it.

@@ -68,6 +68,12 @@ pub struct LoadOptions {
     /// The memory that a device is to be taken to have, by its name: it is planned for and allocated as if
     /// the device were that small. To see how a model would live on another machine.
     pub pretend_memory: BTreeMap<String, u64>,
+    /// A file that says the same as `pretend_memory` and is read again while the model runs: when a size in
+    /// it falls, blocks move out of that device, and when it grows, they come back.
+    pub pretend_memory_file: Option<PathBuf>,
+    /// Whether a KV cache of a smaller type may be taken where nothing exact fits any more: the text goes on,
+    /// but may differ.
+    pub allow_lossy: bool,
     /// How 16- and 32-bit linear layers are quantized; `None` keeps them as they are. A checkpoint that is
     /// already quantized keeps its own format.
     pub quant: Option<QuantSpec>,
@@ -115,6 +121,8 @@ impl Default for LoadOptions {
             device_map: DeviceMap::Auto,
             max_memory: BTreeMap::new(),
             pretend_memory: BTreeMap::new(),
+            pretend_memory_file: None,
+            allow_lossy: false,
             quant: Some(QuantSpec::default()),
             compute_dtype: ComputeDtype::default(),
             kv_cache: KvType::F16,

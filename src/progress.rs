@@ -22,7 +22,8 @@ pub trait Progress {
         let _ = (name, done, total);
     }
 
-    /// Something that the user should know: a setting that was overruled, a placement that changed.
+    /// Something that the user should know: a setting that was overruled, a head that is drawn at random. What
+    /// becomes of a placement is told to [`on_event`](crate::on_event).
     fn note(&mut self, text: &str) {
         let _ = text;
     }

@@ -54,12 +54,9 @@ fn run(
 /// A fault that does not happen: only counts.
 const NEVER: FaultSpec = FaultSpec::Alloc(u64::MAX);
 
-/// Places to run in: the CPU alone, and with the feature `wgpu` both by a map and by a limit.
+/// Places to run in: the CPU alone, and with the feature `wgpu` a GPU alone and both, by a map and by a limit.
 fn places() -> Vec<(&'static str, LoadOptions)> {
-    let mut places = Vec::new();
-    for setup in setups().iter().filter(|setup| setup.name != "wgpu") {
-        places.push((setup.name, exact(&setup.device_map)));
-    }
+    let mut places: Vec<_> = setups().iter().map(|setup| (setup.name, exact(&setup.device_map))).collect();
     if cfg!(feature = "wgpu") {
         places.push(("cpu and wgpu by a limit", limited(almost())));
     }
@@ -78,6 +75,37 @@ fn almost() -> u64 {
     too_small
 }
 
+/// Runs `test` for each of `numbers`, on a few threads at once, and adds up what it counts.
+fn sweep<const N: usize>(
+    numbers: impl Iterator<Item = u64> + Send,
+    test: &(dyn Fn(u64) -> [u64; N] + Sync),
+) -> [u64; N] {
+    let left = std::sync::Mutex::new(numbers);
+    let next = || left.lock().unwrap().next();
+    std::thread::scope(|scope| {
+        let worker = || {
+            let mut sum = [0; N];
+            while let Some(nth) = next() {
+                sum = std::array::from_fn(|at| sum[at] + test(nth)[at]);
+            }
+            sum
+        };
+        let workers: Vec<_> = (0..3).map(|_| scope.spawn(worker)).collect();
+        let sums = workers.into_iter().map(|worker| worker.join().unwrap());
+        sums.fold([0; N], |sum, one| std::array::from_fn(|at| sum[at] + one[at]))
+    })
+}
+
+/// Whether the planner, asked apart and told what the devices turned out to hold, finds no place either.
+fn nothing_fits(refusal: &halfbyte::Refusal, options: &LoadOptions) -> bool {
+    let mut max_memory = options.max_memory.clone();
+    max_memory.extend(refusal.devices.iter().map(|device| (device.device.clone(), device.budget)));
+    [256, 128, 32, 8].into_iter().all(|chunk| {
+        let options = LoadOptions { max_memory: max_memory.clone(), chunk, ..options.clone() };
+        !halfbyte::plan(&stories(), &options, &mut Silent).unwrap().fits
+    })
+}
+
 #[test]
 fn any_allocation_may_fail() {
     for (name, options) in places() {
@@ -85,26 +113,42 @@ fn any_allocation_may_fail() {
         let last = wanted.model.loaded().fault_counts().unwrap().allocations;
         assert!(last > 10 && wanted.tokens.len() == 32, "{name}: {last} allocations");
         assert!(wanted.model.events().is_empty());
-        let (mut same, mut refused, mut moved) = (0, 0, 0);
-        for nth in 1..=last {
-            match run(&options, FaultSpec::Alloc(nth), 32, SampleParams::default()) {
-                Ok(found) => {
-                    assert_eq!(found.tokens, wanted.tokens, "{name}, alloc:{nth}");
-                    assert_eq!(found.streamed, wanted.streamed, "{name}, alloc:{nth}");
-                    assert_eq!(found.model.events().len(), 1, "{name}, alloc:{nth}");
-                    same += 1;
-                    moved += u64::from(found.model.device_map() != wanted.model.device_map());
-                    for row in found.model.memory() {
-                        assert_eq!(row.planned_bytes, row.measured_bytes, "{name}, alloc:{nth}: {row:?}");
+        let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
+        // Once, and again at what is tried in its place: then less is done at once, or blocks move. A software
+        // GPU takes long to open: one of the two for each way to use it.
+        let counts = match name {
+            "cpu" => 1..=2,
+            "wgpu" => 1..=1,
+            "cpu and wgpu by a limit" => 2..=2,
+            _ => continue,
+        };
+        for count in counts {
+            let [same, refused, moved] = sweep(1..=last, &|first| {
+                let fault = FaultSpec::Allocs { first, count };
+                match run(&options, fault, 32, SampleParams::default()) {
+                    Ok(found) => {
+                        assert_eq!(found.tokens, tokens, "{name}, {fault}");
+                        assert_eq!(found.streamed, streamed, "{name}, {fault}");
+                        assert!(!found.model.events().is_empty(), "{name}, {fault}");
+                        for row in found.model.memory() {
+                            assert_eq!(row.planned_bytes, row.measured_bytes, "{name}, {fault}: {row:?}");
+                        }
+                        [1, 0, u64::from(found.model.device_map() != map)]
                     }
+                    Err(Error::Refused(refusal)) => {
+                        assert!(nothing_fits(&refusal, &options), "{name}, {fault}: {refusal}");
+                        [0, 1, 0]
+                    }
+                    Err(error) => panic!("{name}, {fault}: {error}"),
                 }
-                Err(Error::Refused(_)) => refused += 1,
-                Err(error) => panic!("{name}, alloc:{nth}: {error}"),
-            }
+            });
+            println!(
+                "{name}, alloc:N*{count}: N to {last}, {same} the same text ({moved} moved), {refused} refused"
+            );
+            assert_eq!(same + refused, last, "{name}");
+            // All of these have room: smaller chunks, less context, the other device.
+            assert_eq!(refused, 0, "{name}");
         }
-        println!("{name}: {last} allocations, {same} the same text ({moved} moved), {refused} refused");
-        // All of these have room: smaller chunks, less context, the other device.
-        assert_eq!(refused, 0, "{name}");
     }
 }
 
@@ -113,22 +157,26 @@ fn the_device_may_be_lost_at_any_submission() {
     let drawn = SampleParams { temperature: 0.9, seed: 7, ..SampleParams::default() };
     for (name, options) in places() {
         for sample in [SampleParams::default(), drawn] {
-            let wanted = run(&options, NEVER, 12, sample).unwrap();
-            let last = wanted.model.loaded().fault_counts().unwrap().submissions;
-            assert!(last >= 12, "{name}: {last} submissions");
             // A software GPU takes long to compile its kernels again.
-            let step = if name == "cpu" { 1 } else { 3 };
-            let mut lost = 0;
-            for nth in (1..=last).step_by(step) {
-                let found = run(&options, FaultSpec::DeviceLost(nth), 12, sample).unwrap();
-                assert_eq!(found.tokens, wanted.tokens, "{name}, device-lost:{nth}");
-                assert_eq!(found.streamed, wanted.streamed, "{name}, device-lost:{nth}");
-                assert_eq!(found.model.device_map(), wanted.model.device_map(), "{name}, device-lost:{nth}");
+            if name != "cpu" && (name == "cpu and wgpu" || sample == drawn) {
+                continue;
+            }
+            let new_tokens = if name == "cpu" { 12 } else { 4 };
+            let wanted = run(&options, NEVER, new_tokens, sample).unwrap();
+            let last = wanted.model.loaded().fault_counts().unwrap().submissions;
+            assert!(last >= new_tokens as u64, "{name}: {last} submissions");
+            let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
+            let [lost] = sweep(1..=last, &|nth| {
+                let found = run(&options, FaultSpec::DeviceLost(nth), new_tokens, sample).unwrap();
+                assert_eq!(found.tokens, tokens, "{name}, device-lost:{nth}");
+                assert_eq!(found.streamed, streamed, "{name}, device-lost:{nth}");
+                assert_eq!(found.model.device_map(), map, "{name}, device-lost:{nth}");
                 let events = found.model.events();
                 assert!(events.len() == 1 && events[0].text.contains("lost"), "{name}: {events:?}");
-                lost += 1;
-            }
-            println!("{name}: lost at {lost} of {last} submissions, always the same text");
+                [1]
+            });
+            println!("{name}: lost at each of {last} submissions, {lost} times the same text");
+            assert_eq!(lost, last);
         }
     }
 }
@@ -157,22 +205,23 @@ fn batches_logits_and_scores_survive_too() {
     println!("batch, logits, perplexity: lost at each of {} submissions", wanted.3);
 }
 
-/// A model that a failure leaves no place for refuses with remedies, and the next load is as ever.
+/// A model that failures leave no place for refuses with remedies, and the next load is as ever.
 #[test]
 fn what_fits_nowhere_is_refused() {
     let cpu = exact(&"cpu".parse().unwrap());
     let options = LoadOptions { context: Some(64), chunk: 8, ..cpu };
-    let refused = run(&options, FaultSpec::Alloc(3), 8, SampleParams::default());
-    let error = refused.err().expect("the planner has nothing smaller to offer");
-    println!("{error}");
-    assert!(matches!(&error, Error::Refused(refusal) if !refusal.remedies.is_empty()), "{error}");
-    assert!(error.to_string().contains("--kv-cache q8"), "{error}");
-    // The planner, asked apart: a byte less than what was planned does not do.
-    let planned = halfbyte::plan(&stories(), &options, &mut Silent).unwrap();
-    let bytes = planned.devices.iter().find(|device| device.device == "cpu").unwrap().planned_bytes;
-    for (limit, fits) in [(bytes, true), (bytes - 1, false)] {
-        let options = LoadOptions { max_memory: [("cpu".to_owned(), limit)].into(), ..options.clone() };
-        assert_eq!(halfbyte::plan(&stories(), &options, &mut Silent).unwrap().fits, fits);
-    }
+    // One failure may be a moment's; two at the same place are less memory than there was said to be.
+    assert!(run(&options, FaultSpec::Alloc(3), 8, SampleParams::default()).is_ok());
+    let twice = FaultSpec::Allocs { first: 3, count: 2 };
+    let refused = run(&options, twice, 8, SampleParams::default());
+    let Some(Error::Refused(refusal)) = refused.err() else { panic!("there is nothing smaller to offer") };
+    println!("{refusal}");
+    assert!(!refusal.remedies.is_empty() && refusal.to_string().contains("--kv-cache q8"), "{refusal}");
+    assert!(nothing_fits(&refusal, &options), "{refusal}");
+    // What was allowed beforehand is done, and said to have been done.
+    let lossy = LoadOptions { allow_lossy: true, ..options.clone() };
+    let found = run(&lossy, twice, 8, SampleParams::default()).unwrap();
+    let events = found.model.events();
+    assert!(events.last().unwrap().text.contains("the text may differ"), "{events:#?}");
     assert!(run(&options, NEVER, 8, SampleParams::default()).is_ok());
 }

@@ -58,3 +58,122 @@ fn text(model: &mut CausalLm) -> String {
     let how = GenerateOptions { max_new_tokens: 8, sample: SampleParams::default() };
     model.generate("Once there was", &how, &mut |_| Flow::Continue).unwrap().text
 }
+
+/// A file of `--pretend-memory`, gone when dropped.
+#[cfg(feature = "wgpu")]
+struct Watched(tempfile::TempDir);
+
+#[cfg(feature = "wgpu")]
+impl Watched {
+    fn new(bytes: u64) -> Self {
+        let file = Self(tempfile::tempdir().unwrap());
+        file.set(bytes);
+        file
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("memory")
+    }
+
+    fn set(&self, bytes: u64) {
+        std::fs::write(self.path(), format!("wgpu:0={bytes}\n")).unwrap();
+    }
+
+    fn options(&self) -> LoadOptions {
+        LoadOptions {
+            device_map: "sequential".parse().unwrap(),
+            pretend_memory_file: Some(self.path()),
+            kv_cache: halfbyte::KvType::F32,
+            context: Some(128),
+            chunk: 8,
+            ..LoadOptions::default()
+        }
+    }
+}
+
+/// The memory of a device shrinks and grows in the middle of a text, as if another process took it and gave
+/// it back: layers move out and return, and the text is that of a machine where nothing happened.
+#[test]
+#[cfg(feature = "wgpu")]
+fn layers_move_out_of_a_device_that_shrinks_and_return_when_it_grows() {
+    use halfbyte::EventKind;
+    let plenty = 1 << 30;
+    let file = Watched::new(plenty);
+    let generate = |model: &mut CausalLm, at: &mut dyn FnMut(usize)| {
+        let (mut pieces, mut text) = (0, String::new());
+        let how = GenerateOptions { max_new_tokens: 48, sample: SampleParams::default() };
+        let done = model.generate("Once there was", &how, &mut |piece| {
+            text += piece;
+            pieces += 1;
+            at(pieces);
+            Flow::Continue
+        });
+        assert_eq!(text, done.unwrap().text, "each token once");
+        text
+    };
+    let mut model = CausalLm::load(&stories(), &file.options(), &mut Silent).unwrap();
+    let wanted = generate(&mut model, &mut |_| ());
+    assert!(model.events().is_empty(), "{:?}", model.events());
+    let (home, all) = (model.device_map(), model.memory()[0].planned_bytes);
+    assert_eq!(model.blocks_on("cpu"), 0);
+    for round in 0..2 {
+        let before = model.events().len();
+        let text = generate(&mut model, &mut |piece| match piece {
+            6 => file.set(all),
+            16 => file.set(all - all / 4),
+            26 => file.set(plenty),
+            _ => {}
+        });
+        assert_eq!(text, wanted, "round {round}");
+        let events = &model.events()[before..];
+        let kinds: Vec<EventKind> = events.iter().map(|event| event.kind).collect();
+        assert_eq!(
+            kinds,
+            [EventKind::MemoryShort, EventKind::MemoryShort, EventKind::MemoryBack],
+            "{events:#?}"
+        );
+        let [out, further, back] = events else { unreachable!() };
+        assert!(out.text.contains("moved from wgpu:0 to cpu"), "{out:?}");
+        assert!(further.text.contains("moved from wgpu:0 to cpu"), "{further:?}");
+        assert!(back.text.contains("moved from cpu to wgpu:0"), "{back:?}");
+        assert_eq!(model.device_map(), home, "round {round}");
+        for row in model.memory() {
+            assert_eq!(row.planned_bytes, row.measured_bytes, "{row:?}");
+        }
+    }
+    // Between requests, too; and a device that comes and goes every few tokens is left alone.
+    file.set(all);
+    let before = model.events().len();
+    assert_eq!(generate(&mut model, &mut |_| ()), wanted);
+    assert_eq!(model.events().len(), before + 1);
+    let text = generate(&mut model, &mut |piece| file.set(if piece % 4 < 2 { plenty } else { all }));
+    assert_eq!((text, model.events().len()), (wanted, before + 1), "{:#?}", model.events());
+}
+
+/// A device that leaves no room for anything is nothing to stop a text for: what it holds it has.
+#[test]
+#[cfg(feature = "wgpu")]
+fn a_device_that_shrinks_to_nothing_gives_up_everything_or_says_that_it_cannot() {
+    let file = Watched::new(1 << 30);
+    let mut model = CausalLm::load(&stories(), &file.options(), &mut Silent).unwrap();
+    let wanted = text(&mut model);
+    file.set(0);
+    assert_eq!(text(&mut model), wanted);
+    assert_eq!(model.blocks_on("wgpu:0"), 0, "{:#?}", model.events());
+    assert!(model.events()[0].text.contains("model.embed_tokens to lm_head moved"), "{:#?}", model.events());
+    // Where a device map leaves no other place, the text goes on and the event says so, once.
+    file.set(1 << 30);
+    let only = LoadOptions { device_map: "wgpu:0".parse().unwrap(), ..file.options() };
+    let mut model = CausalLm::load(&stories(), &only, &mut Silent).unwrap();
+    file.set(0);
+    assert_eq!((text(&mut model), text(&mut model)), (wanted.clone(), wanted));
+    assert_eq!(model.events().len(), 1, "{:#?}", model.events());
+    assert!(model.events()[0].text.contains("nothing can move out"), "{:#?}", model.events());
+}
+
+#[test]
+fn a_watched_file_that_says_nothing_is_named() {
+    let options = LoadOptions { pretend_memory_file: Some("nowhere".into()), ..LoadOptions::default() };
+    let error = CausalLm::load(&stories(), &options, &mut Silent).unwrap_err();
+    assert!(error.to_string().starts_with("--pretend-memory @nowhere: "), "{error}");
+}

@@ -10,11 +10,18 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What is to go wrong, once.
+/// What is to go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultSpec {
     /// This allocation fails, counted from 1: each want of a reservation is one, each program another.
     Alloc(u64),
+    /// So many allocations fail from this one on: it and what is tried in its place.
+    Allocs {
+        /// The first that fails, counted from 1.
+        first: u64,
+        /// How many fail.
+        count: u64,
+    },
     /// The device is lost at this submission, counted from 1.
     DeviceLost(u64),
 }
@@ -22,14 +29,17 @@ pub enum FaultSpec {
 impl FromStr for FaultSpec {
     type Err = String;
 
-    /// Reads `alloc:N` or `device-lost:N`.
+    /// Reads `alloc:N`, `alloc:N*COUNT` or `device-lost:N`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?}: expected alloc:N or device-lost:N with N from 1 up");
-        let (kind, count) = text.split_once(':').ok_or_else(wrong)?;
-        let count = count.parse().ok().filter(|&count| count > 0).ok_or_else(wrong)?;
-        match kind {
-            "alloc" => Ok(Self::Alloc(count)),
-            "device-lost" => Ok(Self::DeviceLost(count)),
+        let wrong = || format!("{text:?}: expected alloc:N, alloc:N*COUNT or device-lost:N with N from 1 up");
+        let number = |text: &str| text.parse().ok().filter(|&number| number > 0).ok_or_else(wrong);
+        let (kind, numbers) = text.split_once(':').ok_or_else(wrong)?;
+        match (kind, numbers.split_once('*')) {
+            ("alloc", None) => Ok(Self::Alloc(number(numbers)?)),
+            ("alloc", Some((first, count))) => {
+                Ok(Self::Allocs { first: number(first)?, count: number(count)? })
+            }
+            ("device-lost", None) => Ok(Self::DeviceLost(number(numbers)?)),
             _ => Err(wrong()),
         }
     }
@@ -38,7 +48,8 @@ impl FromStr for FaultSpec {
 impl fmt::Display for FaultSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Alloc(count) => write!(f, "alloc:{count}"),
+            Self::Alloc(nth) => write!(f, "alloc:{nth}"),
+            Self::Allocs { first, count } => write!(f, "alloc:{first}*{count}"),
             Self::DeviceLost(count) => write!(f, "device-lost:{count}"),
         }
     }
@@ -76,7 +87,12 @@ impl FaultPlan {
     /// Counts an allocation; whether it is the one that fails.
     fn allocate(&self) -> bool {
         self.allocations.set(self.allocations.get() + 1);
-        self.spec == FaultSpec::Alloc(self.allocations.get())
+        let now = self.allocations.get();
+        match self.spec {
+            FaultSpec::Alloc(nth) => now == nth,
+            FaultSpec::Allocs { first, count } => now >= first && now - first < count,
+            FaultSpec::DeviceLost(_) => false,
+        }
     }
 
     /// Counts a submission; whether it is the one that loses the device.
@@ -242,12 +258,26 @@ mod tests {
 
     #[test]
     fn specs_as_people_write_them() {
-        for (text, spec) in [("alloc:3", FaultSpec::Alloc(3)), ("device-lost:17", FaultSpec::DeviceLost(17))]
-        {
+        for (text, spec) in [
+            ("alloc:3", FaultSpec::Alloc(3)),
+            ("alloc:3*2", FaultSpec::Allocs { first: 3, count: 2 }),
+            ("device-lost:17", FaultSpec::DeviceLost(17)),
+        ] {
             assert_eq!(text.parse(), Ok(spec));
             assert_eq!(spec.to_string(), text);
         }
-        for text in ["", "alloc", "alloc:0", "alloc:-1", "alloc:x", "lost:1", "device-lost:"] {
+        for text in [
+            "",
+            "alloc",
+            "alloc:0",
+            "alloc:-1",
+            "alloc:x",
+            "alloc:1*0",
+            "alloc:*2",
+            "device-lost:1*2",
+            "lost:1",
+            "device-lost:",
+        ] {
             assert!(text.parse::<FaultSpec>().unwrap_err().contains("alloc:N"), "{text}");
         }
     }
@@ -258,6 +288,11 @@ mod tests {
         assert_eq!([plan.allocate(), plan.allocate(), plan.allocate()], [false, true, false]);
         assert!(!plan.submit() && !plan.submit());
         assert_eq!(plan.counts(), FaultCounts { allocations: 3, submissions: 2 });
+        let plan = FaultPlan::new(FaultSpec::Allocs { first: 2, count: 2 });
+        assert_eq!(
+            [plan.allocate(), plan.allocate(), plan.allocate(), plan.allocate()],
+            [false, true, true, false]
+        );
         let plan = FaultPlan::new(FaultSpec::DeviceLost(1));
         assert_eq!([plan.submit(), plan.submit()], [true, false]);
     }

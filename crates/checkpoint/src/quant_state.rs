@@ -247,12 +247,10 @@ pub fn read_quantized(
 fn copied(bytes: &[u8]) -> Vec<u8> {
     #[cfg(feature = "native")]
     {
-        use rayon::prelude::*;
         const PIECE: usize = 1 << 20;
         let mut copy = vec![0; bytes.len()];
-        copy.par_chunks_mut(PIECE)
-            .zip(bytes.par_chunks(PIECE))
-            .for_each(|(to, from)| to.copy_from_slice(from));
+        let pieces = copy.chunks_mut(PIECE).zip(bytes.chunks(PIECE));
+        halfbyte_quant::threads::each(pieces, |(to, from)| to.copy_from_slice(from));
         copy
     }
     #[cfg(not(feature = "native"))]

@@ -56,7 +56,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "LIMITS")]
     pub max_memory: Vec<String>,
     /// Take a device to have this much memory, as in wgpu:0=6GiB: plan for it and allocate within it, as on
-    /// a machine that has no more. May be given again.
+    /// a machine that has no more. May be given again. @FILE reads the sizes from a file, and again while the
+    /// model runs: layers move out when a size falls, and come back when it grows.
     #[arg(long, value_name = "SIZES", hide_short_help = true)]
     pub pretend_memory: Vec<String>,
     /// nf4, fp4, or none: keep 16- and 32-bit weights as they are.
@@ -83,6 +84,9 @@ pub struct ModelArgs {
     /// Quantize classification heads and poolers too, as transformers 5 does.
     #[arg(long, hide_short_help = true)]
     pub convert_heads: bool,
+    /// Where nothing exact fits any more, go on with a smaller KV cache: the text may then differ.
+    #[arg(long)]
+    pub allow_lossy: bool,
     /// Neither read nor write the 4-bit form of a large 16-bit model, which is kept beside the Hub's cache.
     #[arg(long)]
     pub no_cache: bool,
@@ -130,8 +134,12 @@ impl ModelArgs {
             max_memory.extend(parse_max_memory(limits)?);
         }
         let mut pretend_memory = std::collections::BTreeMap::new();
+        let mut pretend_memory_file = None;
         for sizes in &self.pretend_memory {
-            pretend_memory.extend(parse_pretend_memory(sizes)?);
+            match sizes.strip_prefix('@') {
+                Some(file) => pretend_memory_file = Some(PathBuf::from(file)),
+                None => pretend_memory.extend(parse_pretend_memory(sizes)?),
+            }
         }
         if self.chunk == 0 {
             return Err(Error::Usage("--chunk 0: at least one token must be processed at once".into()));
@@ -140,6 +148,8 @@ impl ModelArgs {
             device_map: self.device_map.parse::<DeviceMap>()?,
             max_memory,
             pretend_memory,
+            pretend_memory_file,
+            allow_lossy: self.allow_lossy,
             quant: self.quant()?,
             compute_dtype: self.compute_dtype.parse::<ComputeDtype>()?,
             kv_cache: parse_kv(&self.kv_cache)?,
@@ -341,9 +351,18 @@ pub struct PerplexityArgs {
 /// `halfbyte devices`
 #[derive(Debug, Args)]
 pub struct DevicesArgs {
-    /// Print one JSON object on stdout and nothing else there.
+    /// Print one JSON object on stdout and nothing else there; with --watch one on each line.
     #[arg(long)]
     pub json: bool,
+    /// Show each device's memory as a bar, again and again, and warn before it is gone. Ctrl-C ends it.
+    #[arg(long)]
+    pub watch: bool,
+    /// Seconds between two looks.
+    #[arg(long, default_value_t = 1.0, value_name = "SECONDS", requires = "watch")]
+    pub interval: f64,
+    /// End after so many looks.
+    #[arg(long, value_name = "N", requires = "watch")]
+    pub samples: Option<usize>,
 }
 
 /// `halfbyte doctor`

@@ -4,6 +4,7 @@
 
 pub mod args;
 mod commands;
+mod notes;
 pub mod progress;
 pub mod table;
 
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging(arguments.verbose);
+    let _told = notes::install();
     exit_code(run(arguments.command))
 }
 
@@ -55,7 +57,8 @@ fn run(command: Command) -> Result<(), Error> {
 
 fn start_logging(verbose: u8) {
     let default = match verbose {
-        0 => "error",
+        // What a driver or a library complains about comes back as a value, and is said in one line.
+        0 => "halfbyte=error",
         1 => "halfbyte=info,warn",
         2 => "halfbyte=debug,info",
         _ => "trace",

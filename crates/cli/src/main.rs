@@ -1,9 +1,12 @@
 //! The `halfbyte` command.
 
+mod allocator;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     quiet_headless_vulkan();
+    allocator::share_arenas();
     halfbyte_cli::main()
 }
 

@@ -56,7 +56,7 @@ impl CpuBackend {
     ///
     /// # Errors
     /// [`Fault::Invalid`] or [`Fault::Unsupported`] if [`PATH_VARIABLE`](crate::PATH_VARIABLE) names no
-    /// path or one that this processor lacks; [`Fault::Internal`] if threads cannot be started.
+    /// path or one that this processor lacks.
     pub fn new() -> Result<Self, Fault> {
         Self::with(CpuOptions::default())
     }
@@ -88,12 +88,8 @@ impl CpuBackend {
             return Ok(Self::assemble(options, path, kernels, None, 0));
         }
         let threads = options.threads.unwrap_or_else(|| CpuLayout::new().threads()).max(1);
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("halfbyte-cpu-{index}"))
-            .build()
-            .map_err(|fault| Fault::Internal(format!("{threads} worker threads: {fault}")))?;
-        Ok(Self::assemble(options, path, kernels, Some(Arc::new(pool)), threads))
+        let (pool, threads) = start(threads)?;
+        Ok(Self::assemble(options, path, kernels, pool.map(Arc::new), threads))
     }
 
     fn assemble(
@@ -314,6 +310,28 @@ impl Backend for CpuBackend {
         caps: Caps,
     ) -> Fut<'a, Box<dyn Program>> {
         Box::pin(async move { Ok(Box::new(self.program(stretch, slots, caps)?) as Box<dyn Program>) })
+    }
+}
+
+/// Worker threads, fewer where the system grants no more; at last this thread alone, which then counts as
+/// the worker of every pool that it makes.
+fn start(threads: usize) -> Result<(Option<ThreadPool>, usize), Fault> {
+    let with = |threads: usize| {
+        let named = ThreadPoolBuilder::new().thread_name(|index| format!("halfbyte-cpu-{index}"));
+        named.num_threads(threads)
+    };
+    let fewer = std::iter::successors(Some(threads), |threads| Some(threads / 2));
+    for threads in fewer.take_while(|&threads| threads > 0) {
+        if let Ok(pool) = with(threads).build() {
+            return Ok((Some(pool), threads));
+        }
+    }
+    if rayon::current_thread_index().is_some() {
+        return Ok((None, 1));
+    }
+    match with(1).use_current_thread().build() {
+        Ok(pool) => Ok((Some(pool), 1)),
+        Err(fault) => Err(Fault::Internal(format!("no worker thread: {fault}"))),
     }
 }
 

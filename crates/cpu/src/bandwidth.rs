@@ -1,6 +1,7 @@
 //! How fast this machine reads memory: the limit of decoding.
 
 use halfbyte_backend::{DeviceInfo, Fault, Memory, Purpose};
+use halfbyte_quant::allocation::handled;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use std::hint::black_box;
@@ -19,7 +20,7 @@ pub(crate) fn read(pool: Option<&ThreadPool>, memory: &Memory, info: &DeviceInfo
     let bytes = memory.free.map_or(BUFFER / 4, |free| (free / 8).min(BUFFER)) as usize;
     let words = bytes / 8;
     let mut buffer: Vec<u64> = Vec::new();
-    buffer.try_reserve_exact(words).map_err(|_| Fault::OutOfMemory {
+    handled(|| buffer.try_reserve_exact(words)).map_err(|_| Fault::OutOfMemory {
         device: info.name.clone(),
         name: "the buffer that measures bandwidth".into(),
         wanted: bytes as u64,

@@ -1,6 +1,7 @@
 //! Allocation that fails as a value.
 
-use rayon::prelude::*;
+use halfbyte_quant::allocation::handled;
+use halfbyte_quant::threads::each;
 use std::mem::MaybeUninit;
 
 /// Bytes of a page, at least: the system gives memory page by page when each is first written.
@@ -16,14 +17,15 @@ pub(crate) struct Shortage(pub u64);
 /// `len` zeros. The memory is touched, so that it is really there afterwards.
 pub(crate) fn zeroed<T: Copy + Default + Send>(len: usize) -> Result<Vec<T>, Shortage> {
     let mut buffer = Vec::new();
-    buffer
-        .try_reserve_exact(len)
+    handled(|| buffer.try_reserve_exact(len))
         .map_err(|_| Shortage((len as u64).saturating_mul(size_of::<T>() as u64)))?;
     if len.saturating_mul(size_of::<T>()) >= LARGE {
         // Half the time of loading a model that is in the page cache would go into the kernel's work for each
         // page; the zeros are written after that, by one thread.
-        let pages = buffer.spare_capacity_mut().par_chunks_mut((PAGE / size_of::<T>().max(1)).max(1));
-        pages.with_min_len(64).for_each(|page| page[0] = MaybeUninit::new(T::default()));
+        let page = (PAGE / size_of::<T>().max(1)).max(1);
+        each(buffer.spare_capacity_mut().chunks_mut(page * 64), |pages| {
+            pages.chunks_mut(page).for_each(|page| page[0] = MaybeUninit::new(T::default()));
+        });
     }
     buffer.resize(len, T::default());
     Ok(buffer)

@@ -27,4 +27,5 @@ mod sweep;
 
 pub use backend::{CpuBackend, CpuOptions};
 pub use layout::CpuLayout;
+pub use memory::address_space_left;
 pub use path::{PATH_VARIABLE, Path};

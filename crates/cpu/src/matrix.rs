@@ -5,7 +5,6 @@ use crate::store::{Store, float};
 use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized, bytes_for};
-use rayon::prelude::*;
 
 /// A linear layer, an embedding table or an output head, `[rows, cols]`.
 #[derive(Debug)]
@@ -295,6 +294,7 @@ fn copy<T: Copy + Send + Sync>(tensor: &str, what: &str, to: &mut [T], from: &[T
     if to.len() != from.len() {
         return Err(Fault::Source(format!("{tensor} has {} {what}, not {}", from.len(), to.len())));
     }
-    to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+    let pieces = to.chunks_mut(PIECE).zip(from.chunks(PIECE));
+    halfbyte_quant::threads::each(pieces, |(to, from)| to.copy_from_slice(from));
     Ok(())
 }

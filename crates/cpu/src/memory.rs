@@ -8,6 +8,10 @@ use std::rc::{Rc, Weak};
 /// Devices that share the host's memory name this pool.
 const POOL: &str = "host";
 
+/// Bytes of a limited address space that are left to small allocations and to the arenas of threads: where
+/// one of these fails, it ends the process.
+const ADDRESS_RESERVE: u64 = 32 << 20;
+
 /// The host's memory, and what the backends that share it hold of it.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
@@ -41,8 +45,9 @@ impl Host {
     }
 }
 
-/// The host's memory: the smaller of what Linux says is available and what the control group of this
-/// process leaves. `limit` and `held` cap it further: no more than `limit` bytes in all, of which `held`
+/// The host's memory: the smallest of what Linux says is available, what the control group of this process
+/// leaves, and what the limit of its address space leaves. `limit` and `held` cap it further: no more than
+/// `limit` bytes in all, of which `held`
 /// are in use.
 pub(crate) fn host(limit: Option<u64>, held: u64) -> Memory {
     let mut memory = system(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
@@ -66,6 +71,14 @@ fn system(proc: &Path, cgroup: &Path) -> Memory {
         free: kibibytes(&meminfo, "MemAvailable:"),
         source: "/proc/meminfo".into(),
     };
+    if let Some((limit, used)) = address_space(proc) {
+        let free = limit.saturating_sub(used).saturating_sub(ADDRESS_RESERVE);
+        memory.total = Some(memory.total.map_or(limit, |total| total.min(limit)));
+        if memory.free.is_none_or(|known| free < known) {
+            memory.free = Some(free);
+            memory.source = "the limit of address space (ulimit -v)".into();
+        }
+    }
     let groups = read(&proc.join("self/cgroup")).unwrap_or_default();
     for (limit, used) in groups.lines().flat_map(|line| group_limits(line, cgroup)) {
         let free = limit.saturating_sub(used);
@@ -78,6 +91,21 @@ fn system(proc: &Path, cgroup: &Path) -> Memory {
         }
     }
     memory
+}
+
+/// Bytes of address space that this process may still take, where it is limited (`ulimit -v`).
+pub fn address_space_left() -> Option<u64> {
+    let (limit, used) = address_space(Path::new("/proc"))?;
+    Some(limit.saturating_sub(used))
+}
+
+/// The limit of this process's address space (RLIMIT_AS) and what it has of it, in bytes, if it is limited.
+fn address_space(proc: &Path) -> Option<(u64, u64)> {
+    let limits = std::fs::read_to_string(proc.join("self/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit = line.split_whitespace().next()?.parse().ok()?;
+    let status = std::fs::read_to_string(proc.join("self/status")).ok()?;
+    Some((limit, kibibytes(&status, "VmSize:")?))
 }
 
 /// The value of a line of /proc/meminfo, in bytes.
@@ -178,6 +206,23 @@ mod tests {
         ];
         let memory = host_with("4:cpu:/y\n3:memory:/x\n", &files);
         assert_eq!((memory.total, memory.free), (Some(400_000), Some(300_000)));
+    }
+
+    #[test]
+    fn a_limit_of_address_space_counts() {
+        let files = [
+            (
+                "../proc/self/limits",
+                "Limit  Soft Limit  Hard Limit  Units\nMax address space   100000000  unlimited  bytes\n",
+            ),
+            ("../proc/self/status", "VmPeak: 70000 kB\nVmSize: 60000 kB\n"),
+            ("../proc/meminfo", "MemTotal: 900000 kB\nMemAvailable: 800000 kB\n"),
+        ];
+        let memory = host_with("0::/\n", &files);
+        let left = 100_000_000 - 60_000 * 1024 - ADDRESS_RESERVE;
+        assert_eq!((memory.total, memory.free), (Some(100_000_000), Some(left)));
+        let unlimited = [("../proc/self/limits", "Max address space   unlimited  unlimited  bytes\n")];
+        assert_eq!(host_with("0::/\n", &unlimited).free, Some(819_200));
     }
 
     #[test]

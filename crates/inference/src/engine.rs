@@ -2,14 +2,18 @@
 
 use halfbyte_backend::{
     Answer, Backend, Caps, Fault, Footprint, Input, Kind, Layout, Output, Place, Program, Rows, Slot,
-    StepCost, Stretch, Ticket, WeightSource,
+    StepCost, Stretch, Ticket, Want, WeightSource,
 };
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::parked::{HeldSlot, Parked, is_uploaded};
 use crate::{Blueprint, Initialized, ModelError};
+
+/// Ranges of a blueprint's blocks, in order and without gaps, each with its backend.
+pub type Placement = Vec<(Rc<dyn Backend>, Range<usize>)>;
 
 /// How far loading has come: reported when a want has been filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,31 +41,46 @@ pub struct DeviceFootprint {
     pub measured: Footprint,
 }
 
+/// What became of a model's bytes when it was placed anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moved {
+    /// Bytes that stayed on their devices.
+    pub kept: u64,
+    /// Bytes that were reserved, and filled where they are weights.
+    pub placed: u64,
+    /// Whether a cache did not stay, so that sessions compute their tokens again.
+    pub caches_lost: bool,
+}
+
 /// A model that runs: its blocks on one or more backends, in order.
 ///
 /// Dropping it frees everything that it reserved; [`Engine::release`] also waits for what is running.
 pub struct Engine {
     blueprint: Blueprint,
     stages: Vec<Stage>,
+    /// What a placement that failed half way left on the devices, for the next one.
+    parked: Parked,
     caps: Caps,
     /// What each sequence's cache holds, by a number that is never given twice.
     claims: Vec<u64>,
 }
 
 /// Consecutive blocks on one backend.
-struct Stage {
-    backend: Rc<dyn Backend>,
+pub(crate) struct Stage {
+    pub(crate) backend: Rc<dyn Backend>,
     blocks: Range<usize>,
-    stretch: Stretch,
-    slots: Vec<Slot>,
-    program: Option<Box<dyn Program>>,
+    pub(crate) stretch: Stretch,
+    /// One for each want, empty until it is reserved.
+    pub(crate) slots: Vec<Option<HeldSlot>>,
+    pub(crate) program: Option<Box<dyn Program>>,
 }
 
 impl Drop for Stage {
     fn drop(&mut self) {
         // A program may refer to the slots.
         self.program = None;
-        self.backend.release(&self.slots);
+        let slots: Vec<Slot> = self.slots.iter().flatten().map(|held| held.slot).collect();
+        self.backend.release(&slots);
     }
 }
 
@@ -71,7 +90,30 @@ impl Stage {
     }
 
     async fn compile(&mut self, caps: Caps) -> Result<(), Fault> {
-        self.program = Some(self.backend.compile(&self.stretch, &self.slots, caps).await?);
+        let slots: Vec<Slot> = self.slots.iter().flatten().map(|held| held.slot).collect();
+        self.program = Some(self.backend.compile(&self.stretch, &slots, caps).await?);
+        Ok(())
+    }
+
+    /// Reserves the wants that have no slot yet: all or none.
+    async fn reserve(&mut self, moved: &mut Moved) -> Result<(), Fault> {
+        let missing: Vec<usize> = (0..self.slots.len()).filter(|&at| self.slots[at].is_none()).collect();
+        let wants: Vec<Want> = missing.iter().map(|&at| self.stretch.wants[at].clone()).collect();
+        for held in self.slots.iter().flatten() {
+            moved.kept += held.bytes;
+        }
+        if wants.is_empty() {
+            return Ok(());
+        }
+        let slots = self.backend.reserve(&wants).await?;
+        for ((at, want), slot) in missing.into_iter().zip(&wants).zip(slots) {
+            let bytes = self.backend.layout().want(&want.kind)?;
+            // Rope tables and caches are ready once they are reserved.
+            let filled = !is_uploaded(&want.kind);
+            self.slots[at] = Some(HeldSlot { slot, bytes, filled });
+            moved.placed += bytes;
+            moved.caches_lost |= matches!(want.kind, Kind::Kv(_));
+        }
         Ok(())
     }
 
@@ -96,27 +138,110 @@ impl Engine {
     /// nothing remains reserved.
     pub async fn load(
         blueprint: Blueprint,
-        placement: Vec<(Rc<dyn Backend>, Range<usize>)>,
+        placement: Placement,
         caps: Caps,
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, ModelError> {
+        let mut engine = Self::unloaded(blueprint);
+        let blueprint = engine.blueprint.clone();
+        engine.rearrange(blueprint, placement, caps, source, progress).await?;
+        Ok(engine)
+    }
+
+    /// An engine that holds nothing yet: [`rearrange`](Self::rearrange) loads it.
+    pub fn unloaded(blueprint: Blueprint) -> Self {
+        let claims = vec![0; blueprint.sequences];
+        let caps = Caps { rows: 1, outputs: 1 };
+        Self { blueprint, stages: Vec::new(), parked: Parked::default(), caps, claims }
+    }
+
+    /// Makes the engine live by another placement, for other caps, or with another context or KV type: all
+    /// that `blueprint`, a blueprint of the same model, says.
+    ///
+    /// What runs is drained first. A want that its backend holds already stays where it is with what is in
+    /// it, weights as well as keys and values; what no block needs any more is freed; only the rest is
+    /// reserved, all of it before any byte is uploaded, and filled from `source`. If every cache stays, so
+    /// do the sessions; otherwise they compute their tokens again.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load). Then the engine is not [loaded](Self::is_loaded), but keeps what it has on
+    /// its devices for the next call, which needs not upload it again.
+    pub async fn rearrange(
+        &mut self,
+        blueprint: Blueprint,
+        placement: Placement,
+        caps: Caps,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Moved, ModelError> {
         check_placement(&blueprint, placement.iter().map(|(_, range)| range))?;
-        let caps = at_least_one(caps);
+        self.park().await;
+        self.blueprint = blueprint;
+        self.caps = at_least_one(caps);
         let mut stages = Vec::with_capacity(placement.len());
+        let placed = self.place(placement, &mut stages, source, progress).await;
+        match placed {
+            Ok(moved) => {
+                self.stages = stages;
+                if moved.caches_lost || self.claims.len() != self.blueprint.sequences {
+                    self.claims = vec![0; self.blueprint.sequences];
+                }
+                Ok(moved)
+            }
+            Err(error) => {
+                self.claims.fill(0);
+                stages.into_iter().for_each(|stage| self.parked.take_in(stage));
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes `stages` of what is parked and what is to be had from `source`.
+    async fn place(
+        &mut self,
+        placement: Placement,
+        stages: &mut Vec<Stage>,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Moved, ModelError> {
+        let mut moved = Moved::default();
         for (backend, blocks) in placement {
-            let stretch = blueprint.stretch(blocks.clone());
+            let stretch = self.blueprint.stretch(blocks.clone());
             stretch.check()?;
-            let slots = backend.reserve(&stretch.wants).await?;
+            let slots = stretch.wants.iter().map(|want| self.parked.find(&backend, want)).collect();
             stages.push(Stage { backend, blocks, stretch, slots, program: None });
         }
-        let source = Initialized::new(source, &blueprint.initialized, blueprint.deviation);
-        fill(&stages, &source, progress).await?;
-        for stage in &mut stages {
-            stage.compile(caps).await?;
+        // What leaves a device makes room for what comes to it.
+        self.parked.release();
+        for stage in stages.iter_mut() {
+            stage.reserve(&mut moved).await?;
         }
-        let claims = vec![0; blueprint.sequences];
-        Ok(Self { blueprint, stages, caps, claims })
+        let initialized = Initialized::new(source, &self.blueprint.initialized, self.blueprint.deviation);
+        fill(stages, &initialized, progress).await?;
+        for stage in stages {
+            stage.compile(self.caps).await?;
+        }
+        Ok(moved)
+    }
+
+    /// Waits for what is running and frees the programs; what the slots hold stays for the next placement.
+    async fn park(&mut self) {
+        for mut stage in self.stages.drain(..) {
+            if let Some(mut program) = stage.program.take() {
+                // A device that was lost has nothing to wait for, and says so.
+                _ = program.drain().await;
+            }
+            self.parked.take_in(stage);
+        }
+    }
+
+    /// Frees everything that is held on `backend`, which is gone; the engine is not loaded after it, but
+    /// keeps what other devices hold.
+    pub async fn forget(&mut self, backend: &Rc<dyn Backend>) {
+        self.park().await;
+        self.claims.fill(0);
+        self.parked.forget(backend);
     }
 
     /// The model.
@@ -322,12 +447,8 @@ impl Engine {
     /// Waits for what is running, then frees all weights, caches and programs; the engine can be asked what
     /// it was, but runs nothing any more. For a device that is gone or needed otherwise.
     pub async fn unload(&mut self) {
-        for mut stage in self.stages.drain(..) {
-            if let Some(program) = &mut stage.program {
-                // A device that was lost has nothing to wait for, and says so.
-                _ = program.drain().await;
-            }
-        }
+        self.park().await;
+        self.parked.release();
         self.claims.fill(0);
     }
 
@@ -380,25 +501,28 @@ pub(crate) fn name(answer: &Answer) -> &'static str {
 }
 
 async fn fill(
-    stages: &[Stage],
+    stages: &mut [Stage],
     source: &dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), ModelError> {
-    // Rope tables and caches are ready once they are reserved.
-    let mut uploads = Vec::new();
-    for stage in stages {
-        for (want, &slot) in stage.stretch.wants.iter().zip(&stage.slots) {
-            if matches!(want.kind, Kind::Linear(_) | Kind::Norm(_)) {
-                uploads.push((stage, want, slot, stage.backend.layout().want(&want.kind)?));
-            }
-        }
-    }
-    let total = uploads.iter().map(|&(.., bytes)| bytes).sum();
+    let slots = stages.iter().flat_map(|stage| stage.slots.iter().flatten());
+    let total = slots.filter(|held| !held.filled).map(|held| held.bytes).sum();
     let mut done = 0;
-    for (stage, want, slot, bytes) in uploads {
-        stage.backend.upload(slot, want, source).await?;
-        done += bytes;
-        progress(Progress { name: &want.name, device: stage.name(), bytes, done, total });
+    for stage in stages {
+        let Stage { backend, stretch, slots, .. } = stage;
+        for (want, held) in stretch.wants.iter().zip(slots) {
+            let Some(held) = held.as_mut().filter(|held| !held.filled) else { continue };
+            backend.upload(held.slot, want, source).await?;
+            held.filled = true;
+            done += held.bytes;
+            progress(Progress {
+                name: &want.name,
+                device: &backend.info().name,
+                bytes: held.bytes,
+                done,
+                total,
+            });
+        }
     }
     Ok(())
 }

@@ -50,6 +50,7 @@ pub mod families;
 pub mod generate;
 pub mod generate_batch;
 mod located;
+mod parked;
 pub mod rope;
 pub mod score;
 pub mod session;
@@ -61,7 +62,7 @@ pub mod tensors;
 
 pub use blueprint::{Block, Blueprint, Task};
 pub use encode::{Encoded, Features, classify, features};
-pub use engine::{DeviceFootprint, Engine, Progress};
+pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress};
 pub use error::ModelError;
 pub use families::build;
 pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};

@@ -225,13 +225,7 @@ impl SyntheticModel {
             }
             out.copy_from_slice(&bytes(&values, dtype));
         };
-        #[cfg(feature = "parallel")]
-        {
-            use rayon::prelude::*;
-            out.par_chunks_mut(CHUNK * size).enumerate().for_each(draw);
-        }
-        #[cfg(not(feature = "parallel"))]
-        out.chunks_mut(CHUNK * size).enumerate().for_each(draw);
+        halfbyte_quant::threads::each(out.chunks_mut(CHUNK * size).enumerate(), draw);
         out
     }
 

@@ -272,3 +272,130 @@ fn llama_2_7b_is_planned_without_a_device() {
     assert!((gib - 3.60).abs() < 0.005, "{gib}");
     assert_eq!(plan.get(Purpose::KvCache), 1024 << 19);
 }
+
+/// Two devices, `one` and `two`.
+fn two_backends() -> [Rc<dyn Backend>; 2] {
+    ["one", "two"].map(|name| Rc::new(CpuBackend::named(name).unwrap()) as Rc<dyn Backend>)
+}
+
+fn halves(backends: &[Rc<dyn Backend>; 2], cut: usize, blocks: usize) -> halfbyte_inference::Placement {
+    let parts = [(Rc::clone(&backends[0]), 0..cut), (Rc::clone(&backends[1]), cut..blocks)];
+    parts.into_iter().filter(|(_, range)| !range.is_empty()).collect()
+}
+
+#[test]
+fn blocks_move_and_what_stays_is_not_touched() {
+    let fixture = Fixture::open("models/llama_mha");
+    let blueprint = fixture.blueprint(&exact(nf4(true)));
+    let blocks = blueprint.blocks.len();
+    let backends = two_backends();
+    let source = CheckpointSource::new(&fixture.checkpoint);
+    let mut engine = fixture.load_on(blueprint.clone(), halves(&backends, blocks, blocks), WHOLE);
+    let wanted = fixture.ids("greedy16.nf4dq");
+    let options = GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() };
+    let mut session = Session::new(0);
+    for cut in [3, 2, 2, 0, 4, blocks] {
+        let before: Vec<_> = engine.placement().map(|(name, range)| (name.to_owned(), range)).collect();
+        let mut uploads = Vec::new();
+        let moved = block_on(engine.rearrange(
+            blueprint.clone(),
+            halves(&backends, cut, blocks),
+            Caps { rows: 7, outputs: 2 },
+            &source,
+            &mut |progress| uploads.push((progress.device.to_owned(), progress.name.to_owned())),
+        ))
+        .unwrap();
+        // Only blocks that changed their device are filled again.
+        let stayed = |block: usize| {
+            let now = if block < cut { "one" } else { "two" };
+            before.iter().any(|(name, range)| name == now && range.contains(&block))
+        };
+        let came = (0..blocks).filter(|&block| !stayed(block));
+        let mut names: Vec<String> =
+            came.flat_map(|block| blueprint.stretch(block..block + 1).wants).map(|want| want.name).collect();
+        for (_, name) in &uploads {
+            assert!(names.contains(name), "{name} was there already, cut at {cut}");
+        }
+        names.retain(|name| uploads.iter().any(|(_, upload)| upload == name));
+        assert_eq!(names.len(), uploads.len(), "cut at {cut}");
+        let total: u64 = engine.footprints().unwrap().iter().map(|one| one.planned.total()).sum();
+        assert!(moved.kept + moved.placed < total);
+        assert_eq!(moved.placed == 0, before == engine_placement(&engine), "cut at {cut}");
+        // A session outlives what leaves every cache in its place.
+        let begun = !session.tokens().is_empty();
+        assert_eq!(session.reusable(&engine, &fixture.input()) > 0, begun && !moved.caches_lost);
+        assert!(moved.placed > 0 || !moved.caches_lost);
+
+        let input = fixture.input();
+        let mut go_on = |_| Flow::Continue;
+        let text = generate(&mut engine, &mut session, &input, &options, &mut go_on);
+        assert_eq!(block_on(text).unwrap().tokens, wanted, "cut at {cut}");
+        for device in engine.footprints().unwrap() {
+            assert_eq!(device.planned, device.measured, "cut at {cut} on {}", device.device);
+        }
+    }
+    block_on(engine.release()).unwrap();
+    for backend in &backends {
+        assert_eq!(backend.ledger().footprint(), backend.layout().resident());
+    }
+}
+
+fn engine_placement(engine: &Engine) -> Vec<(String, std::ops::Range<usize>)> {
+    engine.placement().map(|(name, range)| (name.to_owned(), range)).collect()
+}
+
+#[test]
+fn a_placement_that_fails_leaves_what_it_has_for_the_next() {
+    let fixture = Fixture::open("models/llama_mha");
+    let blueprint = fixture.blueprint(&exact(nf4(true)));
+    let blocks = blueprint.blocks.len();
+    let one: Rc<dyn Backend> = Rc::new(CpuBackend::named("one").unwrap());
+    let all = block_on(Engine::load(
+        blueprint.clone(),
+        vec![(Rc::clone(&one), 0..blocks)],
+        WHOLE,
+        &CheckpointSource::new(&fixture.checkpoint),
+        &mut |_| {},
+    ))
+    .unwrap()
+    .footprints()
+    .unwrap()[0]
+        .planned
+        .total();
+    // Room for a few blocks only.
+    let limit = Some(all / 3);
+    let small: Rc<dyn Backend> = Rc::new(
+        CpuBackend::with(CpuOptions { name: "small".into(), memory_limit: limit, ..Default::default() })
+            .unwrap(),
+    );
+    let backends = [Rc::clone(&one), small];
+    let source = CheckpointSource::new(&fixture.checkpoint);
+    let mut engine = fixture.load_on(blueprint.clone(), halves(&backends, blocks, blocks), WHOLE);
+    let rearrange = |engine: &mut Engine, cut| {
+        let mut uploads = 0;
+        let placement = halves(&backends, cut, blocks);
+        let result = block_on(engine.rearrange(blueprint.clone(), placement, WHOLE, &source, &mut |_| {
+            uploads += 1;
+        }));
+        (result, uploads)
+    };
+    let (failed, uploads) = rearrange(&mut engine, 1);
+    assert!(matches!(failed, Err(ModelError::Fault(Fault::OutOfMemory { .. }))), "{failed:?}");
+    assert!(!engine.is_loaded() && uploads == 0);
+    let held = one.ledger().footprint().total();
+    assert!(held > 0, "the first block stays where it is");
+    let (moved, _) = rearrange(&mut engine, blocks);
+    assert!(moved.unwrap().kept > 0);
+    let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
+    let distance = distance(&found, &fixture.floats("logits.nf4dq"));
+    assert!(distance < 2e-5, "{distance:e}");
+    let (_, _) = rearrange(&mut engine, 1);
+    // A device that is gone takes its part with it, and an engine that is dropped everything.
+    block_on(engine.forget(&one));
+    assert_eq!(one.ledger().footprint(), one.layout().resident());
+    rearrange(&mut engine, blocks).0.unwrap();
+    drop(engine);
+    for backend in &backends {
+        assert_eq!(backend.ledger().footprint(), backend.layout().resident());
+    }
+}

@@ -8,7 +8,8 @@
 //! * [`plan`] places the blocks, or returns a [`Refusal`] that names the block, the bytes that are
 //!   missing and the remedies that were themselves planned and found to fit.
 //! * [`max_context`] is the largest context that fits.
-//! * [`after_failure`] is the next plan when a device turned out to hold less than it promised.
+//! * [`ladder::next`] says what to do when a device turned out to hold less than it promised, and
+//!   [`ladder::back`] when it holds more again.
 //!
 //! # The shape of a plan
 //! A [`Stage`] is a contiguous range of blocks. Unless the user gives a device map, stages stand in
@@ -28,7 +29,7 @@ mod context;
 mod costs;
 mod device;
 mod device_map;
-mod ladder;
+pub mod ladder;
 mod machine;
 mod plan;
 mod refusal;
@@ -37,7 +38,6 @@ mod search;
 
 pub use costs::Costs;
 pub use device::{Device, DeviceClass};
-pub use ladder::after_failure;
 pub use machine::HANDOVER_SECONDS;
 pub use plan::{Plan, Stage, max_context, plan};
 pub use refusal::{Misfit, Reason, Refusal, Remedy, Shortage, refusal_with};

@@ -4,8 +4,8 @@
 mod synthetic;
 
 use halfbyte_placement::{
-    Costs, Device, DeviceClass::*, Plan, Policy, Reason, Refusal, Request, Wanted, after_failure,
-    max_context, plan, refusal_with,
+    Costs, Device, DeviceClass::*, Plan, Policy, Reason, Refusal, Request, Wanted, max_context, plan,
+    refusal_with,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -228,21 +228,6 @@ fn blocks_stay_off_a_device_that_cannot_run_them() {
     let only = request(Wanted::Exactly(2048), Policy::Only("wgpu:0".into()));
     let refusal = plan(&devices, &model, &only).unwrap_err();
     assert_eq!(refusal.to_string(), "device 1 cannot run model.layers.19; --device-map auto fits");
-}
-
-#[test]
-fn a_failed_allocation_moves_blocks_down() {
-    let devices = [cpu(12 * GIB), gpu("wgpu:0", 7 * GIB)];
-    let model = Model::llama_2_7b(F16);
-    let request = request(Wanted::Exactly(2048), Policy::Auto);
-    let first = plan(&devices, &model, &request).unwrap();
-    assert_eq!(stages(&devices, &first), [("wgpu:0", 0..34)]);
-    let (devices, second) = after_failure(&devices, &model, &request, &first, 1, 300 * MIB);
-    let second = second.unwrap();
-    assert_eq!(stages(&devices, &second), [("cpu", 0..2), ("wgpu:0", 2..34)]);
-    // Of an unknown shortfall only one thing is known: less.
-    let (devices, third) = after_failure(&devices, &model, &request, &second, 1, 0);
-    assert_eq!(stages(&devices, &third.unwrap()), [("cpu", 0..3), ("wgpu:0", 3..34)]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod synthetic;
 
 use halfbyte_placement::{
     CONTEXT_FLOOR, CONTEXT_STEP, Costs, Device, DeviceClass, HANDOVER_SECONDS, Plan, Policy, Reason, Request,
-    Wanted, after_failure, max_context, plan, refusal_with,
+    Wanted, max_context, plan, refusal_with,
 };
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -342,37 +342,6 @@ proptest! {
             if let Reason::Memory(misfit) = &refusal.reason {
                 prop_assert!(misfit.bytes > misfit.left, "{misfit:?}");
             }
-        }
-    }
-
-    /// Whatever a device really holds, the ladder ends: in a plan that it holds, or in a refusal.
-    #[test]
-    fn the_ladder_ends(
-        devices in prop_oneof![machine(false), machine(true)],
-        model in model(),
-        truth in prop::collection::vec(0.0..1.2_f64, 4),
-        shortfall_is_known in any::<bool>(),
-        at_most in any::<bool>(),
-    ) {
-        let model = on(&devices, &model);
-        let context = if at_most { Wanted::AtMost(3000) } else { Wanted::Exactly(CONTEXT) };
-        let request = Request { context, min_context: 1, policy: Policy::Auto };
-        let really: Vec<u64> =
-            devices.iter().zip(&truth).map(|(device, share)| (device.budget as f64 * share) as u64).collect();
-        let mut now = devices.clone();
-        let mut attempt = plan(&now, &model, &request);
-        for step in 0.. {
-            let Ok(current) = attempt else { break };
-            check_plan(&now, &model, &current)?;
-            let short = current.stages.iter().find(|stage| stage.footprint.total() > really[stage.device]);
-            let Some(stage) = short else { break };
-            let missing = stage.footprint.total() - really[stage.device];
-            let told = if shortfall_is_known { missing } else { 0 };
-            let (next, again) = after_failure(&now, &model, &request, &current, stage.device, told);
-            let before: u64 = now.iter().map(|device| device.budget).sum();
-            prop_assert!(next.iter().map(|device| device.budget).sum::<u64>() < before);
-            prop_assert!(step < 4000, "still climbing");
-            (now, attempt) = (next, again);
         }
     }
 

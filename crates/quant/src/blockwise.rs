@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use half::{bf16, f16};
 
 use crate::scalar::{LEAST_SCALE, at_least};
+use crate::threads::each;
 use crate::{Absmax, Element, QuantError, QuantSpec, QuantType, Quantized, Source, SourceType, vector_units};
 
 /// Elements of one parallel task: a multiple of every block size, and small enough that a chunk
@@ -93,17 +94,7 @@ fn encode<'a, T: Element>(
         encoder(&values, spec, packed, absmax);
     };
     let scales = CHUNK / spec.blocksize;
-    #[cfg(feature = "parallel")]
-    {
-        use rayon::prelude::*;
-        let outputs = packed.par_chunks_mut(CHUNK / 2).zip(absmax.par_chunks_mut(scales));
-        outputs.enumerate().for_each(task);
-    }
-    #[cfg(not(feature = "parallel"))]
-    {
-        let outputs = packed.chunks_mut(CHUNK / 2).zip(absmax.chunks_mut(scales));
-        outputs.enumerate().for_each(task);
-    }
+    each(packed.chunks_mut(CHUNK / 2).zip(absmax.chunks_mut(scales)).enumerate(), task);
     (packed, absmax)
 }
 

@@ -1,5 +1,6 @@
 //! The way back from codes to elements.
 
+use crate::threads::each;
 use crate::{Element, Quantized};
 
 /// Elements of one parallel task: a multiple of every block size.
@@ -7,16 +8,8 @@ const CHUNK: usize = 1 << 16;
 
 /// Dequantizes the whole tensor into `out`, `[tensor.len]`.
 pub(crate) fn dequantize<T: Element>(tensor: &Quantized, out: &mut [T]) {
-    #[cfg(feature = "parallel")]
-    {
-        use rayon::prelude::*;
-        let chunks = out.par_chunks_mut(CHUNK).enumerate();
-        chunks.for_each(|(i, out)| dequantize_range(tensor, i * CHUNK, out));
-    }
-    #[cfg(not(feature = "parallel"))]
-    for (i, out) in out.chunks_mut(CHUNK).enumerate() {
-        dequantize_range(tensor, i * CHUNK, out);
-    }
+    let chunks = out.chunks_mut(CHUNK).enumerate();
+    each(chunks, |(i, out)| dequantize_range(tensor, i * CHUNK, out));
 }
 
 /// Dequantizes elements `start .. start + out.len()`, which must exist.

@@ -67,11 +67,12 @@
 //!
 //! [`scalar`] defines every result one element at a time. [`quantize`] gives the same bytes from
 //! code for vector units (chosen while running) and, with the feature `parallel` (on by default),
-//! for all threads of rayon's pool.
+//! for [all threads](threads).
 
 #![deny(unsafe_code)]
 
 mod absmax;
+pub mod allocation;
 mod blockwise;
 mod dequantize;
 mod dynamic_map;
@@ -83,6 +84,7 @@ mod quantized;
 pub mod scalar;
 mod source;
 mod spec;
+pub mod threads;
 mod vector_units;
 
 pub use absmax::Absmax;

@@ -2,6 +2,7 @@
 
 use super::{print, print_json, say};
 use crate::args::BenchArgs;
+use crate::notes;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
 use halfbyte::{BenchOptions, BenchRow, DecodeProfile, Error, ModelSource};
@@ -29,7 +30,9 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     };
     let report = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
     if args.model.json {
-        return print_json(&json!(report));
+        let mut report = json!(report);
+        report["events"] = json!(notes::events());
+        return print_json(&report);
     }
     for device in &report.devices {
         let rate = device

@@ -2,6 +2,7 @@
 
 use super::{interrupt, print, print_json, report, say};
 use crate::args::ChatArgs;
+use crate::notes;
 use crate::progress::Bars;
 use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
 use std::io::{BufRead, IsTerminal};
@@ -44,6 +45,7 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
             _ => {}
         }
         let mut broken = None;
+        let quiet = notes::hold();
         let answer = chat.say(&line, &options, &mut |text| {
             if !json && let Err(error) = print(text) {
                 broken = Some(error);
@@ -58,6 +60,7 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
             Ok(answer) if json => print_json(&report::generation_json(chat.model(), &answer))?,
             Ok(answer) => {
                 print("\n")?;
+                drop(quiet);
                 if terminal {
                     say(&format!("[{}]", report::speed_line(&answer)));
                 }

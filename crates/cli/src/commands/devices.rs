@@ -1,6 +1,6 @@
 //! `halfbyte devices`: every device of this machine.
 
-use super::{print, print_json, say};
+use super::{print, print_json, say, watch};
 use crate::args::DevicesArgs;
 use crate::table::{Table, bytes};
 use halfbyte::Error;
@@ -8,6 +8,9 @@ use serde_json::json;
 
 /// Lists them with total and free memory; what is absent is said on stderr.
 pub fn run(args: &DevicesArgs) -> Result<(), Error> {
+    if args.watch {
+        return watch::run(args);
+    }
     let report = halfbyte::devices()?;
     if args.json {
         return print_json(&json!({ "devices": report.devices, "absent": report.absent }));

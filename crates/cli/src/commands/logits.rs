@@ -2,6 +2,7 @@
 
 use super::{print, print_json, say};
 use crate::args::LogitsArgs;
+use crate::notes;
 use crate::progress::Bars;
 use halfbyte::{AutoModel, Error};
 use safetensors::tensor::{Dtype, TensorView};
@@ -51,6 +52,7 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
             "tokens": args.ids.len(),
             "vocabulary": width,
             "output": args.output,
+            "events": notes::events(),
         }));
     }
     print(&format!("argmax {argmax:?}\n"))

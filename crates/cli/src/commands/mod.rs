@@ -12,6 +12,7 @@ pub mod plan;
 pub mod quantize;
 pub mod report;
 pub mod run;
+mod watch;
 
 use halfbyte::Error;
 use std::io::Write;

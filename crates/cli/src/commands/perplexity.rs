@@ -16,7 +16,11 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
     )?;
     let score = model.perplexity(&text)?;
     if args.model.json {
-        return print_json(&json!({ "perplexity": score.perplexity(), "tokens": score.tokens }));
+        return print_json(&json!({
+            "perplexity": score.perplexity(),
+            "tokens": score.tokens,
+            "events": model.events(),
+        }));
     }
     print(&format!("perplexity {:.4} over {} tokens\n", score.perplexity(), score.tokens))
 }

@@ -2,6 +2,7 @@
 
 use super::{interrupt, print, print_json, report, say};
 use crate::args::RunArgs;
+use crate::notes;
 use crate::progress::Bars;
 use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
 
@@ -24,14 +25,13 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         sample: args.sample.over(model.default_sampling())?,
     };
     let ids = model.encode(&prompt)?;
-    // What happened while loading has been said.
-    let said = model.events().len();
     interrupt::install();
     let json = args.model.json;
     let mut broken = None;
     if !json {
         print(&prompt)?;
     }
+    let quiet = notes::hold();
     let generation = model.generate_ids(&ids, &options, &mut |text| {
         if !json && let Err(error) = print(text) {
             broken = Some(error);
@@ -46,9 +46,7 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         return print_json(&report::generation_json(&model, &generation));
     }
     print("\n")?;
-    for event in &model.events()[said..] {
-        say(&format!("\n{}", event.text));
-    }
+    drop(quiet);
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
     say(&report::memory_table(model.loaded()).to_string());
     Ok(())
