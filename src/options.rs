@@ -174,7 +174,7 @@ impl FromStr for DeviceMap {
             "wgpu" | "cuda" => Ok(Self::Only(format!("{text}:0"))),
             file if file.ends_with(".json") => Self::read(file),
             other => Err(Error::Usage(format!(
-                "--device-map {other}: expected auto, balanced, sequential, cpu, wgpu:0, cuda:0 or a .json file"
+                "--device-map {other}: expected auto, balanced, sequential, cpu, disk, wgpu:0, cuda:0 or a .json file"
             ))),
         }
     }

@@ -49,7 +49,7 @@ pub enum Command {
 pub struct ModelArgs {
     /// A Hub id (`org/name`), a local directory, or `stories`, the bundled model, which is the default.
     pub model: Option<String>,
-    /// auto, balanced, sequential, cpu, wgpu:0, cuda:0, or a JSON file of modules and devices.
+    /// auto, balanced, sequential, cpu, disk, wgpu:0, cuda:0, or a JSON file of modules and devices.
     #[arg(long, default_value = "auto", value_name = "MAP")]
     pub device_map: String,
     /// The most memory to use on a device, as in wgpu:0=6GiB,cpu=8GiB. May be given again.
