@@ -60,6 +60,10 @@ pub enum Flag {
     Emit,
     /// The weights are an expert's: only rows that take it count.
     Expert,
+    /// Lanes ask each other for entries of the codebook instead of reading workgroup memory.
+    Shuffle,
+    /// Slabs of weights and inputs are in f16.
+    F16,
 }
 
 /// A set of [`Flag`]s.
@@ -77,7 +81,7 @@ pub struct Variant {
 
 impl Flag {
     /// All flags.
-    pub const ALL: [Flag; 16] = [
+    pub const ALL: [Flag; 18] = [
         Flag::Subgroups,
         Flag::Q4,
         Flag::Bias,
@@ -94,6 +98,8 @@ impl Flag {
         Flag::Post,
         Flag::Emit,
         Flag::Expert,
+        Flag::Shuffle,
+        Flag::F16,
     ];
 
     /// Its name in `#if`.
@@ -115,6 +121,8 @@ impl Flag {
             Flag::Post => "POST",
             Flag::Emit => "EMIT",
             Flag::Expert => "EXPERT",
+            Flag::Shuffle => "SHUFFLE",
+            Flag::F16 => "F16",
         }
     }
 
@@ -190,9 +198,9 @@ impl Kernel {
         match self {
             Kernel::NormLinear => {
                 use Flag::*;
-                &[Subgroups, Q4, Bias, Residual, Norm, Merge, Expert]
+                &[Subgroups, Q4, Bias, Residual, Norm, Merge, Expert, Shuffle]
             }
-            Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual, Flag::Expert],
+            Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual, Flag::Expert, Flag::F16],
             Kernel::Attend => &[Flag::Rope, Flag::QNorm, Flag::KNorm, Flag::Fresh, Flag::Parts],
             Kernel::KvStore => &[Flag::Rope, Flag::KNorm],
             Kernel::Embed => &[Flag::Positions, Flag::Types],
@@ -212,6 +220,7 @@ impl Variant {
         }
         let has = |flag| self.flags.has(flag);
         match self.kernel {
+            Kernel::NormLinear if has(Flag::Shuffle) && !(has(Flag::Subgroups) && has(Flag::Q4)) => false,
             // An expert's input is normed for the router too, its result added to what `route` began.
             Kernel::NormLinear | Kernel::LinearTiled if has(Flag::Expert) => {
                 !has(Flag::Norm) && !has(Flag::Merge) && !has(Flag::Residual)

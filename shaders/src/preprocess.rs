@@ -28,9 +28,12 @@ struct Branch {
 }
 
 /// The text of `source` (named `file`) with all directives followed. A snippet is included once, where
-/// it is first asked for.
+/// it is first asked for. `enable` lines, which must come first, follow from the flags.
 pub(crate) fn render(file: &str, source: &str, flags: Flags) -> Result<String, ShaderError> {
     let mut out = String::with_capacity(4 * source.len());
+    if flags.has(Flag::F16) {
+        out.push_str("enable f16;\n");
+    }
     let mut included = Vec::new();
     append(file, source, flags, &mut included, &mut out)?;
     Ok(out)

@@ -1,15 +1,21 @@
-// `out = residual + act(W h + b)` for 1 to 8 rows of activations ("columns" here): the decode product.
+// `out = residual + act(W h + b)` for few rows of activations ("columns" here): the decode product.
 //
-// The prologue forms h in workgroup memory: the input itself, its norm (NORM), or an attention output
-// merged from its splits (MERGE). LANES threads share four rows of W and walk their columns in steps of
-// 32 weights a thread: 16 bytes of codes a row in one load, one scale a row. Decoded weights serve all
-// COLUMNS, staged inputs serve four rows. An expert's workgroups end at once if no row takes it (EXPERT).
+// The prologue forms h in workgroup memory: the input itself, times its norm's weight (NORM), or an
+// attention output merged from its splits (MERGE). LANES threads share 4 FOURS rows of W and walk their
+// columns in steps of 32 weights a thread: 16 bytes of codes a row in one load, the next step's on their
+// way while this one's are decoded, one scale a row. Decoded weights serve all COLUMNS, staged inputs
+// serve 4 FOURS rows. An RMSNorm's deviation is a factor of the sums: it is formed while the inputs are
+// staged and applied at the end. An expert's workgroups end at once if no row takes it (EXPERT).
 //
-// Grid: [ceil(ROWS / (4 THREADS / LANES)), 1, 1].
+// A step of a thread, for one column: 64 FOURS bytes of codes, 128 FOURS reads of the codebook (of 4
+// bytes, at most one a weight), 32 bytes of inputs for 4 FOURS rows of 8 weights, 4 FOURS scales.
+//
+// Grid: [ceil(ROWS / (4 FOURS THREADS / LANES)), ceil(columns / COLUMNS), 1].
 override THREADS: u32 = 128u;
 override LANES: u32 = 32u;
+override FOURS: u32 = 1u; // 1 or 2
 override COLUMNS: u32 = 1u; // 1, 2, 4 or 8
-override CHUNK4: u32 = 512u; // fours of inputs staged at once for each column; a multiple of 8
+override CHUNK4: u32 = 512u; // fours of inputs staged at once for each column; a multiple of 8 LANES
 override X_STRIDE4: u32 = 8u;
 override SELECT: bool = false; // columns are the requested outputs' rows
 
@@ -31,8 +37,9 @@ fn staged_at(quad: u32) -> u32 {
     return quad + (quad >> 3u);
 }
 
-fn columns_now() -> u32 {
-    return select(row_count(), output_count(), SELECT);
+// How many columns this workgroup has, from `first` on.
+fn columns_from(first: u32) -> u32 {
+    return min(select(row_count(), output_count(), SELECT) - first, COLUMNS);
 }
 
 fn row_of_column(column: u32) -> u32 {
@@ -120,7 +127,8 @@ override LAYER: bool = false; // LayerNorm; else RMSNorm
 override EPS: f32 = 0.00001;
 override OFFSET: f32 = 0.0;
 
-var<workgroup> means: array<f32, 8>;
+var<private> squares: array<f32, 8>; // this thread's part of each column's sum of squares
+var<workgroup> means: array<f32, 8>; // of LayerNorm
 var<workgroup> inverses: array<f32, 8>;
 
 fn present(quad: u32) -> vec4<f32> {
@@ -128,25 +136,20 @@ fn present(quad: u32) -> vec4<f32> {
     return select(vec4<f32>(), vec4<f32>(1.0), feature < vec4<u32>(COLS));
 }
 
-// Padding is zero and adds nothing to sums; LayerNorm's distances are masked.
-fn column_statistics(thread: u32, column: u32, row: u32) {
-    var mean = 0.0;
-    if (LAYER) {
-        var sum = 0.0;
-        for (var i = thread; i < GROUPS * 8u; i += THREADS) {
-            sum += dot(x[row * X_STRIDE4 + i], vec4<f32>(1.0));
-        }
-        mean = workgroup_sum(sum) / f32(COLS);
-    }
-    var squares = 0.0;
+// LayerNorm's mean and reciprocal deviation. Padding is zero and adds nothing to sums; distances are
+// masked.
+fn layer_statistics(thread: u32, column: u32, row: u32) {
+    var sum = 0.0;
     for (var i = thread; i < GROUPS * 8u; i += THREADS) {
-        var value = x[row * X_STRIDE4 + i];
-        if (LAYER) {
-            value = (value - mean) * present(i);
-        }
-        squares += dot(value, value);
+        sum += dot(x[row * X_STRIDE4 + i], vec4<f32>(1.0));
     }
-    let variance = workgroup_sum(squares) / f32(COLS);
+    let mean = workgroup_sum(sum) / f32(COLS);
+    var distances = 0.0;
+    for (var i = thread; i < GROUPS * 8u; i += THREADS) {
+        let distance = (x[row * X_STRIDE4 + i] - mean) * present(i);
+        distances += dot(distance, distance);
+    }
+    let variance = workgroup_sum(distances) / f32(COLS);
     if (thread == 0u) {
         means[column] = mean;
         inverses[column] = 1.0 / sqrt(variance + EPS);
@@ -159,7 +162,9 @@ fn input_quad(column: u32, quad: u32) -> vec4<f32> {
     if (LAYER) {
         return ((value - means[column]) * inverses[column] * weight + norm[GROUPS * 8u + quad]) * present(quad);
     }
-    return value * inverses[column] * weight;
+    // Padding is zero here too.
+    squares[column] += dot(value, value);
+    return value * weight;
 }
 #else
 fn input_quad(column: u32, quad: u32) -> vec4<f32> {
@@ -169,8 +174,8 @@ fn input_quad(column: u32, quad: u32) -> vec4<f32> {
 #endif
 
 var<private> source_row: array<u32, 8>;
-// Sums of four rows for each column.
-var<private> sums: array<vec4<f32>, 8>;
+// Sums of four rows for each column, then of the second four rows.
+var<private> sums: array<vec4<f32>, 16>;
 
 #if Q4
 var<private> unscaled: array<vec4<f32>, 8>;
@@ -203,7 +208,64 @@ fn multiply(at: u32, words: vec4<u32>, starts: vec4<u32>, col: u32) {
         unscaled[m] += staged[slot] * low + staged[slot + 1u] * high;
     }
 }
+
+// Sixteen bytes of each of four rows: 32 columns.
+struct Codes {
+    x: vec4<u32>,
+    y: vec4<u32>,
+    z: vec4<u32>,
+    w: vec4<u32>,
+}
+
+// Groups past the end repeat the last one.
+fn codes_at(rows: vec4<u32>, group: u32) -> Codes {
+    let at = rows * GROUPS + min(group, GROUPS - 1u);
+    return Codes(weights[at.x], weights[at.y], weights[at.z], weights[at.w]);
+}
+
+// Adds a group of four rows to the sums from `to` on. `within`: the group in the chunk.
+fn add_group(to: u32, codes: Codes, starts: vec4<u32>, group: u32, within: u32, taken: bool) {
+    for (var m = 0u; m < COLUMNS; m++) {
+        unscaled[m] = vec4<f32>();
+    }
+    for (var word = 0u; word < 4u; word++) {
+        let words = vec4<u32>(codes.x[word], codes.y[word], codes.z[word], codes.w[word]);
+        multiply((within * 4u + word) * 2u, words, starts, group * 32u + word * 8u);
+    }
+    var scales = vec4<f32>(1.0);
+    if (!RAGGED) {
+        scales = vec4<f32>(
+            scale_of(starts.x + group * 32u),
+            scale_of(starts.y + group * 32u),
+            scale_of(starts.z + group * 32u),
+            scale_of(starts.w + group * 32u),
+        );
+    }
+    scales = select(vec4<f32>(), scales, taken);
+    for (var m = 0u; m < COLUMNS; m++) {
+        sums[to + m] += unscaled[m] * scales;
+    }
+}
+#else
+// Adds eight columns of four rows to the sums from `to` on. `quad`: of the row; `within`: of the chunk.
+fn add_pair(to: u32, rows: vec4<u32>, quad: u32, within: u32) {
+    let x = weight_pair(rows.x, quad);
+    let y = weight_pair(rows.y, quad);
+    let z = weight_pair(rows.z, quad);
+    let w = weight_pair(rows.w, quad);
+    let low = mat4x4<f32>(x[0], y[0], z[0], w[0]);
+    let high = mat4x4<f32>(x[1], y[1], z[1], w[1]);
+    for (var m = 0u; m < COLUMNS; m++) {
+        let slot = m * pitch() + staged_at(within);
+        sums[to + m] += staged[slot] * low + staged[slot + 1u] * high;
+    }
+}
 #endif
+
+fn four_rows(first: u32) -> vec4<u32> {
+    // Rows past the end repeat the last one and are dropped at the end.
+    return min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(ROWS - 1u));
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -214,6 +276,9 @@ fn main(
     @builtin(num_subgroups) subgroups: u32,
     @builtin(subgroup_invocation_id) lane_index: u32,
 #endif
+#if SHUFFLE
+    @builtin(subgroup_invocation_id) own_lane: u32,
+#endif
 ) {
 #if SUBGROUPS
     subgroup = subgroup_index;
@@ -222,30 +287,42 @@ fn main(
 #else
     local_index = thread;
 #endif
-    let columns = columns_now();
+    let first_column = workgroup.y * COLUMNS;
+    let columns = columns_from(first_column);
 #if EXPERT
-    if (!is_taken(0u, columns)) {
+    if (!is_taken(first_column, first_column + columns)) {
         return;
     }
 #endif
+    let lane = thread % LANES;
+    let first = (workgroup.x * (THREADS / LANES) + thread / LANES) * 4u * FOURS;
+    let rows = four_rows(first);
+    let upper_rows = four_rows(first + 4u);
+#if Q4
+    // On their way during the prologue.
+    var next = codes_at(rows, lane);
+    var upper_next = next;
+    if (FOURS == 2u) {
+        upper_next = codes_at(upper_rows, lane);
+    }
+    let starts = row_starts(rows);
+    let upper_starts = row_starts(upper_rows);
+#endif
+#if SHUFFLE
+    load_entries(own_lane);
+#endif
     load_tables(thread);
     for (var m = 0u; m < COLUMNS; m++) {
-        source_row[m] = row_of_column(min(m, columns - 1u));
+        source_row[m] = row_of_column(first_column + min(m, columns - 1u));
         sums[m] = vec4<f32>();
-    }
+        sums[8u + m] = vec4<f32>();
 #if NORM
-    for (var m = 0u; m < COLUMNS; m++) {
-        column_statistics(thread, m, source_row[m]);
+        squares[m] = 0.0;
+        if (LAYER) {
+            layer_statistics(thread, m, source_row[m]);
+        }
+#endif
     }
-#endif
-
-    let lane = thread % LANES;
-    let first = (workgroup.x * (THREADS / LANES) + thread / LANES) * 4u;
-    // Rows past the end repeat the last one and are dropped at the end.
-    let rows = min(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(ROWS - 1u));
-#if Q4
-    let starts = vec4<u32>(row_start(rows.x), row_start(rows.y), row_start(rows.z), row_start(rows.w));
-#endif
 
     for (var chunk = 0u; chunk < GROUPS * 8u; chunk += CHUNK4) {
         let quads = min(CHUNK4, GROUPS * 8u - chunk);
@@ -253,7 +330,7 @@ fn main(
         for (var m = 0u; m < COLUMNS; m++) {
             for (var i = thread; i < quads; i += THREADS) {
 #if MERGE
-                staged[m * pitch() + staged_at(i)] = input_quad(min(m, columns - 1u), chunk + i);
+                staged[m * pitch() + staged_at(i)] = input_quad(source_row[m], chunk + i);
 #else
                 staged[m * pitch() + staged_at(i)] = input_quad(m, chunk + i);
 #endif
@@ -261,73 +338,62 @@ fn main(
         }
         workgroupBarrier();
 #if Q4
-        for (var group = lane; group < quads / 8u; group += LANES) {
-            let at = chunk / 8u + group;
-            let a = weights[rows.x * GROUPS + at];
-            let b = weights[rows.y * GROUPS + at];
-            let c = weights[rows.z * GROUPS + at];
-            let d = weights[rows.w * GROUPS + at];
-            for (var m = 0u; m < COLUMNS; m++) {
-                unscaled[m] = vec4<f32>();
+        // All lanes take as many steps: they may ask each other for the codebook.
+        for (var base = 0u; base < quads / 8u; base += LANES) {
+            let within = base + lane;
+            let group = chunk / 8u + within;
+            let codes = next;
+            let upper_codes = upper_next;
+            next = codes_at(rows, group + LANES);
+            if (FOURS == 2u) {
+                upper_next = codes_at(upper_rows, group + LANES);
             }
-            for (var word = 0u; word < 4u; word++) {
-                let words = vec4<u32>(a[word], b[word], c[word], d[word]);
-                multiply((group * 4u + word) * 2u, words, starts, at * 32u + word * 8u);
-            }
-            var scales = vec4<f32>(1.0);
-            if (!RAGGED) {
-                scales = vec4<f32>(
-                    scale_of(starts.x + at * 32u),
-                    scale_of(starts.y + at * 32u),
-                    scale_of(starts.z + at * 32u),
-                    scale_of(starts.w + at * 32u),
-                );
-            }
-            for (var m = 0u; m < COLUMNS; m++) {
-                sums[m] += unscaled[m] * scales;
+            let taken = within < quads / 8u;
+            let known = min(group, GROUPS - 1u);
+            add_group(0u, codes, starts, known, known - chunk / 8u, taken);
+            if (FOURS == 2u) {
+                add_group(8u, upper_codes, upper_starts, known, known - chunk / 8u, taken);
             }
         }
 #else
         for (var pair = lane; pair < quads / 2u; pair += LANES) {
-            let quad = chunk + pair * 2u;
-            let low = mat4x4<f32>(
-                weight_quad(rows.x, quad),
-                weight_quad(rows.y, quad),
-                weight_quad(rows.z, quad),
-                weight_quad(rows.w, quad),
-            );
-            let high = mat4x4<f32>(
-                weight_quad(rows.x, quad + 1u),
-                weight_quad(rows.y, quad + 1u),
-                weight_quad(rows.z, quad + 1u),
-                weight_quad(rows.w, quad + 1u),
-            );
-            for (var m = 0u; m < COLUMNS; m++) {
-                let slot = m * pitch() + staged_at(pair * 2u);
-                sums[m] += staged[slot] * low + staged[slot + 1u] * high;
+            add_pair(0u, rows, chunk + pair * 2u, pair * 2u);
+            if (FOURS == 2u) {
+                add_pair(8u, upper_rows, chunk + pair * 2u, pair * 2u);
             }
         }
 #endif
     }
 
-    for (var m = 0u; m < COLUMNS; m++) {
-        var sum = sums[m];
-#if SUBGROUPS
-        for (var step = LANES / 2u; step > 0u; step >>= 1u) {
-            sum += subgroupShuffleXor(sum, step);
+#if NORM
+    if (!LAYER) {
+        for (var m = 0u; m < COLUMNS; m++) {
+            let inverse = 1.0 / sqrt(workgroup_sum(squares[m]) / f32(COLS) + EPS);
+            sums[m] *= inverse;
+            sums[8u + m] *= inverse;
         }
-#else
-        workgroupBarrier();
-        staged[thread] = sum;
-        workgroupBarrier();
-        if (lane == 0u) {
-            for (var i = 1u; i < LANES; i++) {
-                sum += staged[thread + i];
-            }
-        }
+    }
 #endif
-        if (lane == 0u && m < columns) {
-            finish(first, m, sum);
+    for (var m = 0u; m < COLUMNS; m++) {
+        for (var four = 0u; four < FOURS; four++) {
+            var sum = sums[four * 8u + m];
+#if SUBGROUPS
+            for (var step = LANES / 2u; step > 0u; step >>= 1u) {
+                sum += subgroupShuffleXor(sum, step);
+            }
+#else
+            workgroupBarrier();
+            staged[thread] = sum;
+            workgroupBarrier();
+            if (lane == 0u) {
+                for (var i = 1u; i < LANES; i++) {
+                    sum += staged[thread + i];
+                }
+            }
+#endif
+            if (lane == 0u && m < columns) {
+                finish(first + four * 4u, first_column + m, sum);
+            }
         }
     }
 }

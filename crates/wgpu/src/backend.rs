@@ -14,11 +14,12 @@ use crate::pipeline_cache::PipelineCache;
 use crate::program::WgpuProgram;
 use crate::program_plan::ProgramPlan;
 use crate::staging::{Staging, Writer};
+use crate::tuning::Tuning;
 use crate::upload;
 use crate::wait::reclaim;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Slot, Stretch, Want,
-    WeightSource,
+    Backend, Caps, DeviceInfo, DeviceKind, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Slot, Stretch,
+    Want, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -66,8 +67,11 @@ impl WgpuBackend {
     /// As [`open`](Self::open).
     pub async fn on(adapter: &wgpu::Adapter, index: usize, options: Options) -> Result<Self, Fault> {
         let info = describe(adapter, index);
-        let features = adapter.features()
-            & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE);
+        let wanted = wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE
+            | wgpu::Features::SHADER_F16;
+        let features = adapter.features() & wanted;
         let offered = adapter.limits();
         // The defaults, but as much in one buffer as there is to be had.
         let limits = wgpu::Limits {
@@ -88,6 +92,13 @@ impl WgpuBackend {
 
         let subgroup = adapter.get_info().subgroup_min_size.max(1);
         let wanted = options.subgroups.unwrap_or(true) && features.contains(wgpu::Features::SUBGROUP);
+        let subgroup = wanted.then_some(subgroup);
+        let tuning = options.tuning.unwrap_or_else(|| match info.kind {
+            DeviceKind::Software => Tuning::software(subgroup),
+            _ => Tuning::gpu(subgroup),
+        });
+        let half_slabs = tuning.half_slabs && features.contains(wgpu::Features::SHADER_F16);
+        let tuning = Tuning { subgroup, half_slabs, ..tuning };
         let layout =
             WgpuLayout::new(&info.name, &limits).with_shards(options.max_binding.unwrap_or(u64::MAX));
         let ledger = Rc::new(Ledger::new());
@@ -101,7 +112,7 @@ impl WgpuBackend {
             ledger,
             pipelines: Pipelines::new(options.checked),
             staging,
-            subgroup: wanted.then_some(subgroup),
+            tuning,
             budget: options.budget,
             trouble,
             meter: Meter::default(),

@@ -3,6 +3,7 @@
 use crate::meter::Meter;
 use crate::pipeline::Pipelines;
 use crate::staging::Staging;
+use crate::tuning::Tuning;
 use halfbyte_backend::{DeviceInfo, Fault, Ledger, Purpose};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +16,8 @@ pub(crate) struct Gpu {
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) pipelines: Pipelines,
     pub(crate) staging: Staging,
-    /// Smallest subgroup, where subgroup operations are to be used.
-    pub(crate) subgroup: Option<u32>,
+    /// Shapes of kernels.
+    pub(crate) tuning: Tuning,
     /// The most bytes that the ledger may hold.
     pub(crate) budget: Option<u64>,
     pub(crate) trouble: Trouble,

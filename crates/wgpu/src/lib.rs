@@ -38,9 +38,11 @@ mod rows;
 mod sequence;
 mod staging;
 mod step_class;
+mod tuning;
 mod upload;
 mod wait;
 
 pub use backend::WgpuBackend;
 pub use layout::WgpuLayout;
 pub use options::Options;
+pub use tuning::Tuning;

@@ -109,7 +109,8 @@ impl LinearPlan {
             let words = if quant.double_quant { blocks / 4 } else { blocks };
             bounds.bindable(&format!("the scales of {}", name()), words as u64 * 4)?;
             plan.bias_at = ROW_AT + rows;
-            let nested_at = plan.bias_at + if plan.has_bias { rows } else { 0 };
+            // Pairs from an even word on, and nothing but pairs: they are loaded as such.
+            let nested_at = (plan.bias_at + if plan.has_bias { rows } else { 0 }).next_multiple_of(2);
             plan.table_words = nested_at + if quant.double_quant { blocks / NESTED * 2 } else { 0 };
             plan.scales = Some(ScalePlan {
                 nested: quant.double_quant,

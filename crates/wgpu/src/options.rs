@@ -1,5 +1,7 @@
 //! How a device is opened.
 
+use crate::Tuning;
+
 /// Choices in opening a device; the default takes what the adapter offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -10,13 +12,15 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Whether sums use subgroups; by default wherever the adapter has them.
     pub subgroups: Option<bool>,
-    /// Whether shaders carry the driver's bounds checks. Without them a defect of halfbyte could read
-    /// other memory of this process' device.
+    /// Shapes of kernels; by default those for the adapter. Its `subgroup` is not taken.
+    pub tuning: Option<Tuning>,
+    /// Whether shaders carry bounds checks of every access: for tests. The shaders are this workspace's
+    /// own, and submissions are checked before they run; a browser checks in any case.
     pub checked: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { budget: None, max_binding: None, subgroups: None, checked: true }
+        Self { budget: None, max_binding: None, subgroups: None, tuning: None, checked: false }
     }
 }

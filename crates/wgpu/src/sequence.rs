@@ -134,7 +134,7 @@ impl<'a> Sequence<'a> {
                     norm: Some(self.wants.norm(norm)?),
                     emit: None,
                 },
-                self.gpu.subgroup,
+                self.gpu.tuning.subgroup,
             );
             self.add(vec![launch], out)?;
         }
@@ -182,7 +182,7 @@ impl<'a> Sequence<'a> {
                     None => None,
                 },
             },
-            self.gpu.subgroup,
+            self.gpu.tuning.subgroup,
         );
         self.add(vec![launch], out)?;
         Ok(normed)
@@ -206,9 +206,17 @@ impl<'a> Sequence<'a> {
     ) -> Result<(), Fault> {
         match columns {
             Columns::Few(columns) => {
-                self.add(norm_linear::launches(product, splits, columns, self.gpu.subgroup), out)
+                self.add(norm_linear::launches(product, splits, columns, &self.gpu.tuning), out)
             }
-            Columns::Many => self.add(linear_tiled::launches(product), out),
+            Columns::Many => match self.gpu.tuning.prompt_columns {
+                Some(columns) => {
+                    self.add(norm_linear::launches(product, None, columns, &self.gpu.tuning), out)
+                }
+                None => {
+                    let most = if product.select { self.caps.outputs } else { self.caps.rows };
+                    self.add(linear_tiled::launches(product, most, &self.gpu.tuning), out)
+                }
+            },
         }
     }
 

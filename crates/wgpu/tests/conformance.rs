@@ -4,7 +4,7 @@
 
 use halfbyte_backend::conformance::{self, Case, Report, Verdict};
 use halfbyte_cpu::CpuBackend;
-use halfbyte_wgpu::{Options, WgpuBackend};
+use halfbyte_wgpu::{Options, Tuning, WgpuBackend};
 
 /// Runs the cases that `wanted` takes, by index; they may be unsupported only for the reasons in `allowed`.
 fn run(options: Options, wanted: impl Fn(usize, &Case) -> bool, allowed: &[&str]) {
@@ -33,27 +33,52 @@ fn run(options: Options, wanted: impl Fn(usize, &Case) -> bool, allowed: &[&str]
     }
 }
 
+/// Shapes for GPUs, whatever the adapter is.
+fn gpu(change: impl Fn(Tuning) -> Tuning) -> Options {
+    Options { tuning: Some(change(Tuning::gpu(None))), ..Options::default() }
+}
+
 #[test]
 fn with_what_the_adapter_offers() {
-    run(Options::default(), |_, _| true, &[]);
+    run(Options { checked: true, ..Options::default() }, |_, _| true, &[]);
+}
+
+#[test]
+fn as_on_a_gpu() {
+    run(gpu(|tuning| tuning), |_, _| true, &[]);
 }
 
 #[test]
 fn without_subgroups() {
-    run(Options { subgroups: Some(false), ..Options::default() }, |_, _| true, &[]);
+    let options = gpu(|tuning| tuning);
+    run(Options { subgroups: Some(false), checked: true, ..options }, |_, _| true, &[]);
+}
+
+/// The shapes that products take where they are large, at any size.
+#[test]
+fn with_large_tiles_and_teams() {
+    let options = gpu(|tuning| Tuning { busy: 1, ..tuning });
+    run(options, |_, case| !case.heavy && product(case), &[]);
+}
+
+/// Lanes ask each other for the codebook.
+#[test]
+fn with_shuffles() {
+    let options = gpu(|tuning| Tuning { shuffle: true, ..tuning });
+    run(options, |_, case| !case.heavy && product(case), &[]);
 }
 
 /// Each shard of a product has its own pipeline, so heads are cut less finely than layers.
 #[test]
 fn with_small_shards() {
     let head = |case: &Case| matches!(case.step, "head" | "sample");
-    let options = |bytes| Options { max_binding: Some(bytes), ..Options::default() };
+    let options = |bytes| Options { max_binding: Some(bytes), ..gpu(|tuning| tuning) };
     let allowed = ["four rows of", "learned positions and token types"];
     run(options(6 << 10), |index, case| index % 2 == 0 && !head(case) && !case.heavy, &allowed);
     run(options(96 << 10), |_, case| head(case) && !case.heavy, &allowed);
 }
 
-#[test]
-fn without_bounds_checks() {
-    run(Options { checked: false, ..Options::default() }, |index, _| index % 3 == 0, &[]);
+/// Whether the case is about matrix products.
+fn product(case: &Case) -> bool {
+    !matches!(case.step, "embed" | "attend" | "sample")
 }

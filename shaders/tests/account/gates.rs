@@ -83,30 +83,30 @@ fn the_unchanged_shader_passes() {
 #[test]
 fn loads_of_four_bytes_are_found() {
     let error = mutant(
-        "weights[rows.x * GROUPS + at]",
-        "vec4<u32>(weights[rows.x * GROUPS + at].x, weights[rows.x * GROUPS + at].y, 0u, 0u)",
+        "Codes(weights[at.x],",
+        "Codes(vec4<u32>(weights[at.x].x, weights[at.x].y, 0u, 0u),",
     );
     assert_eq!(error, Err("loads of {4, 16} bytes".into()));
 }
 
 #[test]
 fn columns_next_to_each_other_instead_of_lanes_are_found() {
-    let error = mutant("weights[rows.x * GROUPS + at]", "weights[at * ROWS + rows.x]");
+    let error = mutant("Codes(weights[at.x],", "Codes(weights[group * ROWS + rows.x],");
     assert!(error.as_ref().is_err_and(|error| error.contains("Some(1024): ")), "{error:?}");
 }
 
 #[test]
 fn two_table_reads_a_weight_are_found() {
-    let error = mutant("codebook[code.x]", "codebook[code.x] * codebook[(code.x + 1u) & 15u]");
+    let error = mutant("entry(code.x)", "entry(code.x) * entry((code.x + 1u) & 15u)");
     assert_eq!(error, Err("1.25 table reads a weight".into()));
 }
 
 #[test]
 fn a_table_in_private_memory_counts_too() {
-    let two = "codebook[code.x] * private_book[code.x & 15u]";
+    let two = "entry(code.x) * private_book[code.x & 15u]";
     let flags = Flags::of(&[Flag::Q4]);
     let variant = Variant { kernel: Kernel::NormLinear, flags };
-    let source = variant.wgsl().unwrap().replace("codebook[code.x]", two);
+    let source = variant.wgsl().unwrap().replace("entry(code.x)", two);
     let source = format!("var<private> private_book: array<f32, 16>;\n{source}");
     let sheet = Sheet::of_source("mutant", &source, flags, &Settings::gpu(variant));
     assert_eq!(streams(&sheet), Err("1.25 table reads a weight".into()));

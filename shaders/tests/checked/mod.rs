@@ -11,6 +11,7 @@ pub fn checked(name: &str, source: &str, flags: Flags) -> (Module, ModuleInfo) {
     // What WebGPU has without any feature; `unpack2x16float` is part of it.
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     capabilities.set(Capabilities::SUBGROUP, flags.has(Flag::Subgroups));
+    capabilities.set(Capabilities::SHADER_FLOAT16, flags.has(Flag::F16));
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     let info = validator
         .subgroup_stages(ShaderStages::COMPUTE)

@@ -12,8 +12,9 @@ override SHARD_ROW: u32 = 0u; // the shard's first row in the layer
 // Scales of the whole layer: u8 codes, four a word, if NESTED, else f32.
 @group(0) @binding(4) var<storage, read> absmax: array<u32>;
 // Codebook [16], 8-bit map [256], then at ROW_AT the element in block space at which each row starts,
-// at BIAS_AT the biases, at NESTED_AT pairs of (absmax of 256 codes, offset).
-@group(0) @binding(5) var<storage, read> tables: array<u32>;
+// at BIAS_AT the biases, at NESTED_AT, which is even, pairs of (absmax of 256 codes, offset): in pairs,
+// so that these are one load.
+@group(0) @binding(5) var<storage, read> tables: array<vec2<u32>>;
 
 override NESTED: bool = true;
 override RAGGED: bool = false; // blocks may begin within a group: scales are per element
@@ -22,33 +23,70 @@ override ROW_AT: u32 = 272u;
 override BIAS_AT: u32 = 272u;
 override NESTED_AT: u32 = 272u;
 
+fn table_word(at: u32) -> u32 {
+    return tables[at >> 1u][at & 1u];
+}
+
 // Tables that are indexed by data live in workgroup memory: constants and private arrays would be
-// spilled to memory per thread.
+// spilled to memory per thread. 16 words lie in 16 banks: lanes never wait for each other.
+#if SHUFFLE
+// Or each lane of a subgroup holds an entry (the eighth after it, too, where there are 8 lanes), which
+// the others ask for.
+override NARROW: bool = false; // some subgroup has less than 16 lanes
+var<private> entries: vec2<f32>;
+
+fn load_entries(lane: u32) {
+    entries = bitcast<vec2<f32>>(vec2<u32>(
+        table_word(lane % select(16u, 8u, NARROW)),
+        table_word(8u + lane % 8u),
+    ));
+}
+
+fn entry(code: u32) -> f32 {
+    if (NARROW) {
+        let low = subgroupShuffle(entries.x, code & 7u);
+        return select(low, subgroupShuffle(entries.y, code & 7u), code > 7u);
+    }
+    return subgroupShuffle(entries.x, code);
+}
+#else
 var<workgroup> codebook: array<f32, 16>;
+
+fn entry(code: u32) -> f32 {
+    return codebook[code];
+}
+#endif
 var<workgroup> code_map: array<f32, 256>;
 
 // Ends without a barrier.
 fn load_tables(thread: u32) {
+#if SHUFFLE
+#else
     if (thread < 16u) {
-        codebook[thread] = bitcast<f32>(tables[thread]);
+        codebook[thread] = bitcast<f32>(table_word(thread));
     }
+#endif
     if (NESTED) {
         for (var i = thread; i < 256u; i += THREADS) {
-            code_map[i] = bitcast<f32>(tables[16u + i]);
+            code_map[i] = bitcast<f32>(table_word(16u + i));
         }
     }
 }
 
 fn row_start(row: u32) -> u32 {
-    return tables[ROW_AT + SHARD_ROW + row];
+    return table_word(ROW_AT + SHARD_ROW + row);
+}
+
+fn row_starts(rows: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(row_start(rows.x), row_start(rows.y), row_start(rows.z), row_start(rows.w));
 }
 
 fn scale_of(element: u32) -> f32 {
     let block = element >> BLOCK_SHIFT;
     if (NESTED) {
         let code = (absmax[block >> 2u] >> ((block & 3u) * 8u)) & 255u;
-        let at = NESTED_AT + (block >> 8u) * 2u;
-        return code_map[code] * bitcast<f32>(tables[at]) + bitcast<f32>(tables[at + 1u]);
+        let nested = bitcast<vec2<f32>>(tables[NESTED_AT / 2u + (block >> 8u)]);
+        return code_map[code] * nested.x + nested.y;
     }
     return bitcast<f32>(absmax[block]);
 }
@@ -71,11 +109,11 @@ fn scales_of(start: u32, col: u32) -> mat2x4<f32> {
 
 fn look_up(nibbles: u32) -> vec4<f32> {
     let code = unpack4xU8(nibbles & 0x0f0f0f0fu);
-    return vec4<f32>(codebook[code.x], codebook[code.y], codebook[code.z], codebook[code.w]);
+    return vec4<f32>(entry(code.x), entry(code.y), entry(code.z), entry(code.w));
 }
 
 fn bias_of(row: u32) -> f32 {
-    return bitcast<f32>(tables[BIAS_AT + SHARD_ROW + row]);
+    return bitcast<f32>(table_word(BIAS_AT + SHARD_ROW + row));
 }
 #else
 override DTYPE: u32 = 0u;
@@ -87,6 +125,16 @@ fn load_tables(thread: u32) {}
 fn weight_quad(row: u32, quad: u32) -> vec4<f32> {
     let at = row * GROUPS * 8u + quad;
     return dense_quad(weights[dense_word(at, DTYPE)], at, DTYPE);
+}
+
+// Two neighbouring quads, the first of which is even: 16 bytes of 16-bit elements are one load.
+fn weight_pair(row: u32, quad: u32) -> mat2x4<f32> {
+    let at = row * GROUPS * 8u + quad;
+    let words = weights[dense_word(at, DTYPE)];
+    if (DTYPE == 0u) {
+        return mat2x4<f32>(bitcast<vec4<f32>>(words), bitcast<vec4<f32>>(weights[at + 1u]));
+    }
+    return mat2x4<f32>(dense_quad(words, 0u, DTYPE), dense_quad(words, 1u, DTYPE));
 }
 
 #if BIAS

@@ -1,11 +1,10 @@
 //! `norm_linear.wgsl`: the decode product with its prologue and epilogue.
 
-use super::Product;
+use super::{Product, truth};
 use crate::pipeline::{Extent, Launch};
+use crate::tuning::{TeamShape, Tuning};
 use halfbyte_shaders::{Flag, Kernel, Variant};
 
-/// Threads of a workgroup.
-const THREADS: u32 = 128;
 /// Fours of inputs that are staged at once, over all columns.
 const STAGED: u32 = 512;
 
@@ -20,37 +19,38 @@ pub(crate) struct Splits<'a> {
     pub(crate) pairs_at: usize,
 }
 
-/// The product of `columns` (1, 2, 4 or 8) rows of activations: one launch for each shard.
+/// The product of all rows of activations, `columns` (1, 2, 4 or 8) at once: one launch for each shard.
 pub(crate) fn launches<'a>(
     product: &Product<'a>,
     splits: Option<Splits<'a>>,
     columns: u32,
-    subgroup: Option<u32>,
+    tuning: &Tuning,
 ) -> Vec<Launch<'a>> {
     let plan = &product.held.plan;
-    let flags = product
+    let mut flags = product
         .flags()
-        .with(Flag::Subgroups, subgroup.is_some())
+        .with(Flag::Subgroups, tuning.subgroup.is_some())
         .with(Flag::Norm, product.norm.is_some())
         .with(Flag::Merge, splits.is_some());
+    flags = flags.with(Flag::Shuffle, tuning.shuffle && tuning.subgroup.is_some() && flags.has(Flag::Q4));
     let chunk = STAGED / columns;
-    let lanes = lanes(subgroup, chunk, plan.groups as u32);
+    let extent = if product.select { Extent::Outputs(columns) } else { Extent::Rows(columns) };
     let launch = |shard: usize| {
+        let rows = plan.shards[shard].1 as u32;
+        let shape = TeamShape::new(tuning, rows, plan.groups as u32, chunk / 8, columns);
         let mut launch = Launch {
             variant: Variant { kernel: Kernel::NormLinear, flags },
             constants: vec![
-                ("THREADS", f64::from(THREADS)),
-                ("LANES", f64::from(lanes)),
+                ("THREADS", f64::from(shape.threads)),
+                ("LANES", f64::from(shape.lanes)),
+                ("FOURS", f64::from(shape.fours)),
+                ("NARROW", truth(tuning.subgroup.is_some_and(|size| size < 16))),
                 ("COLUMNS", f64::from(columns)),
                 ("CHUNK4", f64::from(chunk)),
                 ("X_STRIDE4", (product.input.stride / 4) as f64),
             ],
             bindings: Vec::new(),
-            grid: [
-                Extent::Fixed((plan.shards[shard].1 as u32).div_ceil(4 * THREADS / lanes)),
-                Extent::Fixed(1),
-                Extent::Fixed(1),
-            ],
+            grid: [Extent::Fixed(shape.workgroups(rows)), extent, Extent::Fixed(1)],
         };
         product.bind(&mut launch, shard);
         match splits {
@@ -72,24 +72,4 @@ pub(crate) fn launches<'a>(
         launch
     };
     (0..plan.shards.len()).map(launch).collect()
-}
-
-/// Threads that share four rows of weights: no more than a subgroup, than the groups of a chunk, or
-/// than the groups of a row.
-fn lanes(subgroup: Option<u32>, chunk: u32, groups: u32) -> u32 {
-    let largest = subgroup.unwrap_or(32).clamp(1, 32);
-    largest.min(chunk / 8).min(groups.next_power_of_two())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lanes;
-
-    #[test]
-    fn lanes_follow_subgroup_chunk_and_row() {
-        assert_eq!(lanes(Some(64), 512, 128), 32);
-        assert_eq!(lanes(Some(8), 512, 128), 8);
-        assert_eq!(lanes(None, 64, 128), 8);
-        assert_eq!(lanes(Some(32), 512, 3), 4);
-    }
 }
