@@ -62,8 +62,8 @@ var<workgroup> code_map: array<f32, 256>;
 fn load_tables(thread: u32) {
 #if SHUFFLE
 #else
-    if (thread < 16u) {
-        codebook[thread] = bitcast<f32>(table_word(thread));
+    for (var i = thread; i < 16u; i += THREADS) {
+        codebook[i] = bitcast<f32>(table_word(i));
     }
 #endif
     if (NESTED) {
