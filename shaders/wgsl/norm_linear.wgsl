@@ -344,9 +344,10 @@ fn main(
             let group = chunk / 8u + within;
             let codes = next;
             let upper_codes = upper_next;
-            next = codes_at(rows, group + LANES);
+            let following = select(group, group + LANES, group + LANES < GROUPS);
+            next = codes_at(rows, following);
             if (FOURS == 2u) {
-                upper_next = codes_at(upper_rows, group + LANES);
+                upper_next = codes_at(upper_rows, following);
             }
             let taken = within < quads / 8u;
             let known = min(group, GROUPS - 1u);

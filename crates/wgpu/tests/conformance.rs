@@ -45,7 +45,7 @@ fn with_what_the_adapter_offers() {
 
 #[test]
 fn as_on_a_gpu() {
-    run(gpu(|tuning| tuning), |_, _| true, &[]);
+    run(gpu(|tuning| tuning), |_, case| !case.heavy, &[]);
 }
 
 #[test]
@@ -58,14 +58,14 @@ fn without_subgroups() {
 #[test]
 fn with_large_tiles_and_teams() {
     let options = gpu(|tuning| Tuning { busy: 1, ..tuning });
-    run(options, |_, case| !case.heavy && product(case), &[]);
+    run(options, |index, case| index % 2 == 0 && !case.heavy && product(case), &[]);
 }
 
 /// Lanes ask each other for the codebook.
 #[test]
 fn with_shuffles() {
     let options = gpu(|tuning| Tuning { shuffle: true, ..tuning });
-    run(options, |_, case| !case.heavy && product(case), &[]);
+    run(options, |index, case| index % 2 == 1 && !case.heavy && product(case), &[]);
 }
 
 /// Each shard of a product has its own pipeline, so heads are cut less finely than layers.

@@ -82,10 +82,7 @@ fn the_unchanged_shader_passes() {
 
 #[test]
 fn loads_of_four_bytes_are_found() {
-    let error = mutant(
-        "Codes(weights[at.x],",
-        "Codes(vec4<u32>(weights[at.x].x, weights[at.x].y, 0u, 0u),",
-    );
+    let error = mutant("Codes(weights[at.x],", "Codes(vec4<u32>(weights[at.x].x, weights[at.x].y, 0u, 0u),");
     assert_eq!(error, Err("loads of {4, 16} bytes".into()));
 }
 
