@@ -21,6 +21,8 @@ pub enum Kernel {
     Route,
     /// The greedy choice.
     Argmax,
+    /// A choice by chance.
+    Sample,
     /// No step: how fast the device reads.
     ReadBandwidth,
 }
@@ -152,7 +154,7 @@ impl Flags {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 9] = [
+    pub const ALL: [Kernel; 10] = [
         Kernel::NormLinear,
         Kernel::LinearTiled,
         Kernel::Attend,
@@ -161,6 +163,7 @@ impl Kernel {
         Kernel::Pre,
         Kernel::Route,
         Kernel::Argmax,
+        Kernel::Sample,
         Kernel::ReadBandwidth,
     ];
 
@@ -175,6 +178,7 @@ impl Kernel {
             Kernel::Pre => "pre",
             Kernel::Route => "route",
             Kernel::Argmax => "argmax",
+            Kernel::Sample => "sample",
             Kernel::ReadBandwidth => "read_bandwidth",
         }
     }
@@ -189,6 +193,7 @@ impl Kernel {
             Kernel::Pre => include_str!("../wgsl/pre.wgsl"),
             Kernel::Route => include_str!("../wgsl/route.wgsl"),
             Kernel::Argmax => include_str!("../wgsl/argmax.wgsl"),
+            Kernel::Sample => include_str!("../wgsl/sample.wgsl"),
             Kernel::ReadBandwidth => include_str!("../wgsl/read_bandwidth.wgsl"),
         }
     }
@@ -206,7 +211,7 @@ impl Kernel {
             Kernel::Embed => &[Flag::Positions, Flag::Types],
             Kernel::Pre => &[Flag::Subgroups, Flag::Residual, Flag::Post, Flag::Norm, Flag::Emit],
             Kernel::Route => &[Flag::Residual],
-            Kernel::Argmax | Kernel::ReadBandwidth => &[],
+            Kernel::Argmax | Kernel::Sample | Kernel::ReadBandwidth => &[],
         }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) fn snippet(name: &str) -> Option<&'static str> {
         "heads" => include_str!("../wgsl/snippets/heads.wgsl"),
         "kv" => include_str!("../wgsl/snippets/kv.wgsl"),
         "places" => include_str!("../wgsl/snippets/places.wgsl"),
+        "random" => include_str!("../wgsl/snippets/random.wgsl"),
         "reduce" => include_str!("../wgsl/snippets/reduce.wgsl"),
         "weights" => include_str!("../wgsl/snippets/weights.wgsl"),
         _ => return None,

@@ -227,6 +227,10 @@ impl Program for FaultyProgram {
         }))
     }
 
+    fn samples(&self) -> bool {
+        self.inner.samples()
+    }
+
     fn drain(&mut self) -> Fut<'_, ()> {
         Box::pin(async move {
             // What runs within ends in any case.

@@ -42,7 +42,7 @@ pub use limited::{Limit, Limited};
 pub use linear::{Arrangement, DType, Format, LinearShape, QuantFormat, Segment};
 pub use mapped::{Mapped, MappedBytes, MappedQuantized, MappedScales};
 pub use profile::StepCost;
-pub use program::{Answer, Caps, Input, Output, Place, Program, Rows, Ticket};
+pub use program::{Answer, Caps, Draw, Input, Output, Place, Program, Rows, Ticket};
 pub use rope::{RopeShape, RopeTable};
 pub use sampler::{SampleParams, argmax, sample};
 pub use source::{Canonical, WeightSource};

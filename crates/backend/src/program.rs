@@ -1,6 +1,6 @@
 //! Compiled steps, and what is asked of them.
 
-use crate::{Fault, Fut, StepCost};
+use crate::{Fault, Fut, SampleParams, StepCost};
 use std::time::Duration;
 
 /// The most that one submission may carry: a program's activations are allocated for it.
@@ -28,7 +28,7 @@ pub struct Place {
 pub enum Input<'a> {
     /// One token id for each row.
     Tokens(&'a [u32]),
-    /// Row `r` takes the token that row `r` of the last [`Output::Greedy`] chose. The token need not
+    /// Row `r` takes the token that row `r` of the last [`Output::Greedy`] or [`Output::Sample`] chose. The token need not
     /// have been read by the host: the next step can be submitted before this one has ended.
     Chosen,
     /// The registers [`Stretch::inputs`](crate::Stretch::inputs): all rows of the first, then all of
@@ -47,6 +47,28 @@ pub enum Output<'a> {
     Logits(&'a [u32]),
     /// The token with the largest logit of each of these rows; the lowest id among equals.
     Greedy(&'a [u32]),
+    /// A token for each of these rows, which are of different sequences, as [`sample`](crate::sample()) draws
+    /// it from the row's logits. Where [`Program::samples`].
+    Sample {
+        /// Rows whose logits are drawn from.
+        rows: &'a [u32],
+        /// How, `[rows.len()]`.
+        draws: &'a [Draw<'a>],
+    },
+}
+
+/// How a token is drawn from a row's logits. The position of its random number is the one after the row's.
+///
+/// The program remembers which tokens each sequence has seen: those that `seen` named, and since then the
+/// input token of each row that was drawn from. What a repetition penalty counts is thus known where the
+/// last token has not been read by the host.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw<'a> {
+    /// Penalty, temperature, the cuts, the seed.
+    pub params: SampleParams,
+    /// What the row's sequence has seen, if what the program remembers of it is to be forgotten: where a
+    /// text begins. The row's own token is counted in any case.
+    pub seen: Option<&'a [u32]>,
 }
 
 /// One submission. Rows of one sequence are neighbours with consecutive positions.
@@ -69,7 +91,7 @@ pub enum Answer {
     Hidden(Vec<f32>),
     /// For [`Output::Logits`].
     Logits(Vec<f32>),
-    /// For [`Output::Greedy`].
+    /// For [`Output::Greedy`] and [`Output::Sample`].
     Tokens(Vec<u32>),
 }
 
@@ -85,6 +107,11 @@ pub trait Program {
     /// [`Fault::Invalid`] if the rows exceed the program's [`Caps`] or its KV cache;
     /// [`Fault::Lost`] if the device is gone.
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault>;
+
+    /// Whether the program takes [`Output::Sample`]; else the host samples from [`Output::Logits`].
+    fn samples(&self) -> bool {
+        false
+    }
 
     /// Awaits the end of everything submitted, before weights move or the program is dropped.
     fn drain(&mut self) -> Fut<'_, ()>;
@@ -113,6 +140,21 @@ pub trait Program {
     }
 }
 
+impl<'a> Output<'a> {
+    /// The rows whose logits it needs.
+    pub fn rows(&self) -> &'a [u32] {
+        match *self {
+            Output::Logits(rows) | Output::Greedy(rows) | Output::Sample { rows, .. } => rows,
+            Output::Nothing | Output::Hidden => &[],
+        }
+    }
+
+    /// Whether it needs a head.
+    pub fn wants_head(&self) -> bool {
+        !matches!(self, Output::Nothing | Output::Hidden)
+    }
+}
+
 impl Rows<'_> {
     /// Checks a submission against caps; backends call it first.
     ///
@@ -135,17 +177,19 @@ impl Rows<'_> {
             }
             _ => {}
         }
-        if let Output::Logits(wanted) | Output::Greedy(wanted) = self.output {
-            if wanted.len() > caps.outputs {
-                return Err(Fault::Invalid(format!(
-                    "logits of {} rows in a program for {}",
-                    wanted.len(),
-                    caps.outputs
-                )));
-            }
-            if let Some(row) = wanted.iter().find(|&&row| row as usize >= rows) {
-                return Err(Fault::Invalid(format!("logits of row {row} of {rows}")));
-            }
+        let wanted = self.output.rows();
+        if wanted.len() > caps.outputs {
+            return Err(Fault::Invalid(format!(
+                "logits of {} rows in a program for {}",
+                wanted.len(),
+                caps.outputs
+            )));
+        }
+        if let Some(row) = wanted.iter().find(|&&row| row as usize >= rows) {
+            return Err(Fault::Invalid(format!("logits of row {row} of {rows}")));
+        }
+        if let Output::Sample { rows: wanted, draws } = self.output {
+            self.check_draws(wanted, draws)?;
         }
         for pair in self.places.windows(2) {
             if pair[0].sequence == pair[1].sequence && pair[0].position + 1 != pair[1].position {
@@ -156,5 +200,21 @@ impl Rows<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Checks that draws are one for each row, and rows one for each sequence: a sequence has one next token.
+    fn check_draws(&self, wanted: &[u32], draws: &[Draw<'_>]) -> Result<(), Fault> {
+        if wanted.len() != draws.len() {
+            return Err(Fault::Invalid(format!("{} draws for {} rows", draws.len(), wanted.len())));
+        }
+        if matches!(self.input, Input::Hidden(_)) {
+            return Err(Fault::Invalid("a token is drawn where tokens go in".into()));
+        }
+        let mut sequences: Vec<u32> = wanted.iter().map(|&row| self.places[row as usize].sequence).collect();
+        sequences.sort_unstable();
+        match sequences.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Fault::Invalid(format!("two draws for sequence {}", pair[0]))),
+            None => Ok(()),
+        }
     }
 }

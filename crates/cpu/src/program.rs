@@ -8,9 +8,10 @@ use crate::request::{Limits, Span, spans};
 use crate::sweep::Sweep;
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
-    Ticket, argmax,
+    Ticket, argmax, sample,
 };
 use rayon::ThreadPool;
+use std::collections::BTreeMap;
 use std::future::ready;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -110,8 +111,10 @@ pub(crate) struct State {
     pub(crate) experts: Vec<f32>,
     /// `[outputs, vocabulary]`
     logits: Vec<f32>,
-    /// What the last [`Output::Greedy`] chose.
+    /// What the last [`Output::Greedy`] or [`Output::Sample`] chose.
     chosen: Vec<u32>,
+    /// What each sequence has seen, as [`Draw`](halfbyte_backend::Draw) says.
+    seen: BTreeMap<u32, Vec<u32>>,
     /// Token of each row.
     tokens: Vec<u32>,
     /// Sequence of each row.
@@ -143,6 +146,7 @@ impl State {
             experts: zeroed(sizes.experts)?,
             logits: zeroed(sizes.logits)?,
             chosen: zeroed(sizes.chosen)?,
+            seen: BTreeMap::new(),
             tokens: zeroed(sizes.rows)?,
             spans: zeroed(sizes.rows)?,
             done: (0, 0),
@@ -182,8 +186,7 @@ impl State {
         let input_width = self.inputs.iter().map(|&reg| self.width(reg)).sum();
         rows.check(&self.caps, input_width)?;
         let count = rows.places.len();
-        let wants_head = matches!(rows.output, Output::Logits(_) | Output::Greedy(_));
-        if wants_head && !self.limits.head {
+        if rows.output.wants_head() && !self.limits.head {
             return Err(Fault::Invalid("logits of a program without an output head".into()));
         }
         let tokens = match rows.input {
@@ -264,11 +267,7 @@ impl State {
                 }
             }
             BoundStep::Head { step, pre, weight } => {
-                let wanted = match rows.output {
-                    Output::Logits(wanted) | Output::Greedy(wanted) => wanted,
-                    Output::Nothing | Output::Hidden => &[],
-                };
-                self.head(step, pre, &weight.read(), count, wanted, kernels);
+                self.head(step, pre, &weight.read(), count, rows.output.rows(), kernels);
             }
         }
         self.steps = steps;
@@ -391,6 +390,23 @@ impl State {
                 self.chosen.extend(logits.chunks(self.limits.vocabulary.max(1)).map(argmax));
                 Ok(Answer::Tokens(self.chosen.clone()))
             }
+            Output::Sample { rows: wanted, draws } => {
+                let width = self.limits.vocabulary;
+                self.chosen.clear();
+                for (index, (&row, draw)) in wanted.iter().zip(draws).enumerate() {
+                    let place = rows.places[row as usize];
+                    let seen = self.seen.entry(place.sequence).or_default();
+                    if let Some(tokens) = draw.seen {
+                        seen.clear();
+                        seen.extend_from_slice(tokens);
+                    }
+                    seen.push(self.tokens[row as usize]);
+                    let logits = &mut self.logits[index * width..(index + 1) * width];
+                    let token = sample(logits, seen, &draw.params, u64::from(place.position) + 1);
+                    self.chosen.push(token);
+                }
+                Ok(Answer::Tokens(self.chosen.clone()))
+            }
         }
     }
 
@@ -442,6 +458,10 @@ impl Program for CpuProgram {
 
     fn drain(&mut self) -> Fut<'_, ()> {
         Box::pin(ready(Ok(())))
+    }
+
+    fn samples(&self) -> bool {
+        true
     }
 
     fn counts(&self) -> (u64, u64) {

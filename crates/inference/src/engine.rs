@@ -1,7 +1,7 @@
 //! Blocks on backends: reserved, filled, compiled, and run one after the other.
 
 use halfbyte_backend::{
-    Answer, Backend, Caps, Fault, Footprint, Input, Kind, Layout, Output, Place, Program, Rows, Slot,
+    Answer, Backend, Caps, Draw, Fault, Footprint, Input, Kind, Layout, Output, Place, Program, Rows, Slot,
     StepCost, Stretch, Ticket, Want, WeightSource,
 };
 use std::ops::Range;
@@ -301,6 +301,14 @@ impl Engine {
         self.stages.len() == 1
     }
 
+    /// Whether one device runs everything and draws tokens by itself.
+    pub fn samples(&self) -> bool {
+        match self.stages.as_slice() {
+            [stage] => stage.program.as_ref().is_some_and(|program| program.samples()),
+            _ => false,
+        }
+    }
+
     /// Starts one submission on an engine of one stage; the ticket needs not be awaited before the next.
     ///
     /// # Errors
@@ -349,7 +357,7 @@ impl Engine {
         sequence: u32,
         position: usize,
         tokens: &[u32],
-        last: Last,
+        last: Last<'_>,
     ) -> Result<Answer, Fault> {
         let chunks = tokens.chunks(self.caps.rows);
         let count = chunks.len();
@@ -361,6 +369,7 @@ impl Engine {
                 _ if index + 1 < count => Output::Nothing,
                 Last::Logits => Output::Logits(&row),
                 Last::Greedy => Output::Greedy(&row),
+                Last::Sample(ref draw) => Output::Sample { rows: &row, draws: std::slice::from_ref(draw) },
             };
             let ticket = self.start(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
             if let Some(earlier) = running.replace(ticket) {
@@ -476,12 +485,14 @@ fn at_least_one(caps: Caps) -> Caps {
 }
 
 /// What is asked of the last row of a prefill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Last {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Last<'a> {
     /// `[vocabulary]`
     Logits,
     /// The token with the largest logit.
     Greedy,
+    /// A token that the device draws, where [`Engine::samples`].
+    Sample(Draw<'a>),
 }
 
 /// `count` rows of one sequence from `position` on.

@@ -1,6 +1,6 @@
 //! The generation loop.
 
-use halfbyte_backend::{Answer, Input, Output, Rows, SampleParams, Ticket, sample};
+use halfbyte_backend::{Answer, Draw, Input, Output, Rows, SampleParams, Ticket, sample};
 use web_time::Instant;
 
 use crate::engine::{Last, places};
@@ -90,8 +90,9 @@ pub struct Generation {
 ///
 /// Only what the session does not hold yet is computed. Whatever ends the text, the session then holds
 /// tokens that its cache holds, so that it can go on; a new token that no step has taken yet is not
-/// among them. A greedy choice on one device is fed back there and read one step late: while the host
-/// receives a token, the device computes the next.
+/// among them. A choice on one device, greedy or drawn, is fed back there and read one step late: while the
+/// host receives a token, the device computes the next. A device that draws no tokens, and several devices,
+/// give logits, and the host draws the same from them.
 ///
 /// # Errors
 /// As [`Session::extend`].
@@ -111,15 +112,19 @@ pub async fn generate(
 
     let start = Instant::now();
     timings.prefill_tokens = prompt.len() - session.reusable(engine, prompt);
-    let greedy = options.sample.is_greedy();
-    let last = if greedy { Last::Greedy } else { Last::Logits };
+    let ahead = engine.feeds_back() && (options.sample.is_greedy() || engine.samples());
+    let last = match options.sample.is_greedy() {
+        true => Last::Greedy,
+        false if ahead => Last::Sample(Draw { seen: Some(prompt), ..draw(options) }),
+        false => Last::Logits,
+    };
     let answer = session.advance(engine, prompt, last).await?;
     let first = choose(answer, session, options)?;
     timings.prefill_seconds = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
     let mut decoded = 0;
-    let finish = if greedy && engine.feeds_back() {
+    let finish = if ahead {
         decode_ahead(engine, session, first, &mut text, &mut decoded).await?
     } else {
         decode(engine, session, first, &mut text, &mut decoded).await?
@@ -199,7 +204,12 @@ async fn decode(
     }
 }
 
-/// Greedily on one device: the step after next is submitted before the next token is read, so that the
+/// How a token is drawn on the device, which has seen the text so far.
+fn draw(options: &GenerateOptions) -> Draw<'static> {
+    Draw { params: options.sample, seen: None }
+}
+
+/// On one device: the step after next is submitted before the next token is read, so that the
 /// device never waits for the host.
 async fn decode_ahead(
     engine: &mut Engine,
@@ -249,7 +259,12 @@ fn step_ahead(
         return Ok(None);
     }
     let places = places(session.sequence(), position, 1);
-    let rows = Rows { input: Input::Chosen, places: &places, output: Output::Greedy(&[0]) };
+    let draws = [draw(text.options)];
+    let output = match text.options.sample.is_greedy() {
+        true => Output::Greedy(&[0]),
+        false => Output::Sample { rows: &[0], draws: &draws },
+    };
+    let rows = Rows { input: Input::Chosen, places: &places, output };
     Ok(Some(engine.submit(&rows)?))
 }
 

@@ -69,7 +69,7 @@ impl Session {
         &mut self,
         engine: &mut Engine,
         prompt: &[u32],
-        last: Last,
+        last: Last<'_>,
     ) -> Result<Answer, ModelError> {
         check(engine, prompt)?;
         let kept = self.reusable(engine, prompt);

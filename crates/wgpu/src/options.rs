@@ -3,7 +3,7 @@
 use crate::Tuning;
 
 /// Choices in opening a device; the default takes what the adapter offers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
     /// The most bytes to hold; `reserve` and `compile` refuse beyond it.
     pub budget: Option<u64>,
@@ -17,10 +17,4 @@ pub struct Options {
     /// Whether shaders carry bounds checks of every access: for tests. The shaders are this workspace's
     /// own, and submissions are checked before they run; a browser checks in any case.
     pub checked: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { budget: None, max_binding: None, subgroups: None, tuning: None, checked: false }
-    }
 }

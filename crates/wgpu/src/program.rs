@@ -3,6 +3,7 @@
 use crate::answers::{Pending, Ring};
 use crate::gpu::{Allocation, Gpu};
 use crate::held::{Held, Wants};
+use crate::kernels::sample::seen_words;
 use crate::layout::stride;
 use crate::pipeline::{Counts, Dispatch};
 use crate::profile;
@@ -11,7 +12,7 @@ use crate::rows::{Reach, all_apart, encode};
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
 use halfbyte_backend::{
-    Answer, Caps, Fault, Fut, Input, Output, Program, Rows, Step, StepCost, Stretch, Ticket,
+    Answer, Caps, Draw, Fault, Fut, Input, Output, Place, Program, Rows, Step, StepCost, Stretch, Ticket,
 };
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -32,9 +33,10 @@ pub(crate) struct WgpuProgram {
     bodies: HashMap<Manners, Rc<Vec<Dispatch>>>,
     heads: HashMap<Columns, Rc<Vec<Dispatch>>>,
     argmax: Option<Rc<Dispatch>>,
+    sample: Option<Rc<Dispatch>>,
     small: Ring,
     large: Ring,
-    /// How many tokens the last greedy output chose.
+    /// How many tokens the last output that chose some did.
     chosen: usize,
     dispatches: u64,
     submissions: u64,
@@ -50,14 +52,14 @@ struct Work {
     counts: Counts,
     body: Rc<Vec<Dispatch>>,
     head: Option<Rc<Vec<Dispatch>>>,
-    argmax: Option<Rc<Dispatch>>,
+    choice: Option<Rc<Dispatch>>,
     reply: Reply,
 }
 
 impl Work {
     fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let head = self.head.iter().flat_map(|head| head.iter());
-        self.body.iter().chain(head).chain(self.argmax.as_deref())
+        self.body.iter().chain(head).chain(self.choice.as_deref())
     }
 }
 
@@ -95,6 +97,7 @@ impl WgpuProgram {
             bodies: HashMap::new(),
             heads: HashMap::new(),
             argmax: None,
+            sample: None,
             small,
             large,
             chosen: 0,
@@ -151,6 +154,33 @@ impl WgpuProgram {
         Ok(argmax)
     }
 
+    fn sample(&mut self) -> Result<Rc<Dispatch>, Fault> {
+        if let Some(sample) = &self.sample {
+            return Ok(sample.clone());
+        }
+        let sample = Rc::new(self.sequence().sample()?);
+        self.sample = Some(sample.clone());
+        Ok(sample)
+    }
+
+    /// Replaces what sequences have seen where a draw says so.
+    fn write_seen(&self, places: &[Place], rows: &[u32], draws: &[Draw<'_>]) -> Result<(), Fault> {
+        let words = seen_words(self.plan.vocabulary);
+        for (&row, draw) in rows.iter().zip(draws) {
+            let Some(seen) = draw.seen else { continue };
+            let mut bits = vec![0u32; words];
+            for &token in seen {
+                if let Some(word) = bits.get_mut(token as usize / 32) {
+                    *word |= 1 << (token % 32);
+                }
+            }
+            let sequence = places[row as usize].sequence as usize;
+            let at = (sequence * words * 4) as u64;
+            self.gpu.queue.write_buffer(self.buffer(Role::Seen)?, at, bytemuck::cast_slice(&bits));
+        }
+        Ok(())
+    }
+
     fn buffer(&self, role: Role) -> Result<&wgpu::Buffer, Fault> {
         let allocation = self.plan.roles.get(&role).and_then(|&index| self.buffers.get(index));
         allocation
@@ -180,8 +210,18 @@ impl WgpuProgram {
             _ => {}
         }
         match rows.output {
-            Output::Logits(_) | Output::Greedy(_) if self.plan.vocabulary == 0 => {
+            output if output.wants_head() && self.plan.vocabulary == 0 => {
                 Err(Fault::Invalid("logits of a stretch without a head".into()))
+            }
+            Output::Sample { .. } if self.plan.drawn == 0 => {
+                Err(Fault::Invalid("a token is drawn where tokens go in and logits come out".into()))
+            }
+            Output::Sample { rows: wanted, .. }
+                if wanted
+                    .iter()
+                    .any(|&row| rows.places[row as usize].sequence as usize >= self.plan.drawn) =>
+            {
+                Err(Fault::Invalid(format!("draws of more than {} sequences", self.plan.drawn)))
             }
             Output::Hidden if self.stretch.outputs.is_empty() => {
                 Err(Fault::Invalid("hidden states of a stretch that gives none".into()))
@@ -289,8 +329,8 @@ impl WgpuProgram {
 
         let reply = match rows.output {
             Output::Nothing => Reply::Nothing,
-            Output::Greedy([]) | Output::Logits([]) => Reply::Nothing,
-            Output::Greedy(outputs) => Reply::Tokens(outputs.len()),
+            output if output.wants_head() && output.rows().is_empty() => Reply::Nothing,
+            Output::Greedy(outputs) | Output::Sample { rows: outputs, .. } => Reply::Tokens(outputs.len()),
             Output::Logits(outputs) => Reply::Logits { rows: outputs.len(), width: self.plan.vocabulary },
             Output::Hidden => {
                 let widths = self.stretch.outputs.iter().map(|&reg| self.stretch.width(reg));
@@ -302,14 +342,21 @@ impl WgpuProgram {
             Reply::Logits { rows, .. } | Reply::Tokens(rows) => Some(self.head(Columns::for_rows(rows))?),
             Reply::Nothing | Reply::Hidden { .. } => None,
         };
-        let argmax = matches!(reply, Reply::Tokens(_)).then(|| self.argmax()).transpose()?;
-        Ok(Work { words, counts, body, head, argmax, reply })
+        let choice = match (&reply, rows.output) {
+            (Reply::Tokens(_), Output::Sample { .. }) => Some(self.sample()?),
+            (Reply::Tokens(_), _) => Some(self.argmax()?),
+            _ => None,
+        };
+        Ok(Work { words, counts, body, head, choice, reply })
     }
 
     /// Writes what the host says to a submission: ordered before the one that follows and after the one before.
     fn write(&self, work: &Work, rows: &Rows<'_>) -> Result<(), Fault> {
         let places = self.buffer(Role::Places)?;
         self.gpu.meter.driver(|| self.gpu.queue.write_buffer(places, 0, bytemuck::cast_slice(&work.words)));
+        if let Output::Sample { rows: wanted, draws } = rows.output {
+            self.gpu.meter.driver(|| self.write_seen(rows.places, wanted, draws))?;
+        }
         match rows.input {
             Input::Hidden(values) => self.write_hidden(values, rows.places.len()),
             Input::Tokens(_) | Input::Chosen => Ok(()),
@@ -352,7 +399,7 @@ impl Program for WgpuProgram {
         self.dispatches += encoded;
         self.passes += 1;
         self.submissions += 1;
-        if let Output::Greedy(outputs) = rows.output {
+        if let Output::Greedy(outputs) | Output::Sample { rows: outputs, .. } = rows.output {
             self.chosen = outputs.len();
         }
         gpu.check()?;
@@ -360,7 +407,7 @@ impl Program for WgpuProgram {
         let pending = match work.reply {
             Reply::Nothing => {
                 let empty = match rows.output {
-                    Output::Greedy(_) => Answer::Tokens(Vec::new()),
+                    Output::Greedy(_) | Output::Sample { .. } => Answer::Tokens(Vec::new()),
                     Output::Logits(_) => Answer::Logits(Vec::new()),
                     Output::Nothing | Output::Hidden => Answer::Nothing,
                 };
@@ -374,6 +421,10 @@ impl Program for WgpuProgram {
         };
         let pending = pending.ok_or_else(|| Fault::Internal("an answer without a buffer".into()))?;
         Ok(Box::pin(answer(gpu, pending, work.reply)))
+    }
+
+    fn samples(&self) -> bool {
+        self.plan.drawn > 0
     }
 
     fn drain(&mut self) -> Fut<'_, ()> {

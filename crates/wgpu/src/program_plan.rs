@@ -3,6 +3,7 @@
 use crate::attend_plan::AttendPlan;
 use crate::gpu::BufferPlan;
 use crate::kernels::route::share_stride;
+use crate::kernels::sample::{THREADS, seen_words};
 use crate::kv_plan::Record;
 use crate::layout::{Bounds, stride};
 use crate::linear_plan::LinearPlan;
@@ -35,8 +36,12 @@ pub(crate) enum Role {
     Values,
     /// Row metadata.
     Places,
-    /// Tokens of the last greedy output.
+    /// Tokens of the last output that chose some.
     Chosen,
+    /// A bit for each token that a sequence has seen, `[sequences, words]`.
+    Seen,
+    /// Tokens that may still be drawn, `[outputs, stride]`.
+    Candidates,
     /// `[outputs, vocabulary]`
     Logits,
     /// Mapped buffers for chosen tokens.
@@ -58,6 +63,9 @@ pub(crate) struct ProgramPlan {
     pub(crate) fresh: bool,
     /// Logits of a row; 0 without a head.
     pub(crate) vocabulary: usize,
+    /// Sequences whose seen tokens are remembered; 0 where no token is drawn: without a head or without an
+    /// embedding, which knows what goes in.
+    pub(crate) drawn: usize,
 }
 
 /// Whether a pre needs a dispatch of its own even where products can norm their input.
@@ -85,6 +93,7 @@ impl ProgramPlan {
             tile_rows: 16,
             fresh: true,
             vocabulary: 0,
+            drawn: 0,
         };
         let outputs = caps.outputs.max(1);
         for (index, &width) in stretch.widths.iter().enumerate() {
@@ -158,6 +167,17 @@ impl ProgramPlan {
         plan.float(bounds, Role::Chosen, Purpose::Logits, outputs)?;
         if plan.vocabulary > 0 {
             plan.float(bounds, Role::Logits, Purpose::Logits, outputs * stride(plan.vocabulary))?;
+        }
+        if stretch.steps.iter().any(|step| matches!(step, Step::Embed(_))) && plan.vocabulary > 0 {
+            plan.drawn = sequences(stretch, outputs);
+        }
+        if plan.drawn > 0 {
+            let seen = plan.drawn * seen_words(plan.vocabulary);
+            plan.float(bounds, Role::Seen, Purpose::Logits, seen)?;
+            // Draws are of different sequences.
+            let rows = outputs.min(plan.drawn);
+            let words = rows * stride(plan.vocabulary).next_multiple_of(THREADS);
+            plan.float(bounds, Role::Candidates, Purpose::Logits, words)?;
         }
         plan.answers(stretch, caps, bounds)?;
         Ok(plan)
@@ -248,6 +268,8 @@ impl Role {
             Role::Values => "values of the submission".into(),
             Role::Places => "row metadata".into(),
             Role::Chosen => "chosen tokens".into(),
+            Role::Seen => "seen tokens".into(),
+            Role::Candidates => "candidates of a draw".into(),
             Role::Logits => "logits".into(),
             Role::SmallAnswer(index) => format!("answer of tokens {index}"),
             Role::LargeAnswer(index) => format!("answer of values {index}"),
@@ -255,7 +277,21 @@ impl Role {
     }
 }
 
+/// The most sequences of a cache; without one, as many as outputs.
+fn sequences(stretch: &Stretch, outputs: usize) -> usize {
+    let of = |want: &halfbyte_backend::Want| match &want.kind {
+        Kind::Kv(shape) => Some(shape.sequences),
+        _ => None,
+    };
+    stretch.wants.iter().filter_map(of).max().unwrap_or(outputs)
+}
+
 /// Words of the row metadata: as `places.wgsl` lays it out.
 pub(crate) fn places_words(caps: &Caps) -> usize {
+    draws_at(caps) + 8 * caps.outputs.max(1)
+}
+
+/// Where the draws' parameters begin in the row metadata, in words.
+pub(crate) fn draws_at(caps: &Caps) -> usize {
     16 + 4 * caps.rows + caps.outputs.max(1) + 8 * caps.rows
 }

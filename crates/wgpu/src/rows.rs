@@ -2,8 +2,8 @@
 
 use crate::held::Wants;
 use crate::pipeline::Counts;
-use crate::program_plan::places_words;
-use halfbyte_backend::{Caps, Fault, Input, Kind, Output, Place, Rows, Step, Stretch};
+use crate::program_plan::{draws_at, places_words};
+use halfbyte_backend::{Caps, Fault, Input, Kind, Output, Place, Rows, SampleParams, Step, Stretch};
 
 /// What positions, sequences and tokens may be at most, exclusive.
 #[derive(Debug, Clone, Copy)]
@@ -99,13 +99,24 @@ pub(crate) fn all_apart(places: &[Place]) -> bool {
     runs(places).all(|run| run.len() == 1)
 }
 
+/// How a token is drawn, as `sample.wgsl` reads it.
+fn draw_words(params: &SampleParams) -> [u32; 8] {
+    [
+        params.temperature.to_bits(),
+        u32::try_from(params.top_k).unwrap_or(0),
+        params.top_p.to_bits(),
+        params.repetition_penalty.to_bits(),
+        params.seed as u32,
+        (params.seed >> 32) as u32,
+        0,
+        0,
+    ]
+}
+
 /// The metadata's words and what they count. Tiles hold up to `tile_rows` rows of one sequence.
 pub(crate) fn encode(rows: &Rows<'_>, caps: &Caps, tile_rows: usize) -> (Vec<u32>, Counts) {
     let mut words = vec![0; places_words(caps)];
-    let outputs: &[u32] = match rows.output {
-        Output::Logits(outputs) | Output::Greedy(outputs) => outputs,
-        Output::Nothing | Output::Hidden => &[],
-    };
+    let outputs = rows.output.rows();
     for (row, place) in rows.places.iter().enumerate() {
         let token = match rows.input {
             Input::Tokens(tokens) => tokens[row],
@@ -137,7 +148,14 @@ pub(crate) fn encode(rows: &Rows<'_>, caps: &Caps, tile_rows: usize) -> (Vec<u32
             tiles += 1;
         }
     }
-    words.truncate(tiles_at + 8 * tiles);
+    if let Output::Sample { draws, .. } = rows.output {
+        for (index, draw) in draws.iter().enumerate() {
+            let at = draws_at(caps) + 8 * index;
+            words[at..at + 8].copy_from_slice(&draw_words(&draw.params));
+        }
+    } else {
+        words.truncate(tiles_at + 8 * tiles);
+    }
     words[0] = rows.places.len() as u32;
     words[1] = outputs.len() as u32;
     words[2] = tiles as u32;

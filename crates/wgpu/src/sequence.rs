@@ -6,7 +6,7 @@ use crate::held::Wants;
 use crate::kernels::attend::{Attention, Manner, Shard};
 use crate::kernels::norm_linear::Splits;
 use crate::kernels::{Places, Product, Register, Residual, argmax, attend, embed, kv_store, linear_tiled};
-use crate::kernels::{norm_linear, pre};
+use crate::kernels::{norm_linear, pre, sample};
 use crate::layout::stride;
 use crate::pipeline::{Dispatch, Launch};
 use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch};
@@ -76,6 +76,18 @@ impl<'a> Sequence<'a> {
     pub(crate) fn argmax(&self) -> Result<Dispatch, Fault> {
         let launch = argmax::launch(self.logits()?, self.plan.vocabulary, self.buffer(Role::Chosen)?);
         self.gpu.prepare(&launch)
+    }
+
+    /// The draw from the logits.
+    pub(crate) fn sample(&self) -> Result<Dispatch, Fault> {
+        self.gpu.prepare(&sample::launch(&sample::Sample {
+            places: self.places()?,
+            logits: self.logits()?,
+            vocabulary: self.plan.vocabulary,
+            chosen: self.buffer(Role::Chosen)?,
+            seen: self.buffer(Role::Seen)?,
+            candidates: self.buffer(Role::Candidates)?,
+        }))
     }
 
     pub(crate) fn buffer(&self, role: Role) -> Result<&'a wgpu::Buffer, Fault> {

@@ -4,6 +4,7 @@
 //   16 + 4 ROW_CAP..         per output: its row
 //   16 + 4 ROW_CAP + OUTPUT_CAP..  per tile of rows: first row, rows, sequence, first position,
 //                            first row of its sequence's run, rows of the run, 0, 0
+//   .. + 8 ROW_CAP           per output that is drawn: temperature, top-k, top-p, penalty, seed (2 words), 0, 0
 @group(0) @binding(0) var<storage, read> places: array<u32>;
 
 override ROW_CAP: u32 = 1u;
@@ -39,4 +40,8 @@ fn output_row(output: u32) -> u32 {
 
 fn tile_word(tile: u32, word: u32) -> u32 {
     return places[16u + 4u * ROW_CAP + OUTPUT_CAP + 8u * tile + word];
+}
+
+fn draw_word(output: u32, word: u32) -> u32 {
+    return places[16u + 12u * ROW_CAP + OUTPUT_CAP + 8u * output + word];
 }

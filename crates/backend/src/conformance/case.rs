@@ -4,7 +4,7 @@ use super::weights::name_seed;
 use crate::random::Stream;
 use crate::{
     Arrangement, Caps, Format, Kind, KvShape, LinearShape, Norm, NormKind, NormShape, Place, Purpose, Reg,
-    RopeShape, Segment, Step, Stretch, Want, WantId,
+    RopeShape, SampleParams, Segment, Step, Stretch, Want, WantId,
 };
 
 /// What a path in f32 may differ from the reference: the order of summation, fused multiplications and a
@@ -47,6 +47,8 @@ pub enum Take {
     Logits(Vec<u32>),
     /// Greedy choices of these rows.
     Greedy(Vec<u32>),
+    /// Draws of these rows: how, and what their sequences have seen, where they begin anew.
+    Sample(Vec<(u32, SampleParams, Option<Vec<u32>>)>),
 }
 
 /// One submission of a case.
@@ -201,9 +203,12 @@ impl Case {
     pub(super) fn submit(&mut self, feed: Feed, runs: &[(u32, u32, usize)], take: Take) {
         let places = places(runs);
         self.caps.rows = self.caps.rows.max(places.len());
-        if let Take::Logits(rows) | Take::Greedy(rows) = &take {
-            self.caps.outputs = self.caps.outputs.max(rows.len());
-        }
+        let outputs = match &take {
+            Take::Logits(rows) | Take::Greedy(rows) => rows.len(),
+            Take::Sample(draws) => draws.len(),
+            Take::Nothing | Take::Hidden => 0,
+        };
+        self.caps.outputs = self.caps.outputs.max(outputs);
         self.submissions.push(Submission { feed, places, take });
     }
 

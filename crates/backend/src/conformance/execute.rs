@@ -1,7 +1,7 @@
 //! Runs a case on a backend, and compares two runs.
 
 use super::{Case, Feed, Outcome, SeededWeights, Submission, Take, Verdict};
-use crate::{Answer, Backend, Fault, Footprint, Input, Output, Program, Rows, Slot, Ticket};
+use crate::{Answer, Backend, Draw, Fault, Footprint, Input, Output, Program, Rows, Slot, Ticket};
 
 /// Runs `wanted` on the reference and `case` on the subject (the same case, but for mutants) and
 /// compares all answers.
@@ -197,7 +197,18 @@ fn submit(
             Input::Hidden(&hidden)
         }
     };
+    let (rows, draws): (Vec<u32>, Vec<Draw<'_>>) = match &submission.take {
+        Take::Sample(draws) => draws
+            .iter()
+            .map(|(row, params, seen)| (*row, Draw { params: *params, seen: seen.as_deref() }))
+            .unzip(),
+        _ => Default::default(),
+    };
     let output = match &submission.take {
+        Take::Sample(_) if !program.samples() => {
+            return Err(Fault::Unsupported { device: String::new(), what: "draws".into() });
+        }
+        Take::Sample(_) => Output::Sample { rows: &rows, draws: &draws },
         Take::Nothing => Output::Nothing,
         Take::Hidden => Output::Hidden,
         Take::Logits(rows) => Output::Logits(rows),

@@ -3,7 +3,9 @@
 use super::embed::tokens;
 use super::linear::{NF4, named};
 use super::{Case, Feed, Fill, Take};
-use crate::{DType, Embed, Emit, EmitKind, Format, Head, Kind, NormKind, Pre, Purpose, Step, WantId};
+use crate::{
+    DType, Embed, Emit, EmitKind, Format, Head, Kind, NormKind, Pre, Purpose, SampleParams, Step, WantId,
+};
 
 const F16: Format = Format::Dense(DType::F16);
 
@@ -127,7 +129,58 @@ fn sample() -> Vec<Case> {
         greedy("ties go to the lowest id", 257, tied),
         greedy("ties go to the lowest id, 5000 tokens", 5000, tied),
         greedy("all logits are equal", 1000, Named { head: "zero", ..tied }),
+        drawn("draws", 257, usual),
+        drawn("draws of 5000 tokens", 5000, Named { bias: Some("bias"), ..usual }),
+        drawn("draws among ties", 1003, tied),
+        drawn("draws of equal logits", 1000, Named { head: "zero", ..tied }),
     ]
+}
+
+/// Ways to draw: each cut alone, all together, none, and a penalty on the greedy choice.
+fn ways() -> Vec<SampleParams> {
+    let plain = SampleParams { temperature: 1.0, seed: 0x1234_5678_9abc_def0, ..SampleParams::default() };
+    vec![
+        plain,
+        SampleParams { temperature: 0.7, top_k: 50, top_p: 0.9, repetition_penalty: 1.1, ..plain },
+        SampleParams { top_k: 5, ..plain },
+        SampleParams { top_k: 1, ..plain },
+        SampleParams { top_k: 1_000_000, ..plain },
+        SampleParams { top_p: 0.5, ..plain },
+        SampleParams { top_p: 1e-6, ..plain },
+        SampleParams { temperature: 30.0, repetition_penalty: 1.5, ..plain },
+        SampleParams { temperature: 0.0, repetition_penalty: 1.3, ..plain },
+        SampleParams::default(),
+    ]
+}
+
+/// Draws feed the next submission without a read; what has been seen is remembered from draw to draw.
+fn drawn(name: &str, vocabulary: usize, named: Named) -> Case {
+    let mut case = greedy(name, vocabulary, named);
+    case.submissions.clear();
+    let ids = tokens(case.seed, 9, vocabulary);
+    let first = ways()[1];
+    case.submit(Feed::Tokens(ids.clone()), &[(0, 0, 9)], Take::Sample(vec![(8, first, Some(ids))]));
+    let mut position = 9;
+    for params in ways() {
+        for _ in 0..2 {
+            case.submit(Feed::Chosen, &[(0, position, 1)], Take::Sample(vec![(0, params, None)]));
+            position += 1;
+        }
+    }
+    // Three sequences, of which the second remembers nothing and the third has seen all but the last.
+    let ids = tokens(case.seed ^ 1, 12, vocabulary);
+    let all: Vec<u32> = (1..vocabulary as u32).collect();
+    let strict = SampleParams { repetition_penalty: 4.0, ..ways()[0] };
+    case.submit(
+        Feed::Tokens(ids),
+        &[(0, position, 3), (1, 0, 5), (2, 0, 4)],
+        Take::Sample(vec![(2, strict, None), (7, strict, Some(Vec::new())), (11, strict, Some(all))]),
+    );
+    for step in 0..3 {
+        let runs = [(0, position + 3 + step, 1), (1, 5 + step, 1), (2, 4 + step, 1)];
+        case.submit(Feed::Chosen, &runs, Take::Sample((0..3).map(|row| (row, strict, None)).collect()));
+    }
+    case
 }
 
 /// Embed and head in one program: greedy choices feed the next submission without a read.

@@ -3,7 +3,7 @@
 use super::{Flaw, Held, Slots};
 use halfbyte_backend::{
     Answer, Caps, Fault, Fut, Input, Kind, Ledger, Output, Program, Reg, Rows, Slot, Step, Stretch, Ticket,
-    WantId, argmax,
+    WantId, argmax, sample,
 };
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ pub struct Compiled {
     pub registers: Vec<Vec<f64>>,
     caps: Caps,
     chosen: Vec<u32>,
+    seen: BTreeMap<u32, Vec<u32>>,
     ledger: Rc<Ledger>,
     ticket: u64,
     submissions: u64,
@@ -39,6 +40,7 @@ impl Compiled {
             registers: vec![Vec::new(); stretch.widths.len()],
             caps,
             chosen: Vec::new(),
+            seen: BTreeMap::new(),
             ledger,
             ticket,
             submissions: 0,
@@ -106,8 +108,8 @@ impl Compiled {
                 Step::Attend(attend) => self.attend(&attend, rows.places),
                 Step::Moe(moe) => self.moe(&moe),
                 Step::Head(head) => {
-                    if let Output::Logits(wanted) | Output::Greedy(wanted) = rows.output {
-                        logits = self.head(&head, wanted);
+                    if rows.output.wants_head() {
+                        logits = self.head(&head, rows.output.rows());
                     }
                 }
             }
@@ -124,6 +126,20 @@ impl Compiled {
             }
             Output::Greedy(wanted) => {
                 self.chosen = wanted.iter().map(|row| choose(&logits[row], self.flaw)).collect();
+                Answer::Tokens(self.chosen.clone())
+            }
+            Output::Sample { rows: wanted, draws } => {
+                self.chosen.clear();
+                for (&row, draw) in wanted.iter().zip(draws) {
+                    let place = rows.places[row as usize];
+                    let seen = self.seen.entry(place.sequence).or_default();
+                    if let Some(named) = draw.seen {
+                        *seen = named.to_vec();
+                    }
+                    seen.push(tokens[row as usize]);
+                    let position = u64::from(place.position) + 1;
+                    self.chosen.push(sample(&mut logits[&row].clone(), seen, &draw.params, position));
+                }
                 Answer::Tokens(self.chosen.clone())
             }
         }
@@ -155,6 +171,10 @@ impl Program for Compiled {
 
     fn drain(&mut self) -> Fut<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn samples(&self) -> bool {
+        true
     }
 
     fn counts(&self) -> (u64, u64) {

@@ -9,6 +9,7 @@ pub(crate) mod linear_tiled;
 pub(crate) mod norm_linear;
 pub(crate) mod pre;
 pub(crate) mod route;
+pub(crate) mod sample;
 
 use crate::held::{LinearHeld, NormUse};
 use crate::linear_plan::ROW_AT;

@@ -3,7 +3,7 @@
 mod parts;
 
 use super::{Case, Outcome, Take, execute};
-use crate::{Act, Arrangement, Backend, DType, EmitKind, Format, KvType, NormKind, Pairing};
+use crate::{Act, Arrangement, Backend, DType, EmitKind, Format, KvType, NormKind, Pairing, SampleParams};
 use halfbyte_quant::QuantType;
 use parts::*;
 
@@ -363,12 +363,43 @@ const SAMPLE: &[Mutation] = &[
             _ => false,
         })
     }),
+    ("temperature left out of draws", |case| {
+        draws(case, |params| params.temperature > 0.0 && set(&mut params.temperature, 1.0))
+    }),
+    ("top-k one too large", |case| {
+        draws(case, |params| params.top_k > 0 && update(&mut params.top_k, |k| k + 1))
+    }),
+    ("top-p left out", |case| draws(case, |params| set(&mut params.top_p, 1.0))),
+    ("penalty left out", |case| draws(case, |params| set(&mut params.repetition_penalty, 1.0))),
+    ("upper half of the seed left out", |case| {
+        draws(case, |params| update(&mut params.seed, |seed| seed & 0xffff_ffff))
+    }),
+    ("nothing is remembered as seen", |case| {
+        takes(case, |take| match take {
+            Take::Sample(draws) => any(draws, |(_, _, seen)| replace(seen, None, Some(Vec::new()))),
+            _ => false,
+        })
+    }),
+    ("what was seen is not begun anew", |case| {
+        takes(case, |take| match take {
+            Take::Sample(draws) => any(draws, |(_, _, seen)| seen.take().is_some()),
+            _ => false,
+        })
+    }),
     ("table read one position late", |case| {
         embeds(case, |step| {
             step.positions.as_mut().is_some_and(|(_, first)| update(first, |first| first + 1))
         })
     }),
 ];
+
+/// Changes the parameters of all draws.
+fn draws(case: &mut Case, change: impl Fn(&mut SampleParams) -> bool) -> bool {
+    takes(case, |take| match take {
+        Take::Sample(draws) => any(draws, |(_, params, _)| change(params)),
+        _ => false,
+    })
+}
 
 /// The dtype with fewer digits that is as wide, or half as wide.
 fn narrowed(dtype: DType) -> DType {
