@@ -73,8 +73,11 @@ override TILE_FLOATS: u32 = KEYS * (HEAD_DIM + 1u);
 override SCORE_FLOATS: u32 = QUERIES * KEYS * DOT_LANES;
 var<workgroup> tile: array<f32, TILE_FLOATS>; // keys, then values
 var<workgroup> scores: array<f32, SCORE_FLOATS>;
+override PORTION_FLOATS: u32 = QUERIES * KEYS;
+var<workgroup> portions: array<f32, PORTION_FLOATS>;
 var<workgroup> statistics: array<vec2<f32>, 17>;
 var<workgroup> largest: array<f32, 16>;
+var<workgroup> largest_now: array<f32, 16>;
 var<workgroup> totals: array<f32, 16>;
 var<workgroup> factors: array<f32, 16>;
 
@@ -279,38 +282,40 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
         workgroupBarrier();
         load_tile(thread, true, first, count);
-        if (thread < QUERIES) {
-            let own = own_slot + thread / HEADS_HERE;
-            let before = largest[thread];
-            var now = before;
-            for (var key = 0u; key < count; key++) {
-                let at = thread * KEYS + key;
-                var score = 0.0;
-                for (var lane = 0u; lane < DOT_LANES; lane++) {
-                    score += scores[at + lane * QUERIES * KEYS];
-                }
-                score = soft_cap(score * SCALE, SCORE_CAP);
-                scores[at] = score;
-                if (visible(first + key, own)) {
-                    now = max(now, score);
-                }
+        for (var i = thread; i < QUERIES * KEYS; i += THREADS) {
+            var score = 0.0;
+            for (var lane = 0u; lane < DOT_LANES; lane++) {
+                score += scores[i + lane * QUERIES * KEYS];
             }
-            let factor = exp(before - now);
-            var total = totals[thread] * factor;
-            for (var key = 0u; key < count; key++) {
-                let at = thread * KEYS + key;
-                var weight = 0.0;
-                if (visible(first + key, own)) {
-                    weight = exp(scores[at] - now);
-                }
-                scores[at] = weight;
-                total += weight;
-            }
-            largest[thread] = now;
-            totals[thread] = total;
-            factors[thread] = factor;
+            let own = own_slot + i / KEYS / HEADS_HERE;
+            let seen = i % KEYS < count && visible(first + i % KEYS, own);
+            scores[i] = select(NOTHING, soft_cap(score * SCALE, SCORE_CAP), seen);
         }
         workgroupBarrier();
+        // A thread for each score. Each looks for the largest of its query: reads that all share cost less
+        // than one thread's walk while the others wait.
+        for (var i = thread; i < QUERIES * KEYS; i += THREADS) {
+            let query = i / KEYS;
+            let before = largest[query];
+            var now = before;
+            for (var key = 0u; key < KEYS; key++) {
+                now = max(now, scores[query * KEYS + key]);
+            }
+            portions[i] = select(0.0, exp(scores[i] - now), scores[i] != NOTHING);
+            if (i % KEYS == 0u) {
+                factors[query] = exp(before - now);
+                largest_now[query] = now;
+            }
+        }
+        workgroupBarrier();
+        if (thread < QUERIES) {
+            var total = totals[thread] * factors[thread];
+            for (var key = 0u; key < KEYS; key++) {
+                total += portions[thread * KEYS + key];
+            }
+            totals[thread] = total;
+            largest[thread] = largest_now[thread];
+        }
         for (var i = 0u; i < (QUERIES * HEAD_DIM + THREADS - 1u) / THREADS; i++) {
             let element = thread + i * THREADS;
             if (element < QUERIES * HEAD_DIM) {
@@ -318,7 +323,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 let d = element % HEAD_DIM;
                 var sum = sums[i] * factors[query];
                 for (var key = 0u; key < count; key++) {
-                    sum += scores[query * KEYS + key] * tile[key * (HEAD_DIM + 1u) + d];
+                    sum += portions[query * KEYS + key] * tile[key * (HEAD_DIM + 1u) + d];
                 }
                 sums[i] = sum;
             }
