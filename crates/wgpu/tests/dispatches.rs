@@ -33,7 +33,8 @@ fn the_table_of_dispatches_is_true() {
         let layers = engine.blueprint().blocks.len() as u64 - 2;
         let options = GenerateOptions { max_new_tokens: 1, ..GenerateOptions::default() };
         let mut session = Session::new(0);
-        let text = generate(&mut engine, &mut session, &[5], &options, &mut |_| Flow::Continue);
+        let mut go_on = |_| Flow::Continue;
+        let text = generate(&mut engine, &mut session, &[5], &options, &mut go_on);
         block_on(text).unwrap();
         let (dispatches, submissions) = engine.counts();
         assert_eq!(submissions, 1, "{family}");

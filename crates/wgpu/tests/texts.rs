@@ -38,7 +38,8 @@ fn one_text_in_all_shapes_and_chunks() {
             }
             let mut engine = exact(&checkpoint, device(shape), rows);
             let mut session = Session::new(0);
-            let text = generate(&mut engine, &mut session, &prompt, &options, &mut |_| Flow::Continue);
+            let mut go_on = |_| Flow::Continue;
+            let text = generate(&mut engine, &mut session, &prompt, &options, &mut go_on);
             texts.push((format!("{name}, chunks of {rows}"), block_on(text).unwrap().tokens));
         }
     }
@@ -60,7 +61,8 @@ fn texts_in_a_batch_are_those_alone() {
         .iter()
         .map(|prompt| {
             let mut session = Session::new(0);
-            let text = generate(&mut engine, &mut session, prompt, &options, &mut |_| Flow::Continue);
+            let mut go_on = |_| Flow::Continue;
+            let text = generate(&mut engine, &mut session, prompt, &options, &mut go_on);
             block_on(text).unwrap().tokens
         })
         .collect();
