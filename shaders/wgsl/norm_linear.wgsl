@@ -276,9 +276,6 @@ fn main(
     @builtin(num_subgroups) subgroups: u32,
     @builtin(subgroup_invocation_id) lane_index: u32,
 #endif
-#if SHUFFLE
-    @builtin(subgroup_invocation_id) own_lane: u32,
-#endif
 ) {
 #if SUBGROUPS
     subgroup = subgroup_index;
@@ -309,7 +306,7 @@ fn main(
     let upper_starts = row_starts(upper_rows);
 #endif
 #if SHUFFLE
-    load_entries(own_lane);
+    load_entries(lane_index);
 #endif
     load_tables(thread);
     for (var m = 0u; m < COLUMNS; m++) {

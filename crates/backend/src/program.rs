@@ -48,7 +48,8 @@ pub enum Output<'a> {
     /// The token with the largest logit of each of these rows; the lowest id among equals.
     Greedy(&'a [u32]),
     /// A token for each of these rows, which are of different sequences, as [`sample`](crate::sample()) draws
-    /// it from the row's logits. Where [`Program::samples`].
+    /// it from the row's logits. With [`Input::Chosen`] they are the first rows in their order. Where
+    /// [`Program::samples`].
     Sample {
         /// Rows whose logits are drawn from.
         rows: &'a [u32],
@@ -209,6 +210,10 @@ impl Rows<'_> {
         }
         if matches!(self.input, Input::Hidden(_)) {
             return Err(Fault::Invalid("a token is drawn where tokens go in".into()));
+        }
+        // Each choice then replaces the token that its own row took, and no other row's.
+        if self.input == Input::Chosen && wanted.iter().zip(0..).any(|(&row, index)| row != index) {
+            return Err(Fault::Invalid("draws of chosen rows that are not in their order".into()));
         }
         let mut sequences: Vec<u32> = wanted.iter().map(|&row| self.places[row as usize].sequence).collect();
         sequences.sort_unstable();
