@@ -70,11 +70,10 @@ override PARTS_ML: u32 = 0u;
 const NOTHING: f32 = -1.0e30;
 
 override TILE_FLOATS: u32 = KEYS * (HEAD_DIM + 1u);
-override SCORE_FLOATS: u32 = QUERIES * KEYS * DOT_LANES;
+override SCORE_PLANES: u32 = 2u; // DOT_LANES, and a second for exponentials
+override SCORE_FLOATS: u32 = QUERIES * KEYS * SCORE_PLANES;
 var<workgroup> tile: array<f32, TILE_FLOATS>; // keys, then values
 var<workgroup> scores: array<f32, SCORE_FLOATS>;
-override PORTION_FLOATS: u32 = QUERIES * KEYS;
-var<workgroup> portions: array<f32, PORTION_FLOATS>;
 var<workgroup> statistics: array<vec2<f32>, 17>;
 var<workgroup> largest: array<f32, 16>;
 var<workgroup> largest_now: array<f32, 16>;
@@ -301,7 +300,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
             for (var key = 0u; key < KEYS; key++) {
                 now = max(now, scores[query * KEYS + key]);
             }
-            portions[i] = select(0.0, exp(scores[i] - now), scores[i] != NOTHING);
+            scores[QUERIES * KEYS + i] = select(0.0, exp(scores[i] - now), scores[i] != NOTHING);
             if (i % KEYS == 0u) {
                 factors[query] = exp(before - now);
                 largest_now[query] = now;
@@ -311,7 +310,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         if (thread < QUERIES) {
             var total = totals[thread] * factors[thread];
             for (var key = 0u; key < KEYS; key++) {
-                total += portions[thread * KEYS + key];
+                total += scores[(QUERIES + thread) * KEYS + key];
             }
             totals[thread] = total;
             largest[thread] = largest_now[thread];
@@ -323,7 +322,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
                 let d = element % HEAD_DIM;
                 var sum = sums[i] * factors[query];
                 for (var key = 0u; key < count; key++) {
-                    sum += portions[query * KEYS + key] * tile[key * (HEAD_DIM + 1u) + d];
+                    sum += scores[(QUERIES + query) * KEYS + key] * tile[key * (HEAD_DIM + 1u) + d];
                 }
                 sums[i] = sum;
             }

@@ -11,7 +11,7 @@ pub(crate) const SPLIT_KEYS: usize = 256;
 /// The most splits of a context: the product that merges them reads all.
 const MAX_SPLITS: usize = 8;
 /// Words of workgroup memory: WebGPU's default, less small arrays.
-const WORDS: usize = 4096 - 128;
+const WORDS: usize = 4096 - 112;
 /// Queries that one workgroup holds at most.
 const MAX_QUERIES: usize = 16;
 /// Their features at most: 16 for each thread.
@@ -91,7 +91,7 @@ pub(crate) fn keys(queries: usize, head_dim: usize, record_words: usize) -> Opti
         let lanes = (THREADS / pairs).max(1);
         // A power of two that divides the work evenly.
         let lanes = if lanes.is_power_of_two() { lanes } else { lanes.next_power_of_two() / 2 };
-        let words = fixed + keys * (head_dim + 1) + pairs * (lanes + 1);
+        let words = fixed + keys * (head_dim + 1) + pairs * lanes.max(2);
         (words <= WORDS).then_some((keys, lanes))
     })
 }

@@ -108,6 +108,7 @@ pub(crate) fn launches<'a>(attention: &Attention<'a>, manner: &Manner<'a>) -> Ve
                 ("QUERIES", queries as f64),
                 ("KEYS", keys as f64),
                 ("DOT_LANES", lanes as f64),
+                ("SCORE_PLANES", lanes.max(2) as f64),
                 ("SPLITS", splits as f64),
                 ("SPLIT_KEYS", SPLIT_KEYS as f64),
                 ("OUT_STRIDE", manner.out.stride as f64),
