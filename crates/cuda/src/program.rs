@@ -178,7 +178,11 @@ impl<R: Runtime> CubeProgram<R> {
             _ => {}
         }
         match rows.output {
-            Output::Logits(_) | Output::Greedy(_) if self.plan.vocabulary == 0 => {
+            Output::Sample { .. } => Err(Fault::Unsupported {
+                device: self.hardware.device.clone(),
+                what: "a drawn token: the host draws from the logits".into(),
+            }),
+            output if output.wants_head() && self.plan.vocabulary == 0 => {
                 Err(Fault::Invalid("logits of a stretch without a head".into()))
             }
             Output::Hidden if self.stretch.outputs.is_empty() => {
@@ -213,7 +217,7 @@ impl<R: Runtime> CubeProgram<R> {
     /// What is read back for `output`, and how it lies.
     fn reply(&self, output: &Output<'_>, rows: usize) -> Result<Option<(Reply, Vec<Handle>)>, Fault> {
         Ok(match *output {
-            Output::Nothing | Output::Greedy([]) | Output::Logits([]) => None,
+            Output::Nothing | Output::Greedy([]) | Output::Logits([]) | Output::Sample { .. } => None,
             Output::Greedy(outputs) => {
                 Some((Reply::Tokens, vec![self.beginning(Role::Chosen, outputs.len() * 4)?]))
             }
@@ -250,7 +254,7 @@ impl<R: Runtime> CubeProgram<R> {
         let (greedy, outputs) = match rows.output {
             Output::Greedy(outputs) => (true, outputs),
             Output::Logits(outputs) => (false, outputs),
-            Output::Nothing | Output::Hidden => return Ok(None),
+            Output::Nothing | Output::Hidden | Output::Sample { .. } => return Ok(None),
         };
         let Some((reply, handles)) = self.reply(&rows.output, rows.places.len())? else { return Ok(None) };
         let ([answer], false) = (handles.as_slice(), matches!(rows.input, Input::Hidden(_))) else {
@@ -356,7 +360,7 @@ impl<R: Runtime> Program for CubeProgram<R> {
             let empty = match rows.output {
                 Output::Greedy(_) => Answer::Tokens(Vec::new()),
                 Output::Logits(_) => Answer::Logits(Vec::new()),
-                Output::Nothing | Output::Hidden => Answer::Nothing,
+                Output::Nothing | Output::Hidden | Output::Sample { .. } => Answer::Nothing,
             };
             return Ok(Box::pin(async { Ok(empty) }));
         };

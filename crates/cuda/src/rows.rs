@@ -2,7 +2,7 @@
 
 use crate::kernels::places::{HEADER, ROW, TILE};
 use crate::launch::Counts;
-use halfbyte_backend::{Fault, Input, Kind, Output, Place, Rows, Step, Stretch, WantId};
+use halfbyte_backend::{Fault, Input, Kind, Place, Rows, Step, Stretch, WantId};
 
 /// What positions, sequences and tokens may be at most, exclusive.
 #[derive(Debug, Clone, Copy)]
@@ -92,10 +92,7 @@ pub(crate) fn all_apart(places: &[Place]) -> bool {
 
 /// The metadata's words and what they count. Tiles hold up to `tile_rows` rows of one sequence.
 pub(crate) fn encode(rows: &Rows<'_>, tile_rows: usize) -> (Vec<u32>, Counts) {
-    let outputs: &[u32] = match rows.output {
-        Output::Logits(outputs) | Output::Greedy(outputs) => outputs,
-        Output::Nothing | Output::Hidden => &[],
-    };
+    let outputs = rows.output.rows();
     let mut words = vec![0; HEADER];
     for (row, place) in rows.places.iter().enumerate() {
         let token = match rows.input {
@@ -136,6 +133,7 @@ pub(crate) fn encode(rows: &Rows<'_>, tile_rows: usize) -> (Vec<u32>, Counts) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use halfbyte_backend::Output;
 
     #[test]
     fn tiles_cut_runs_of_one_sequence() {
