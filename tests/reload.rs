@@ -5,10 +5,14 @@
 mod reference;
 
 use halfbyte::private_resident;
-use reference::{Fixture, setups};
+use reference::{Fixture, in_one_heap, setups};
 
 #[test]
 fn twenty_loads_take_no_more_than_the_first_ones() {
+    in_one_heap("twenty_loads_take_no_more_than_the_first_ones", watched);
+}
+
+fn watched() {
     let fixture = Fixture::open("llama_mha");
     let input = fixture.ids("input_ids");
     for setup in setups() {

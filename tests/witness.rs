@@ -1,7 +1,10 @@
 //! The independent witness beside the ledger: this process's private resident memory. One test, so that nothing
 //! else grows meanwhile.
 
+mod reference;
+
 use halfbyte::{CausalLm, LoadOptions, ModelSource, Silent};
+use reference::in_one_heap;
 
 /// What the allocator, the driver and the code itself may take beside what is accounted for.
 const ALLOWANCE: f64 = 64.0 * 1048576.0;
@@ -41,6 +44,10 @@ fn hybrid(layers: usize) -> tempfile::TempPath {
 
 #[test]
 fn plan_ledger_and_witness_agree() {
+    in_one_heap("plan_ledger_and_witness_agree", small);
+}
+
+fn small() {
     // The largest shape that a test of every day may draw; the others with `--ignored`.
     check("llama-160m", "cpu", 1024);
     if cfg!(feature = "wgpu") {
@@ -52,6 +59,10 @@ fn plan_ledger_and_witness_agree() {
 #[test]
 #[ignore = "draws 7.6 billion weights three times: cargo test --release -p halfbyte --test witness -- --ignored"]
 fn plan_ledger_and_witness_agree_for_large_shapes() {
+    in_one_heap("plan_ledger_and_witness_agree_for_large_shapes", large);
+}
+
+fn large() {
     for (shape, layers) in [("tinyllama-1.1b", 11), ("llama-2-7b", 16)] {
         check(shape, "cpu", 1024);
         if cfg!(feature = "wgpu") {
