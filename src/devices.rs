@@ -1,11 +1,11 @@
 //! The devices of this machine, and how much of each may be used.
 
 use crate::cuda_devices::{open_cube, open_cuda, twin};
-use crate::options::{DeviceMap, LoadOptions};
+use crate::options::{ComputeDtype, DeviceMap, LoadOptions};
 use crate::pressure::read_pretended;
 use crate::{Error, human_bytes};
 use halfbyte_backend::{Backend, DeviceKind, Fault, Limit, Limited};
-use halfbyte_cpu::{CpuBackend, CpuOptions};
+use halfbyte_cpu::{CpuBackend, CpuOptions, MATH_VARIABLE, Math};
 use halfbyte_placement::{Device, DeviceClass};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ pub struct DevicesReport {
 /// # Errors
 /// If the CPU backend cannot be had (a forced instruction set that the processor lacks).
 pub fn devices() -> Result<DevicesReport, Error> {
-    let found = pollster::block_on(open_all())?;
+    let found = pollster::block_on(open_all(&LoadOptions::default()))?;
     let devices = found
         .backends
         .iter()
@@ -95,14 +95,19 @@ pub(crate) struct Found {
 }
 
 /// Opens every device that has memory of its own.
-pub(crate) async fn open_all() -> Result<Found, Fault> {
-    open(&|_, kind| kind != DeviceKind::Disk, &LoadOptions::default()).await
+pub(crate) async fn open_all(options: &LoadOptions) -> Result<Found, Fault> {
+    open(&|_, kind| kind != DeviceKind::Disk, options).await
 }
 
 /// Opens the CPU, and the disk and the GPUs for which `wanted` says yes to their name and kind.
 async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
     let memory_limit = options.pretend_memory.get("cpu").copied();
-    let cpu = CpuBackend::with(CpuOptions { memory_limit, ..CpuOptions::default() })?;
+    let cpu = CpuBackend::with(CpuOptions {
+        memory_limit,
+        math: cpu_math(options),
+        threads: options.threads,
+        ..CpuOptions::default()
+    })?;
     let disk = wanted(DISK, DeviceKind::Disk).then(|| Rc::new(cpu.disk()) as Rc<dyn Backend>);
     let mut found = Found { backends: vec![Rc::new(cpu)], absent: Vec::new(), failed: Vec::new() };
     found.backends.extend(disk);
@@ -121,6 +126,17 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
 
 /// The device whose weights stay in their files.
 pub(crate) const DISK: &str = "disk";
+/// The CPU's arithmetic: what was asked for, what the environment says (`None`: the backend looks there), or what
+/// the least precision allows.
+fn cpu_math(options: &LoadOptions) -> Option<Math> {
+    if options.cpu_math.is_some() || std::env::var_os(MATH_VARIABLE).is_some_and(|name| !name.is_empty()) {
+        return options.cpu_math;
+    }
+    Some(match options.compute_dtype {
+        ComputeDtype::Float32 => Math::Exact,
+        ComputeDtype::Float16 | ComputeDtype::Bfloat16 => Math::Fast,
+    })
+}
 
 /// More GPUs than any machine has.
 const MAX_GPUS: usize = 64;

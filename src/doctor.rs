@@ -1,9 +1,9 @@
 //! The conformance table on the devices of this machine.
 
-use crate::Error;
 use crate::devices::open_all;
+use crate::{Error, LoadOptions};
 use halfbyte_backend::conformance::{self, Verdict};
-use halfbyte_cpu::CpuBackend;
+use halfbyte_cpu::{CpuBackend, Math};
 
 /// One case on one device.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -62,7 +62,9 @@ pub struct DoctorReport {
 pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Result<DoctorReport, Error> {
     pollster::block_on(async {
         let reference = CpuBackend::scalar();
-        let found = open_all().await?;
+        // The table's tolerances are those of exact arithmetic.
+        let options = LoadOptions { cpu_math: Some(Math::Exact), ..LoadOptions::default() };
+        let found = open_all(&options).await?;
         let mut report = DoctorReport::default();
         report.absent.clone_from(&found.absent);
         report.absent.extend(found.failed.iter().map(|(_, fault)| fault.to_string()));

@@ -74,7 +74,7 @@ pub use halfbyte_quant::{QuantSpec, QuantType};
 pub use loading::{Loaded, MemoryRow};
 pub use model_source::ModelSource;
 pub use options::{
-    ComputeDtype, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,
+    ComputeDtype, CpuMath, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,
 };
 pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
 pub use profile::{DecodeProfile, StepProfile};

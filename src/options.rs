@@ -2,6 +2,7 @@
 
 use crate::{Error, FourBitCache};
 use halfbyte_backend::{FaultSpec, KvType};
+pub use halfbyte_cpu::Math as CpuMath;
 use halfbyte_inference::Task;
 use halfbyte_quant::QuantSpec;
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ pub enum DeviceMap {
     Given(BTreeMap<String, String>),
 }
 
-/// The least precision that arithmetic is done in. The kernels of today accumulate and multiply in
-/// float32 whatever is asked for, so every choice is met.
+/// The least precision that arithmetic is done in. All kernels accumulate in float32, and those of GPUs multiply
+/// in it too, whatever is asked for. On the CPU the 16-bit types allow [`CpuMath::Fast`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
@@ -79,6 +80,10 @@ pub struct LoadOptions {
     pub quant: Option<QuantSpec>,
     /// The least precision of arithmetic.
     pub compute_dtype: ComputeDtype,
+    /// Arithmetic of 4-bit products on the CPU. `None`: exact where `compute_dtype` is float32, else fast.
+    pub cpu_math: Option<CpuMath>,
+    /// Threads of the CPU. `None`: one for each physical core that the process may use.
+    pub threads: Option<usize>,
     /// Element type of the KV cache.
     pub kv_cache: KvType,
     /// Tokens of context to reserve. `None`: what the model allows, at most 4096, at most what fits.
@@ -125,6 +130,8 @@ impl Default for LoadOptions {
             allow_lossy: false,
             quant: Some(QuantSpec::default()),
             compute_dtype: ComputeDtype::default(),
+            cpu_math: None,
+            threads: None,
             kv_cache: KvType::F16,
             context: None,
             chunk: 256,

@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-use halfbyte::{CausalLm, Checkpoint, DeviceMap, KvType, LoadOptions, ModelSource, QuantSpec, Silent};
+use halfbyte::{
+    CausalLm, Checkpoint, ComputeDtype, DeviceMap, KvType, LoadOptions, ModelSource, QuantSpec, Silent,
+};
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -92,7 +94,7 @@ pub fn setups() -> Vec<Setup> {
 impl Setup {
     /// Options that lose nothing but what `quant` loses.
     pub fn exact(&self, quant: Option<QuantSpec>) -> LoadOptions {
-        LoadOptions { quant, kv_cache: KvType::F32, ..self.defaults() }
+        LoadOptions { quant, kv_cache: KvType::F32, compute_dtype: ComputeDtype::Float32, ..self.defaults() }
     }
 
     /// The defaults, with logits for many positions at once.

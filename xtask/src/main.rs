@@ -6,6 +6,7 @@ mod adapter;
 mod bench;
 mod cargo;
 mod cgroup;
+mod cpu;
 mod hub;
 mod interop;
 mod memory;
@@ -42,6 +43,8 @@ enum Task {
         #[arg(long)]
         if_available: bool,
     },
+    /// The model families on every set of CPU kernels; Arm's under an emulator where there is one.
+    Cpu,
     /// Measure the speed of a release build, alone or in turns with another build or with llama.cpp.
     Bench(Box<bench::BenchArgs>),
     /// Serve a directory of models as the Hugging Face Hub would; `HF_ENDPOINT` points any command at it.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
         Task::Interop { if_available } => interop::run(if_available),
         Task::Shaders { if_available } => shaders::run(if_available),
+        Task::Cpu => cpu::test(),
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
         Task::Memory => memory::run(),

@@ -2,8 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
-    ComputeDtype, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource, QuantSpec,
-    QuantType, SampleParams, Token, parse_max_memory, parse_pretend_memory,
+    ComputeDtype, CpuMath, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource,
+    QuantSpec, QuantType, SampleParams, Token, parse_max_memory, parse_pretend_memory,
 };
 use std::path::PathBuf;
 
@@ -72,6 +72,13 @@ pub struct ModelArgs {
     /// The least precision of arithmetic: float16, bfloat16 or float32.
     #[arg(long, default_value = "float16", value_name = "TYPE")]
     pub compute_dtype: String,
+    /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (bytes) [default: fast, or exact with
+    /// --compute-dtype float32].
+    #[arg(long, value_name = "MATH")]
+    pub cpu_math: Option<String>,
+    /// Threads of the CPU [default: its physical cores].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
     /// Element type of the KV cache: f32, f16, q8 or q4.
     #[arg(long, default_value = "f16", value_name = "TYPE")]
     pub kv_cache: String,
@@ -152,6 +159,11 @@ impl ModelArgs {
             allow_lossy: self.allow_lossy,
             quant: self.quant()?,
             compute_dtype: self.compute_dtype.parse::<ComputeDtype>()?,
+            cpu_math: self.cpu_math.as_deref().map(cpu_math).transpose()?,
+            threads: match self.threads {
+                Some(0) => return Err(Error::Usage("--threads 0: one thread at least must work".into())),
+                threads => threads,
+            },
             kv_cache: parse_kv(&self.kv_cache)?,
             context: self.context,
             chunk: self.chunk,
@@ -187,6 +199,10 @@ impl ModelArgs {
         spec.validate().map_err(|error| Error::Usage(format!("--blocksize {}: {error}", self.blocksize)))?;
         Ok(Some(spec))
     }
+}
+
+fn cpu_math(text: &str) -> Result<CpuMath, Error> {
+    text.parse().map_err(|_| Error::Usage(format!("--cpu-math {text}: expected exact or fast")))
 }
 
 fn parse_kv(text: &str) -> Result<KvType, Error> {

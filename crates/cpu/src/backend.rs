@@ -3,18 +3,20 @@
 use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
-use crate::layout::{CpuLayout, Sizes};
+use crate::layout::CpuLayout;
+use crate::math::Math;
 use crate::memory::Host;
 use crate::path::Path;
 use crate::program::{CpuProgram, Held, Kernels, State};
 use crate::scalar::Scalar;
 use crate::slots::{Entry, Slots, Stored};
 use crate::sweep::Sweep;
+use crate::team::Team;
+use crate::threads;
 use halfbyte_backend::{
     Backend, Caps, DeviceInfo, DeviceKind, Fault, Format, Fut, Kind, Layout, Ledger, LinearShape, Memory,
     NormShape, Program, Purpose, Segment, Slot, Stretch, Want, WeightSource,
 };
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +28,9 @@ pub struct CpuOptions {
     pub name: String,
     /// Its kernels; `None` takes what [`PATH_VARIABLE`](crate::PATH_VARIABLE) says, or the fastest.
     pub path: Option<Path>,
-    /// Worker threads; `None` takes as many as the machine runs at once.
+    /// Its arithmetic; `None` takes what [`MATH_VARIABLE`](crate::MATH_VARIABLE) says, or [`Math::Exact`].
+    pub math: Option<Math>,
+    /// Threads; `None` takes one for each physical core that this process may use.
     pub threads: Option<usize>,
     /// The most bytes it may hold, whatever the machine has.
     pub memory_limit: Option<u64>,
@@ -34,7 +38,7 @@ pub struct CpuOptions {
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        Self { name: "cpu".into(), path: None, threads: None, memory_limit: None }
+        Self { name: "cpu".into(), path: None, math: None, threads: None, memory_limit: None }
     }
 }
 
@@ -44,7 +48,7 @@ pub struct CpuBackend {
     layout: CpuLayout,
     path: Path,
     kernels: &'static dyn Kernels,
-    pool: Option<Arc<ThreadPool>>,
+    team: Arc<Team>,
     /// What this and the other backends of this memory hold.
     host: Rc<Host>,
     ledger: Rc<Ledger>,
@@ -63,7 +67,7 @@ impl CpuBackend {
 
     /// The readable reference on one thread: what all kernels are compared to.
     pub fn scalar() -> Self {
-        Self::assemble(CpuOptions::default(), Path::Scalar, &Scalar, None, 0)
+        Self::assemble(CpuOptions::default(), Path::Scalar, &Scalar, Team::solo())
     }
 
     /// The fastest kernels under another name.
@@ -83,35 +87,33 @@ impl CpuBackend {
             Some(path) => path,
             None => Path::from_env()?,
         };
-        let kernels = path.detect()?;
+        let math = options.math.map_or_else(Math::from_env, Ok)?;
+        let kernels = path.detect(math)?;
         if path == Path::Scalar {
-            return Ok(Self::assemble(options, path, kernels, None, 0));
+            return Ok(Self::assemble(options, path, kernels, Team::solo()));
         }
-        let threads = options.threads.unwrap_or_else(|| CpuLayout::new().threads()).max(1);
-        let (pool, threads) = start(threads)?;
-        Ok(Self::assemble(options, path, kernels, pool.map(Arc::new), threads))
+        let team = Team::new(options.threads.unwrap_or_else(threads::physical));
+        Ok(Self::assemble(options, path, kernels, team))
     }
 
-    fn assemble(
-        options: CpuOptions,
-        path: Path,
-        kernels: &'static dyn Kernels,
-        pool: Option<Arc<ThreadPool>>,
-        threads: usize,
-    ) -> Self {
-        let layout = CpuLayout::with_threads(threads).named(&options.name);
+    fn assemble(options: CpuOptions, path: Path, kernels: &'static dyn Kernels, team: Team) -> Self {
+        let threads = team.threads();
+        let math = if kernels.interleaves() { Math::Fast } else { Math::Exact };
+        let layout = CpuLayout::with_threads(threads).interleaved(kernels.interleaves()).named(&options.name);
         let info = DeviceInfo {
             name: options.name,
             adapter: processor(),
-            driver: format!("{path}, {} threads", threads.max(1)),
+            driver: format!("{path}, {} threads", threads),
             kind: DeviceKind::Cpu,
             limits: vec![
                 ("kernels".into(), path.to_string()),
-                ("threads".into(), threads.max(1).to_string()),
+                ("threads".into(), threads.to_string()),
+                ("arithmetic".into(), math.to_string()),
             ],
         };
         let host = Rc::new(Host::new(options.memory_limit));
-        Self { info, layout, path, kernels, pool, ledger: host.ledger(), host, slots: RefCell::default() }
+        let (team, ledger) = (Arc::new(team), host.ledger());
+        Self { info, layout, path, kernels, team, ledger, host, slots: RefCell::default() }
     }
 
     /// The device `disk`: the same kernels on the same threads, but matrices stay in their files
@@ -127,10 +129,10 @@ impl CpuBackend {
         };
         Self {
             info,
-            layout: self.layout.clone().named(name).in_files(),
+            layout: self.layout.clone().interleaved(false).named(name).in_files(),
             path: self.path,
             kernels: self.kernels,
-            pool: self.pool.clone(),
+            team: self.team.clone(),
             ledger: self.host.ledger(),
             host: Rc::clone(&self.host),
             slots: RefCell::default(),
@@ -185,7 +187,7 @@ impl CpuBackend {
         }
         let mut made = Vec::with_capacity(wants.len());
         for want in wants {
-            let stored = Stored::reserve(&want.kind, self.in_files())
+            let stored = Stored::reserve(&want.kind, self.in_files(), self.kernels.interleaves())
                 .map_err(|shortage| self.shortage(&want.name, want.purpose, shortage))?;
             made.push(stored);
         }
@@ -253,16 +255,16 @@ impl CpuBackend {
         let binder = Binder { stored: stored.iter().collect() };
         let steps: Vec<_> = stretch.steps.iter().map(|step| binder.step(step)).collect::<Result<_, _>>()?;
         self.admit("a program", Purpose::Scratch, footprint.total())?;
-        let sizes = Sizes::of(stretch, &caps)?;
+        let sizes = self.layout.sizes(stretch, &caps)?;
         let sweep = self.in_files().then(|| Sweep::new(&steps, self.host.limit()));
-        let state = State::new(stretch, steps, caps, &sizes, self.layout.threads())
+        let state = State::new(stretch, steps, caps, &sizes, self.team.clone())
             .map_err(|shortage| self.shortage("a program", Purpose::Scratch, shortage))?;
         let tickets = footprint
             .iter()
             .map(|(purpose, bytes)| self.ledger.enter(&format!("{purpose} of a program"), purpose, bytes))
             .collect();
         let held = Held::new(self.ledger.clone(), tickets);
-        Ok(CpuProgram::new(self.kernels, self.pool.clone(), state, sweep.transpose()?, held))
+        Ok(CpuProgram::new(self.kernels, state, sweep.transpose()?, held))
     }
 }
 
@@ -300,7 +302,7 @@ impl Backend for CpuBackend {
     }
 
     fn read_bandwidth(&self) -> Fut<'_, f64> {
-        Box::pin(async move { bandwidth::read(self.pool.as_deref(), &self.memory(), &self.info) })
+        Box::pin(async move { bandwidth::read(&self.team, &self.memory(), &self.info) })
     }
 
     fn compile<'a>(

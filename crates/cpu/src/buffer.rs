@@ -1,5 +1,6 @@
 //! Allocation that fails as a value.
 
+use crate::pages;
 use halfbyte_quant::allocation::handled;
 use halfbyte_quant::threads::each;
 use std::mem::MaybeUninit;
@@ -20,6 +21,7 @@ pub(crate) fn zeroed<T: Copy + Default + Send>(len: usize) -> Result<Vec<T>, Sho
     handled(|| buffer.try_reserve_exact(len))
         .map_err(|_| Shortage((len as u64).saturating_mul(size_of::<T>() as u64)))?;
     if len.saturating_mul(size_of::<T>()) >= LARGE {
+        pages::ask_for_large(buffer.spare_capacity_mut());
         // Half the time of loading a model that is in the page cache would go into the kernel's work for each
         // page; the zeros are written after that, by one thread.
         let page = (PAGE / size_of::<T>().max(1)).max(1);

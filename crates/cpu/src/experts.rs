@@ -31,7 +31,15 @@ impl State {
         self.pre(step.input, pre, first, rows, 0, kernels);
         normed.copy_from_slice(&self.x[..rows * columns]);
         let scores = &mut self.y[..rows * step.experts];
-        kernels.product(router, &PLAIN, rows, &mut self.x[..rows * columns], scores, &self.tiles);
+        kernels.product(
+            &self.team,
+            router,
+            &PLAIN,
+            rows,
+            &mut self.x[..rows * columns],
+            scores,
+            &self.scratch,
+        );
         for (row, weights) in weights.chunks_exact_mut(step.experts).enumerate() {
             weights.iter_mut().zip(scores[row..].iter().step_by(rows)).for_each(|(w, s)| *w = *s);
             choose(weights, step.top_k, step.renormalize);
@@ -62,12 +70,12 @@ impl State {
             let epilogue = Epilogue { act: step.act, gated: true, ..PLAIN };
             let x = &mut self.x[..chosen * columns];
             let y = &mut self.y[..chosen * gate_up.rows];
-            kernels.product(&gate_up, &epilogue, chosen, x, y, &self.tiles);
+            kernels.product(&self.team, &gate_up, &epilogue, chosen, x, y, &self.scratch);
             let gated = &mut gated[..chosen * padded(down.cols)];
             gated.fill(0.0);
-            kernels.place(y, 2, 0, None, chosen, gated);
+            kernels.place(&self.team, y, 2, 0, None, chosen, gated);
             let y = &mut self.y[..chosen * hidden];
-            kernels.product(&down, &PLAIN, chosen, gated, y, &self.tiles);
+            kernels.product(&self.team, &down, &PLAIN, chosen, gated, y, &self.scratch);
             for (at, row) in (0..rows).filter(|&row| of(row) >= 0.0).enumerate() {
                 let products = y[at..].iter().step_by(chosen);
                 let out = &mut out_rows[row * hidden..(row + 1) * hidden];

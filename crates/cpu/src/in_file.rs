@@ -46,7 +46,7 @@ impl Matrix {
     pub fn reserve_in_file(shape: &LinearShape) -> Result<Self, Shortage> {
         let tensor = |segment: &Segment| {
             Ok(match segment.format {
-                Format::Dense(_) if segment.transposed => Tensor::reserve(segment)?,
+                Format::Dense(_) if segment.transposed => Tensor::reserve(segment, false)?,
                 Format::Dense(dtype) => Tensor::Dense { dtype, bytes: Store::empty() },
                 Format::Quant(format) => {
                     let blocks = (segment.rows * segment.cols).div_ceil(format.blocksize);
@@ -61,7 +61,14 @@ impl Matrix {
                         Scales::Mapped(Store::empty())
                     };
                     let code = *format.quant_type.codebook();
-                    Tensor::Quant(Codes { blocksize: format.blocksize, code, packed: Store::empty(), scales })
+                    let len = segment.rows * segment.cols;
+                    Tensor::Quant(Codes {
+                        len,
+                        blocksize: format.blocksize,
+                        code,
+                        packed: Store::empty(),
+                        scales,
+                    })
                 }
             })
         };
@@ -105,6 +112,7 @@ impl Matrix {
             .iter()
             .flat_map(|tensor| match tensor {
                 Tensor::Dense { bytes, .. } => [bytes.file(), None],
+                Tensor::Interleaved(_) => [None, None],
                 Tensor::Quant(codes) => {
                     let scales = match &codes.scales {
                         Scales::Mapped(store) | Scales::Nested { codes: store, .. } => store.file(),

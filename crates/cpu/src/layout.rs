@@ -1,6 +1,7 @@
 //! The CPU's account of bytes: what wants and programs take, without touching memory.
 
-use crate::{in_file, matrix};
+use crate::scratch::panel_bytes;
+use crate::{in_file, interleaved, matrix, quants, threads};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch, Want, WantId};
 use halfbyte_quant::QuantSpec;
 
@@ -19,26 +20,37 @@ const TILE_FLOATS: usize = 1 << 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuLayout {
     threads: usize,
+    interleaved: bool,
     device: String,
     /// Whether matrices stay in their files.
     in_files: bool,
 }
 
 impl CpuLayout {
-    /// The layout of a backend with as many threads as this machine runs at once: that of
+    /// The layout of a backend with a thread for each physical core: that of
     /// [`CpuBackend::new`](crate::CpuBackend::new).
     pub fn new() -> Self {
-        Self::with_threads(std::thread::available_parallelism().map_or(1, usize::from))
+        Self::with_threads(threads::physical())
     }
 
     /// The layout of a backend with `threads` threads.
     pub fn with_threads(threads: usize) -> Self {
-        Self { threads, device: "cpu".into(), in_files: false }
+        Self { threads, interleaved: false, device: "cpu".into(), in_files: false }
     }
 
     /// Worker threads. Each keeps a tile of decoded weights.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// The same layout, for kernels that hold rows interleaved or not. Weights take as much; programs do not.
+    pub(crate) fn interleaved(self, interleaved: bool) -> Self {
+        Self { interleaved, ..self }
+    }
+
+    /// Lengths of the buffers of a program.
+    pub(crate) fn sizes(&self, stretch: &Stretch, caps: &Caps) -> Result<Sizes, Fault> {
+        Sizes::of(stretch, caps, self.interleaved)
     }
 
     /// The same layout, with `device` for a name in errors.
@@ -124,7 +136,7 @@ impl Layout for CpuLayout {
                 self.countable("logits", &[shape.rows(), caps.outputs])?;
             }
         }
-        Ok(Sizes::of(stretch, caps)?.footprint(self.threads))
+        Ok(self.sizes(stretch, caps)?.footprint(self.threads))
     }
 
     fn resident(&self) -> Footprint {
@@ -143,6 +155,12 @@ pub(crate) struct Sizes {
     pub results: usize,
     /// f32 of the decoded weights of one thread: `[tile rows, padded columns]`.
     pub tile: usize,
+    /// Whether matrices that fit are held with their rows interleaved.
+    pub interleaved: bool,
+    /// Columns of the panel of one thread, of interleaved matrices.
+    pub panel: usize,
+    /// Bytes of the inputs of a product with an interleaved matrix: `[pass rows, columns]`.
+    pub quants: usize,
     /// f32 of a mixture of experts: normed rows `[pass rows, padded hidden]`, products of gate and up
     /// `[pass rows, padded inner]`, and how much each expert counts, `[pass rows, experts]`.
     pub experts: usize,
@@ -159,8 +177,11 @@ const ROW_BYTES: usize = size_of::<u32>() + size_of::<crate::request::Span>();
 
 impl Sizes {
     /// The buffers of `stretch`.
-    pub fn of(stretch: &Stretch, caps: &Caps) -> Result<Self, Fault> {
+    pub fn of(stretch: &Stretch, caps: &Caps, interleaved: bool) -> Result<Self, Fault> {
         let mut sizes = Self {
+            interleaved,
+            panel: 0,
+            quants: 0,
             registers: stretch.widths.iter().map(|width| width * caps.rows).collect(),
             inputs: 0,
             results: 0,
@@ -206,7 +227,14 @@ impl Sizes {
         let columns = padded(shape.cols());
         self.inputs = self.inputs.max(rows * columns);
         self.results = self.results.max(rows * shape.rows());
-        self.tile = self.tile.max(tile_rows(columns) * columns);
+        if self.interleaved && shape.segments.iter().all(interleaved::fits) {
+            self.quants = self.quants.max(rows * columns);
+            if rows > 1 {
+                self.panel = self.panel.max(columns);
+            }
+        } else {
+            self.tile = self.tile.max(tile_rows(columns) * columns);
+        }
         Ok(shape.rows())
     }
 
@@ -217,7 +245,8 @@ impl Sizes {
         footprint.add(Purpose::Activations, floats(self.registers.iter().sum()));
         footprint
             .add(Purpose::Scratch, floats(self.inputs + self.results + self.experts + threads * self.tile));
-        footprint.add(Purpose::Scratch, (self.rows * ROW_BYTES) as u64);
+        let bytes = self.rows * ROW_BYTES + quants::bytes(self.quants) + threads * panel_bytes(self.panel);
+        footprint.add(Purpose::Scratch, bytes as u64);
         footprint.add(Purpose::Logits, floats(self.logits + self.chosen));
         footprint
     }

@@ -1,6 +1,7 @@
 //! Matrices as they are held: the canonical bytes of each segment, untouched.
 
 use crate::buffer::{Shortage, zeroed};
+use crate::interleaved::{self, Interleaved};
 use crate::store::{Store, float};
 use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
@@ -33,11 +34,15 @@ pub(crate) enum Tensor {
     },
     /// bitsandbytes' codes and scales.
     Quant(Codes),
+    /// The same, sixteen rows side by side.
+    Interleaved(Interleaved),
 }
 
 /// 4-bit codes with their scales over the flattened `[rows, cols]`.
 #[derive(Debug)]
 pub(crate) struct Codes {
+    /// Weights.
+    pub len: usize,
     /// Weights that share a scale; blocks may cross rows.
     pub blocksize: usize,
     /// The value of each code.
@@ -85,9 +90,12 @@ fn tensor_bytes(segment: &Segment) -> u64 {
 }
 
 impl Matrix {
-    /// Allocates the arrays of a matrix, filled with zeros.
-    pub fn reserve(shape: &LinearShape) -> Result<Self, Shortage> {
-        let tensors = shape.segments.iter().map(Tensor::reserve).collect::<Result<_, _>>()?;
+    /// Allocates the arrays of a matrix, filled with zeros. Its rows are held interleaved if `interleave` says so and
+    /// all its segments [fit](interleaved::fits).
+    pub fn reserve(shape: &LinearShape, interleave: bool) -> Result<Self, Shortage> {
+        let interleave = interleave && shape.segments.iter().all(interleaved::fits);
+        let tensor = |segment| Tensor::reserve(segment, interleave);
+        let tensors = shape.segments.iter().map(tensor).collect::<Result<_, _>>()?;
         let bias = zeroed(if shape.has_bias() { shape.rows() } else { 0 })?;
         Ok(Self { rows: shape.rows(), cols: shape.cols(), shape: shape.clone(), tensors, bias })
     }
@@ -136,11 +144,14 @@ impl Matrix {
 }
 
 impl Tensor {
-    pub(crate) fn reserve(segment: &Segment) -> Result<Self, Shortage> {
+    pub(crate) fn reserve(segment: &Segment, interleave: bool) -> Result<Self, Shortage> {
         let len = segment.rows * segment.cols;
         Ok(match segment.format {
             Format::Dense(dtype) => {
                 Tensor::Dense { dtype, bytes: Store::zeroed(len * dtype.size() as usize)? }
+            }
+            Format::Quant(format) if interleave => {
+                Tensor::Interleaved(Interleaved::reserve(segment, format)?)
             }
             Format::Quant(format) => Tensor::Quant(Codes::reserve(len, format)?),
         })
@@ -150,6 +161,7 @@ impl Tensor {
         match self {
             Tensor::Dense { bytes, .. } => bytes.held(),
             Tensor::Quant(codes) => codes.bytes(),
+            Tensor::Interleaved(held) => held.bytes(),
         }
     }
 
@@ -160,6 +172,7 @@ impl Tensor {
                 Canonical::Dense { dtype: found, bytes: source },
             ) if *dtype == found => copy(&segment.tensor, "bytes", bytes, &source),
             (Tensor::Quant(codes), Canonical::Quantized(source)) => codes.fill(&segment.tensor, &source),
+            (Tensor::Interleaved(held), Canonical::Quantized(source)) => held.fill(&segment.tensor, &source),
             (_, Canonical::Dense { dtype, .. }) => Err(Fault::Source(format!(
                 "{} is wanted as {:?} and came as {dtype:?}",
                 segment.tensor, segment.format
@@ -176,6 +189,7 @@ impl Tensor {
         match self {
             Tensor::Dense { dtype, bytes } => element(*dtype, bytes, index),
             Tensor::Quant(codes) => codes.element(index),
+            Tensor::Interleaved(held) => held.element(index),
         }
     }
 }
@@ -206,6 +220,7 @@ impl Codes {
             Scales::Plain(zeroed(blocks)?)
         };
         Ok(Self {
+            len,
             blocksize: format.blocksize,
             code: *format.quant_type.codebook(),
             packed: Store::zeroed(len.div_ceil(2))?,
@@ -224,13 +239,29 @@ impl Codes {
         self.packed.held() + scales
     }
 
-    fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
-        if from.blocksize != self.blocksize {
+    /// Refuses what is not `len` weights in blocks of `blocksize`.
+    pub fn check(tensor: &str, from: &Quantized, len: usize, blocksize: usize) -> Result<(), Fault> {
+        if from.blocksize != blocksize {
             return Err(Fault::Source(format!(
-                "{tensor} is wanted in blocks of {} and came in blocks of {}",
-                self.blocksize, from.blocksize
+                "{tensor} is wanted in blocks of {blocksize} and came in blocks of {}",
+                from.blocksize
             )));
         }
+        if from.len != len {
+            return Err(Fault::Source(format!("{tensor} has {} weights, not {len}", from.len)));
+        }
+        if let Absmax::Nested { blocksize, .. } = from.absmax
+            && blocksize != NESTED_BLOCKSIZE
+        {
+            return Err(Fault::Source(format!(
+                "{tensor}: scales come in blocks of {blocksize}, not {NESTED_BLOCKSIZE}"
+            )));
+        }
+        from.check().map_err(|fault| Fault::Source(format!("{tensor}: {fault}")))
+    }
+
+    fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
+        Self::check(tensor, from, self.len, self.blocksize)?;
         let Store::Held(packed) = &mut self.packed else { return Err(in_a_file(tensor)) };
         copy(tensor, "packed bytes", packed, &from.packed)?;
         self.code = from.code;
@@ -238,19 +269,8 @@ impl Codes {
             (Scales::Plain(values), Absmax::Plain(source)) => copy(tensor, "scales", values, source),
             (
                 Scales::Nested { codes: Store::Held(codes), absmax, map, offset },
-                Absmax::Nested {
-                    codes: from_codes,
-                    absmax: from_absmax,
-                    offset: from_offset,
-                    code,
-                    blocksize,
-                },
+                Absmax::Nested { codes: from_codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
-                if *blocksize != NESTED_BLOCKSIZE {
-                    return Err(Fault::Source(format!(
-                        "{tensor}: scales come in blocks of {blocksize}, not {NESTED_BLOCKSIZE}"
-                    )));
-                }
                 copy(tensor, "codes of scales", codes, from_codes)?;
                 copy(tensor, "scales of scales", absmax, from_absmax)?;
                 copy(tensor, "values of 8-bit codes", map, code.as_slice())?;
@@ -290,7 +310,12 @@ fn in_a_file(tensor: &str) -> Fault {
 /// Elements that one thread copies at a time.
 const PIECE: usize = 1 << 20;
 
-fn copy<T: Copy + Send + Sync>(tensor: &str, what: &str, to: &mut [T], from: &[T]) -> Result<(), Fault> {
+pub(crate) fn copy<T: Copy + Send + Sync>(
+    tensor: &str,
+    what: &str,
+    to: &mut [T],
+    from: &[T],
+) -> Result<(), Fault> {
     if to.len() != from.len() {
         return Err(Fault::Source(format!("{tensor} has {} {what}, not {}", from.len(), to.len())));
     }

@@ -1,5 +1,6 @@
 //! Which kernels run, decided once.
 
+use crate::math::Math;
 use crate::program::Kernels;
 use crate::scalar::Scalar;
 use crate::simd;
@@ -31,7 +32,7 @@ impl Path {
 
     /// Whether this processor can run it.
     pub fn available(self) -> bool {
-        self.kernels().is_some()
+        self.kernels(Math::Exact).is_some()
     }
 
     /// The fastest path that this processor can run.
@@ -54,24 +55,36 @@ impl Path {
     ///
     /// # Errors
     /// [`Fault::Unsupported`] if this processor cannot run them.
-    pub(crate) fn detect(self) -> Result<&'static dyn Kernels, Fault> {
-        self.kernels().ok_or_else(|| Fault::Unsupported {
+    pub(crate) fn detect(self, math: Math) -> Result<&'static dyn Kernels, Fault> {
+        self.kernels(math).ok_or_else(|| Fault::Unsupported {
             device: "cpu".into(),
             what: format!("this processor lacks what the {self} kernels need; it can run {}", Self::best()),
         })
     }
 
     /// Its kernels, if this processor can run them.
-    pub(crate) fn kernels(self) -> Option<&'static dyn Kernels> {
-        match self {
+    ///
+    /// Where the processor has AVX-512 without VNNI and VBMI, fast arithmetic is AVX2's.
+    pub(crate) fn kernels(self, math: Math) -> Option<&'static dyn Kernels> {
+        match (self, math) {
             #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => simd::avx512::Avx512::kernels(),
+            (Path::Avx512, Math::Exact) => simd::avx512::Avx512::kernels(),
             #[cfg(target_arch = "x86_64")]
-            Path::Avx2 => simd::avx2::Avx2::kernels(),
+            (Path::Avx512, Math::Fast) => {
+                simd::avx512::Avx512::kernels()?;
+                simd::avx512::Avx512::fast_kernels().or_else(simd::avx2::Avx2::fast_kernels)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx2, Math::Exact) => simd::avx2::Avx2::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            (Path::Avx2, Math::Fast) => simd::avx2::Avx2::fast_kernels(),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Path::Neon => simd::neon::Neon::kernels(),
-            Path::Portable => simd::portable::Portable::kernels(),
-            Path::Scalar => Some(&Scalar),
+            (Path::Neon, Math::Exact) => simd::neon::Neon::kernels(),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            (Path::Neon, Math::Fast) => simd::neon::Neon::fast_kernels(),
+            (Path::Portable, Math::Exact) => simd::portable::Portable::kernels(),
+            (Path::Portable, Math::Fast) => simd::portable::Portable::fast_kernels(),
+            (Path::Scalar, _) => Some(&Scalar),
             _ => None,
         }
     }
@@ -101,7 +114,7 @@ impl FromStr for Path {
         let path = Self::ALL.into_iter().find(|path| path.to_string() == name);
         let path = path
             .ok_or_else(|| Fault::Invalid(format!("{PATH_VARIABLE} is {name}, which is none of {known}")))?;
-        path.detect().map(|_| path)
+        path.detect(Math::Exact).map(|_| path)
     }
 }
 

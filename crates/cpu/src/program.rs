@@ -5,43 +5,52 @@ use crate::buffer::{Shortage, zeroed};
 use crate::layout::{PASS_ROWS, Sizes, padded};
 use crate::matrix::Matrix;
 use crate::request::{Limits, Span, spans};
+use crate::scratch::Scratch;
 use crate::sweep::Sweep;
+use crate::team::Team;
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
     Ticket, argmax, sample,
 };
-use rayon::ThreadPool;
 use std::collections::BTreeMap;
 use std::future::ready;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// The work of each step, as the scalar reference and the fast kernels both do it. Slices hold exactly
 /// the rows of one pass.
 pub(crate) trait Kernels: Send + Sync {
+    /// Whether 4-bit matrices are to be held for it with their rows interleaved.
+    fn interleaves(&self) -> bool {
+        false
+    }
+
     /// Looks rows up: `out` is `[rows, hidden]`.
-    fn embed(&self, view: &EmbedView<'_>, out: &mut [f32]);
+    fn embed(&self, team: &Team, view: &EmbedView<'_>, out: &mut [f32]);
 
     /// Prepares the input of a product: `x` is `[rows, padded(width)]`, its padding zero; `emitted` is
     /// `[rows, width]`, empty if nothing is emitted.
-    fn pre(&self, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]);
+    fn pre(&self, team: &Team, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]);
 
     /// Multiplies: `x` is `[rows, padded(cols)]` and may be reordered; `y` is `[layer rows, rows]`. The
     /// results of gated pairs are left in the even layer rows.
+    #[expect(clippy::too_many_arguments, reason = "a product's parts")]
     fn product(
         &self,
+        team: &Team,
         weight: &Matrix,
         epilogue: &Epilogue,
         rows: usize,
         x: &mut [f32],
         y: &mut [f32],
-        tiles: &[Mutex<Vec<f32>>],
+        scratch: &Scratch,
     );
 
     /// Attends: `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]` and is overwritten, `out` is
     /// `[rows, heads * head_dim]`.
     fn attend(
         &self,
+        team: &Team,
         view: &AttendView<'_>,
         cache: Option<&mut crate::cache::Cache>,
         qkv: &mut [f32],
@@ -51,8 +60,10 @@ pub(crate) trait Kernels: Send + Sync {
     /// Transposes `y`, `[layer rows, rows]`, into columns `at..` of `out`, `[rows, width]`, taking every
     /// `step`-th layer row, and adds them to `residual`: `None` overwrites, `Some(&[])` adds to `out`
     /// itself.
+    #[expect(clippy::too_many_arguments, reason = "a product's parts")]
     fn place(
         &self,
+        team: &Team,
         y: &[f32],
         step: usize,
         at: usize,
@@ -65,7 +76,6 @@ pub(crate) trait Kernels: Send + Sync {
 /// A program on the CPU.
 pub(crate) struct CpuProgram {
     kernels: &'static dyn Kernels,
-    pool: Option<Arc<ThreadPool>>,
     state: State,
     /// Of a program whose matrices stay in their files.
     sweep: Option<Sweep>,
@@ -91,8 +101,10 @@ impl Drop for Held {
     }
 }
 
-/// Everything that a submission reads and writes: it moves to the worker threads as a whole.
+/// Everything that a submission reads and writes.
 pub(crate) struct State {
+    /// The threads that do the work.
+    pub(crate) team: Arc<Team>,
     steps: Vec<BoundStep>,
     caps: Caps,
     limits: Limits,
@@ -105,8 +117,8 @@ pub(crate) struct State {
     pub(crate) x: Vec<f32>,
     /// Results of a product, `[layer rows, pass rows]`.
     pub(crate) y: Vec<f32>,
-    /// Decoded weights, `[tile rows, padded columns]` for each thread.
-    pub(crate) tiles: Vec<Mutex<Vec<f32>>>,
+    /// What products need beside these.
+    pub(crate) scratch: Scratch,
     /// See [`Sizes::experts`].
     pub(crate) experts: Vec<f32>,
     /// `[outputs, vocabulary]`
@@ -129,7 +141,7 @@ impl State {
         steps: Vec<BoundStep>,
         caps: Caps,
         sizes: &Sizes,
-        threads: usize,
+        team: Arc<Team>,
     ) -> Result<Self, Shortage> {
         let floats = |len: &usize| zeroed::<f32>(*len);
         let mut state = Self {
@@ -142,7 +154,7 @@ impl State {
             registers: sizes.registers.iter().map(floats).collect::<Result<_, _>>()?,
             x: zeroed(sizes.inputs)?,
             y: zeroed(sizes.results)?,
-            tiles: (0..threads).map(|_| zeroed(sizes.tile).map(Mutex::new)).collect::<Result<_, _>>()?,
+            scratch: Scratch::reserve(sizes, team.threads())?,
             experts: zeroed(sizes.experts)?,
             logits: zeroed(sizes.logits)?,
             chosen: zeroed(sizes.chosen)?,
@@ -150,6 +162,7 @@ impl State {
             tokens: zeroed(sizes.rows)?,
             spans: zeroed(sizes.rows)?,
             done: (0, 0),
+            team,
         };
         state.chosen.clear();
         Ok(state)
@@ -237,7 +250,7 @@ impl State {
                     tokens: &self.tokens[..count],
                     places: rows.places,
                 };
-                kernels.embed(&view, &mut out[..count * self.width(step.out)]);
+                kernels.embed(&self.team, &view, &mut out[..count * self.width(step.out)]);
                 self.put(step.out, out);
             }
             BoundStep::Linear { step, pre, weight } => self.linear(step, pre, &weight.read(), count, kernels),
@@ -256,7 +269,13 @@ impl State {
                 };
                 let Attend { heads, head_dim, .. } = *step;
                 let qkv_rows = &mut qkv[..count * view.width()];
-                kernels.attend(&view, cache.as_deref_mut(), qkv_rows, &mut out[..count * heads * head_dim]);
+                kernels.attend(
+                    &self.team,
+                    &view,
+                    cache.as_deref_mut(),
+                    qkv_rows,
+                    &mut out[..count * heads * head_dim],
+                );
                 self.put(step.qkv, qkv);
                 self.put(step.out, out);
             }
@@ -288,7 +307,7 @@ impl State {
             self.pre(step.input, pre, first, rows, 0, kernels);
             let x = &mut self.x[..rows * columns];
             let y = &mut self.y[..rows * weight.rows];
-            kernels.product(weight, &epilogue, rows, x, y, &self.tiles);
+            kernels.product(&self.team, weight, &epilogue, rows, x, y, &self.scratch);
 
             let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
             let range = first * width..(first + rows) * width;
@@ -297,7 +316,15 @@ impl State {
                 false => &self.registers[usize::from(reg.0)][range.clone()],
             });
             let stride = if step.gated { 2 } else { 1 };
-            kernels.place(&self.y[..rows * weight.rows], stride, step.at, residual, rows, &mut out[range]);
+            kernels.place(
+                &self.team,
+                &self.y[..rows * weight.rows],
+                stride,
+                step.at,
+                residual,
+                rows,
+                &mut out[range],
+            );
             self.put(step.out, out);
         }
     }
@@ -326,10 +353,18 @@ impl State {
                 self.pre(step.input, pre, row as usize, 1, at, kernels);
             }
             let y = &mut self.y[..rows * vocabulary];
-            kernels.product(weight, &epilogue, rows, &mut self.x[..rows * columns], y, &self.tiles);
+            kernels.product(
+                &self.team,
+                weight,
+                &epilogue,
+                rows,
+                &mut self.x[..rows * columns],
+                y,
+                &self.scratch,
+            );
             let first = pass * PASS_ROWS * vocabulary;
             let logits = &mut self.logits[first..first + rows * vocabulary];
-            kernels.place(y, 1, 0, None, rows, logits);
+            kernels.place(&self.team, y, 1, 0, None, rows, logits);
         }
     }
 
@@ -359,7 +394,7 @@ impl State {
             emit: emit.map(|emit| emit.kind),
         };
         let kept = if emit.is_some() { &mut emitted[range.clone()] } else { &mut [][..] };
-        kernels.pre(&view, &mut self.x[at * columns..(at + rows) * columns], kept);
+        kernels.pre(&self.team, &view, &mut self.x[at * columns..(at + rows) * columns], kept);
         if let Some(emit) = emit {
             self.put(emit.to, emitted);
         }
@@ -435,24 +470,14 @@ fn answer_buffer(len: usize) -> Result<Vec<f32>, Fault> {
 
 impl CpuProgram {
     /// A program over `state`.
-    pub fn new(
-        kernels: &'static dyn Kernels,
-        pool: Option<Arc<ThreadPool>>,
-        state: State,
-        sweep: Option<Sweep>,
-        held: Held,
-    ) -> Self {
-        Self { kernels, pool, state, sweep, held }
+    pub fn new(kernels: &'static dyn Kernels, state: State, sweep: Option<Sweep>, held: Held) -> Self {
+        Self { kernels, state, sweep, held }
     }
 }
 
 impl Program for CpuProgram {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let (state, kernels, sweep) = (&mut self.state, self.kernels, self.sweep.as_mut());
-        let answer = match &self.pool {
-            Some(pool) => pool.install(|| state.run(rows, kernels, sweep)),
-            None => state.run(rows, kernels, sweep),
-        }?;
+        let answer = self.state.run(rows, self.kernels, self.sweep.as_mut())?;
         Ok(Box::pin(ready(Ok(answer))))
     }
 

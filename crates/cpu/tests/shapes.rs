@@ -7,7 +7,7 @@ use halfbyte_backend::{
     Act, Answer, Arrangement, Backend, Canonical, Caps, DType, Fault, Format, Fut, Input, Kind, LinearShape,
     LinearStep, Output, Place, Pre, Purpose, Reg, Rows, Segment, Step, Stretch, Want, WantId, WeightSource,
 };
-use halfbyte_cpu::{CpuBackend, CpuOptions, Path};
+use halfbyte_cpu::{CpuBackend, CpuOptions, Math, Path};
 use halfbyte_quant::{QuantSpec, QuantType, Source, quantize};
 use pollster::block_on;
 use std::borrow::Cow;
@@ -46,6 +46,18 @@ impl WeightSource for Normal {
 
 /// `[batch, rows / 2]`: a gated product of two interleaved segments, the second without a bias.
 fn product(backend: &CpuBackend, format: Format, rows: usize, cols: usize, hidden: &[f32]) -> Vec<f32> {
+    product_of(&Normal, backend, format, rows, cols, hidden)
+}
+
+/// [`product`] with weights from `source`.
+fn product_of(
+    source: &dyn WeightSource,
+    backend: &CpuBackend,
+    format: Format,
+    rows: usize,
+    cols: usize,
+    hidden: &[f32],
+) -> Vec<f32> {
     let segment = |tensor: &str, bias: Option<&str>| Segment {
         tensor: tensor.into(),
         rows: rows / 2,
@@ -76,7 +88,7 @@ fn product(backend: &CpuBackend, format: Format, rows: usize, cols: usize, hidde
     };
     let batch = hidden.len() / cols;
     let slots = block_on(backend.reserve(&stretch.wants)).unwrap();
-    block_on(backend.upload(slots[0], &stretch.wants[0], &Normal)).unwrap();
+    block_on(backend.upload(slots[0], &stretch.wants[0], source)).unwrap();
     let caps = Caps { rows: batch, outputs: 0 };
     let mut program = block_on(backend.compile(&stretch, &slots, caps)).unwrap();
     let places: Vec<Place> =
@@ -127,6 +139,104 @@ fn products_agree_at_every_boundary() {
                     let path = subject.path();
                     assert!(error < 2e-6, "{path}: {format:?} {rows}x{cols}, {batch} rows: {error:e}");
                 }
+            }
+        }
+    }
+}
+
+/// Backends of every path with fast arithmetic.
+fn fast() -> Vec<CpuBackend> {
+    let options = |path| CpuOptions { path: Some(path), math: Some(Math::Fast), ..CpuOptions::default() };
+    Path::ALL
+        .into_iter()
+        .filter(|&path| path.available() && path != Path::Scalar)
+        .map(|path| CpuBackend::with(options(path)).unwrap())
+        .collect()
+}
+
+fn error(right: &[f32], found: &[f32]) -> f64 {
+    let difference: f64 = right.iter().zip(found).map(|(r, f)| f64::from(r - f).powi(2)).sum();
+    let size: f64 = right.iter().map(|&r| f64::from(r).powi(2)).sum();
+    (difference / size).sqrt()
+}
+
+/// Rows for two segments of whole groups, an odd number of groups among them, and columns of whole blocks: scales of
+/// scales change within groups.
+const WHOLE: [(usize, usize); 5] = [(32, 64), (96, 1152), (64, 4160), (160, 576), (32, 11008)];
+
+/// [`Normal`], with a codebook of whole 120ths, which bytes hold exactly.
+struct Whole;
+
+impl WeightSource for Whole {
+    fn segment<'a>(&'a self, segment: &'a Segment) -> Fut<'a, Canonical<'a>> {
+        Box::pin(async move {
+            let canonical = Normal.segment(segment).await?;
+            let Canonical::Quantized(quantized) = canonical else { return Ok(canonical) };
+            let mut quantized = quantized.into_owned();
+            let levels = [-120, -97, -80, -61, -43, -29, -13, 0, 5, 19, 31, 47, 60, 75, 99, 120];
+            quantized.code = levels.map(|level| level as f32 / 120.0);
+            Ok(Canonical::Quantized(Cow::Owned(quantized)))
+        })
+    }
+
+    fn vector<'a>(&'a self, name: &'a str, len: usize) -> Fut<'a, Vec<f32>> {
+        Normal.vector(name, len)
+    }
+}
+
+#[test]
+fn what_bytes_hold_exactly_is_multiplied_exactly() {
+    let reference = CpuBackend::scalar();
+    let subjects = fast();
+    let mut stream = Stream::new(8);
+    for format in [quant(QuantType::Nf4, 64, true), quant(QuantType::Nf4, 64, false)] {
+        for (rows, cols) in WHOLE {
+            for batch in [1, 2, 3, 5, 6, 7, 12, 67] {
+                // Whole numbers up to ±127 in every block; in some, whole numbers of another unit.
+                let mut hidden: Vec<f32> = (0..batch * cols)
+                    .map(|_| (stream.normal() * 40.0).round().clamp(-126.0, 126.0))
+                    .collect();
+                for (index, block) in hidden.chunks_exact_mut(64).enumerate() {
+                    block[index % 64] = if index % 3 == 0 { 127.0 } else { -127.0 };
+                    let unit = if index % 7 == 0 { 0.0625 } else { 0.03125 };
+                    block.iter_mut().for_each(|x| *x *= unit);
+                }
+                let right = product_of(&Whole, &reference, format, rows, cols, &hidden);
+                for subject in &subjects {
+                    let found = product_of(&Whole, subject, format, rows, cols, &hidden);
+                    let (path, error) = (subject.path(), error(&right, &found));
+                    assert!(error < 2e-6, "{path}: {format:?} {rows}x{cols}, {batch} rows: {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fast_products_are_close_and_do_not_depend_on_the_batch() {
+    let reference = CpuBackend::scalar();
+    let subjects = fast();
+    let mut stream = Stream::new(6);
+    for (rows, cols) in WHOLE {
+        for format in [quant(QuantType::Nf4, 64, true), quant(QuantType::Fp4, 64, false)] {
+            let batch = 7;
+            let mut hidden: Vec<f32> = (0..batch * cols).map(|_| stream.normal()).collect();
+            // Outliers in some channels of every row.
+            for row in hidden.chunks_exact_mut(cols) {
+                row[5] *= 1000.0;
+                row[cols / 2] *= 300.0;
+            }
+            let right = product(&reference, format, rows, cols, &hidden);
+            for subject in &subjects {
+                let path = subject.path();
+                let found = product(subject, format, rows, cols, &hidden);
+                let error = error(&right, &found);
+                assert!(error < 2e-2, "{path}: {format:?} {rows}x{cols}: {error:e}");
+                let one: Vec<f32> = hidden
+                    .chunks_exact(cols)
+                    .flat_map(|hidden| product(subject, format, rows, cols, hidden))
+                    .collect();
+                assert!(one == found, "{path}: {format:?} {rows}x{cols}: one row at a time differs");
             }
         }
     }

@@ -3,14 +3,15 @@
 //! The softmax is computed online (Milakov & Gimelshein 2018, arXiv:1805.02867): a block of keys at a
 //! time, rescaling what was summed before when a larger score appears.
 
+use super::exp::exp;
 use super::norm::norm;
 use super::records::{F16, F32, Q4, Q8, Records, kv_type, records, sixteen, tail, whole};
 use crate::bound::AttendView;
 use crate::cache::{Cache, encode};
 use crate::simd::Lanes;
+use crate::team::Team;
 use halfbyte_backend::kv::KV_BLOCK;
 use halfbyte_backend::{KvType, Pairing, RopeTable};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// Keys whose scores are held at once.
@@ -25,13 +26,14 @@ const JOB_ROWS: usize = 4;
 /// See [`Kernels::attend`](crate::program::Kernels::attend).
 pub(crate) fn attend<L: Lanes>(
     lanes: L,
+    team: &Team,
     view: &AttendView<'_>,
     cache: Option<&mut Cache>,
     qkv: &mut [f32],
     out: &mut [f32],
 ) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
-    qkv.par_chunks_mut(view.width()).enumerate().for_each(|(row, qkv)| {
+    team.chunks(qkv, view.width(), |_, row, qkv| {
         lanes.run(
             #[inline(always)]
             || prepare(lanes, view, row, qkv),
@@ -39,18 +41,18 @@ pub(crate) fn attend<L: Lanes>(
     });
     let qkv = &*qkv;
     let cache = cache.map(|cache| {
-        store(view, cache, qkv);
+        store(team, view, cache, qkv);
         &*cache
     });
     let group = heads / kv_heads;
-    if view.places.len() < JOB_ROWS * rayon::current_num_threads() {
+    if view.places.len() < JOB_ROWS * team.threads() {
         // Few rows (decoding): a job for each key-value head, so that all threads have one.
-        out.par_chunks_mut(group * dim).enumerate().for_each(|(index, out)| {
+        team.chunks(out, group * dim, |_, index, out| {
             let (row, head) = (index / kv_heads, index % kv_heads);
             attend_job(lanes, view, cache, qkv, row..row + 1, head..head + 1, out);
         });
     } else {
-        out.par_chunks_mut(JOB_ROWS * heads * dim).enumerate().for_each(|(index, out)| {
+        team.chunks(out, JOB_ROWS * heads * dim, |_, index, out| {
             let rows = index * JOB_ROWS..view.places.len().min((index + 1) * JOB_ROWS);
             attend_job(lanes, view, cache, qkv, rows, 0..kv_heads, out);
         });
@@ -153,12 +155,11 @@ fn rotate(table: &RopeTable, position: usize, pairing: Pairing, x: &mut [f32]) {
 }
 
 /// Stores the keys and values of all rows, each thread those of some heads.
-fn store(view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
+fn store(team: &Team, view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
     let (bytes, dtype) = (cache.shape.head_bytes() as usize, cache.shape.dtype);
     let stride = cache.head_stride();
-    let records = cache.keys.par_chunks_mut(stride).zip(cache.values.par_chunks_mut(stride));
-    records.enumerate().with_min_len(4).for_each(|(index, (keys, values))| {
+    team.chunks_of_two((&mut cache.keys, stride), (&mut cache.values, stride), |index, keys, values| {
         let (sequence, head) = (index / kv_heads, index % kv_heads);
         let mut row = 0;
         while row < view.places.len() {
@@ -219,10 +220,12 @@ fn attend_typed<L: Lanes, const Q: usize, const T: u8>(
     let mut totals = [0.0f32; Q];
     for first in (start..end).step_by(KEYS) {
         let count = KEYS.min(end - first);
-        let mut weights = [[0.0f32; Q]; KEYS];
+        // Beyond `count`, nothing is seen.
+        let mut weights = [[f32::NEG_INFINITY; Q]; KEYS];
         for (i, weights) in weights[..count].iter_mut().enumerate() {
             *weights = dots::<L, Q, T>(lanes, vectors, keys.get(first + i));
         }
+        let mut bases = [0.0f32; Q];
         let mut keep = [1.0f32; Q];
         for q in 0..Q {
             let seen = queries[q].visible.0..queries[q].visible.1;
@@ -238,14 +241,21 @@ fn attend_typed<L: Lanes, const Q: usize, const T: u8>(
             }
             // Nothing seen so far: no difference of infinities.
             let base = if top == f32::NEG_INFINITY { 0.0 } else { top };
-            keep[q] = (largest[q] - base).exp();
+            keep[q] = exp(largest[q] - base);
             largest[q] = top;
-            let mut total = 0.0;
-            for weights in &mut weights[..count] {
-                weights[q] = (weights[q] - base).exp();
-                total += weights[q];
+            bases[q] = base;
+        }
+        let mut sums = [[0.0f32; Q]; 16];
+        for sixteen in weights.as_chunks_mut::<16>().0 {
+            for (weights, sums) in sixteen.iter_mut().zip(&mut sums) {
+                for q in 0..Q {
+                    weights[q] = exp(weights[q] - bases[q]);
+                    sums[q] += weights[q];
+                }
             }
-            totals[q] = totals[q] * keep[q] + total;
+        }
+        for q in 0..Q {
+            totals[q] = totals[q] * keep[q] + sums.iter().map(|sums| sums[q]).sum::<f32>();
         }
         add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, &queries, out, dim);
     }

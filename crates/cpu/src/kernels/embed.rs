@@ -3,12 +3,12 @@
 use super::norm::norm;
 use crate::bound::EmbedView;
 use crate::simd::Lanes;
-use rayon::prelude::*;
+use crate::team::Team;
 
 /// See [`Kernels::embed`](crate::program::Kernels::embed).
-pub(crate) fn embed<L: Lanes>(lanes: L, view: &EmbedView<'_>, out: &mut [f32]) {
+pub(crate) fn embed<L: Lanes>(lanes: L, team: &Team, view: &EmbedView<'_>, out: &mut [f32]) {
     let hidden = view.table.cols;
-    out.par_chunks_mut(hidden).enumerate().for_each(|(row, out)| {
+    team.chunks(out, hidden, |_, row, out| {
         let place = view.places[row];
         out.fill(0.0);
         add_row(view.table, view.tokens[row] as usize, view.scale, out);

@@ -3,8 +3,10 @@
 //! Each file does what its namesake in `scalar/` does.
 
 mod attend;
+pub(crate) mod bytes_linear;
 mod decode;
 mod embed;
+mod exp;
 mod norm;
 mod norm_linear;
 mod records;
@@ -14,39 +16,57 @@ use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
 use crate::cache::Cache;
 use crate::matrix::Matrix;
 use crate::program::Kernels;
-use crate::simd::Lanes;
-use std::sync::Mutex;
+use crate::scratch::Scratch;
+use crate::simd::bytes::Bytes;
+use crate::team::Team;
 
-/// The kernels for one instruction set.
-pub(crate) struct Fast<L>(pub L);
+/// The kernels for one instruction set; with `BYTES`, 4-bit weights are multiplied in bytes.
+pub(crate) struct Fast<L, const BYTES: bool>(pub L);
 
-impl<L: Lanes> Kernels for Fast<L> {
-    fn embed(&self, view: &EmbedView<'_>, out: &mut [f32]) {
-        embed::embed(self.0, view, out);
+impl<L: Bytes, const BYTES: bool> Kernels for Fast<L, BYTES> {
+    fn interleaves(&self) -> bool {
+        BYTES
     }
 
-    fn pre(&self, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]) {
-        norm::pre(self.0, view, x, emitted);
+    fn embed(&self, team: &Team, view: &EmbedView<'_>, out: &mut [f32]) {
+        embed::embed(self.0, team, view, out);
+    }
+
+    fn pre(&self, team: &Team, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]) {
+        norm::pre(self.0, team, view, x, emitted);
     }
 
     fn product(
         &self,
+        team: &Team,
         weight: &Matrix,
         epilogue: &Epilogue,
         rows: usize,
         x: &mut [f32],
         y: &mut [f32],
-        tiles: &[Mutex<Vec<f32>>],
+        scratch: &Scratch,
     ) {
-        norm_linear::product(self.0, weight, epilogue, rows, x, y, tiles);
+        if bytes_linear::takes(weight) {
+            bytes_linear::product(self.0, team, weight, epilogue, rows, x, y, scratch);
+        } else {
+            norm_linear::product(self.0, team, weight, epilogue, rows, x, y, &scratch.tiles);
+        }
     }
 
-    fn attend(&self, view: &AttendView<'_>, cache: Option<&mut Cache>, qkv: &mut [f32], out: &mut [f32]) {
-        attend::attend(self.0, view, cache, qkv, out);
+    fn attend(
+        &self,
+        team: &Team,
+        view: &AttendView<'_>,
+        cache: Option<&mut Cache>,
+        qkv: &mut [f32],
+        out: &mut [f32],
+    ) {
+        attend::attend(self.0, team, view, cache, qkv, out);
     }
 
     fn place(
         &self,
+        team: &Team,
         y: &[f32],
         step: usize,
         at: usize,
@@ -54,6 +74,6 @@ impl<L: Lanes> Kernels for Fast<L> {
         rows: usize,
         out: &mut [f32],
     ) {
-        norm_linear::place(y, step, at, residual, rows, out);
+        norm_linear::place(team, y, step, at, residual, rows, out);
     }
 }

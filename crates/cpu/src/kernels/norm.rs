@@ -3,8 +3,8 @@
 use crate::bound::{NormView, PreView};
 use crate::layout::padded;
 use crate::simd::Lanes;
+use crate::team::Team;
 use halfbyte_backend::{EmitKind, NormKind};
-use rayon::prelude::*;
 
 /// Norms `x`, `[len]`, in place.
 #[inline(always)]
@@ -59,7 +59,13 @@ fn sum_of_squares<L: Lanes>(lanes: L, x: &[f32], mean: f32) -> f32 {
 }
 
 /// See [`Kernels::pre`](crate::program::Kernels::pre).
-pub(crate) fn pre<L: Lanes>(lanes: L, view: &PreView<'_>, inputs: &mut [f32], emitted: &mut [f32]) {
+pub(crate) fn pre<L: Lanes>(
+    lanes: L,
+    team: &Team,
+    view: &PreView<'_>,
+    inputs: &mut [f32],
+    emitted: &mut [f32],
+) {
     let columns = padded(view.width);
     if inputs.len() == columns {
         return lanes.run(
@@ -68,7 +74,7 @@ pub(crate) fn pre<L: Lanes>(lanes: L, view: &PreView<'_>, inputs: &mut [f32], em
         );
     }
     if emitted.is_empty() {
-        inputs.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
+        team.chunks(inputs, columns, |_, row, x| {
             lanes.run(
                 #[inline(always)]
                 || pre_row(lanes, view, row, x, &mut []),
@@ -76,8 +82,7 @@ pub(crate) fn pre<L: Lanes>(lanes: L, view: &PreView<'_>, inputs: &mut [f32], em
         });
         return;
     }
-    let rows = inputs.par_chunks_mut(columns).zip(emitted.par_chunks_mut(view.width));
-    rows.enumerate().for_each(|(row, (x, emitted))| {
+    team.chunks_of_two((inputs, columns), (emitted, view.width), |row, x, emitted| {
         lanes.run(
             #[inline(always)]
             || pre_row(lanes, view, row, x, emitted),

@@ -5,13 +5,14 @@
 //! cache, which each thread has of its own.
 
 use super::decode::{self, even_odd};
+use super::exp::exp;
 use super::tile::Panel;
 use crate::bound::Epilogue;
 use crate::layout::{padded, tile_rows};
 use crate::matrix::{Matrix, Tensor};
 use crate::simd::Lanes;
+use crate::team::Team;
 use halfbyte_backend::Act;
-use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
 
 /// Floats of activations that a job keeps in the first-level cache while its weights stream by.
@@ -21,8 +22,10 @@ const STRIP_FLOATS: usize = 4096;
 const JOB_ROWS: usize = 16;
 
 /// See [`Kernels::product`](crate::program::Kernels::product).
+#[expect(clippy::too_many_arguments, reason = "a product's parts")]
 pub(crate) fn product<L: Lanes>(
     lanes: L,
+    team: &Team,
     weight: &Matrix,
     epilogue: &Epilogue,
     rows: usize,
@@ -36,12 +39,12 @@ pub(crate) fn product<L: Lanes>(
     if arranged && rows == 1 {
         decode::arrange(x);
     } else if arranged {
-        x.par_chunks_mut(columns).for_each(decode::arrange);
+        team.chunks(x, columns, |_, _, x| decode::arrange(x));
     }
     let x = &*x;
     let direct = arranged || matches!(weight.tensors[0], Tensor::Dense { .. });
     if direct && rows <= 2 * L::GROUP {
-        y.par_chunks_mut(JOB_ROWS * rows).enumerate().for_each(|(job, y)| {
+        team.chunks(y, JOB_ROWS * rows, |_, job, y| {
             // What a job reads stays near, so that its later groups of rows read it from the cache.
             for (group, x) in x.chunks(L::GROUP * columns).enumerate() {
                 let at = group * L::GROUP;
@@ -55,13 +58,15 @@ pub(crate) fn product<L: Lanes>(
                     },
                 );
             }
-            finish(weight, epilogue, job * JOB_ROWS, rows, y);
+            lanes.run(
+                #[inline(always)]
+                || finish(lanes, weight, epilogue, job * JOB_ROWS, rows, y),
+            );
         });
         return;
     }
     let job_rows = tile_rows(columns);
-    y.par_chunks_mut(job_rows * rows).enumerate().for_each(|(job, y)| {
-        let thread = rayon::current_thread_index().unwrap_or(0) % tiles.len();
+    team.chunks(y, job_rows * rows, |thread, job, y| {
         let mut tile = tiles[thread].lock().unwrap_or_else(PoisonError::into_inner);
         let first = job * job_rows;
         let tile = &mut tile[..y.len() / rows * columns];
@@ -75,7 +80,10 @@ pub(crate) fn product<L: Lanes>(
                 lanes.multiply(Panel { columns, weights: tile, inputs: x, rows }, y);
             },
         );
-        finish(weight, epilogue, first, rows, y);
+        lanes.run(
+            #[inline(always)]
+            || finish(lanes, weight, epilogue, first, rows, y),
+        );
     });
 }
 
@@ -103,6 +111,8 @@ fn direct_rows<L: Lanes, const M: usize>(
             let (tensor, at) = weight.source(first + j);
             let start = at * cols + left;
             let sums = match tensor {
+                // These kernels are never asked for it: `bytes_linear::takes` does.
+                Tensor::Interleaved(_) => [0.0; M],
                 Tensor::Quant(codes) => decode::quant_dot(lanes, codes, start, right - left, strips),
                 Tensor::Dense { dtype, bytes } => {
                     let size = dtype.size() as usize;
@@ -117,7 +127,15 @@ fn direct_rows<L: Lanes, const M: usize>(
 }
 
 /// Adds biases and applies the epilogue to layer rows from `first` on: `y` is `[job rows, rows]`.
-fn finish(weight: &Matrix, epilogue: &Epilogue, first: usize, rows: usize, y: &mut [f32]) {
+#[inline(always)]
+pub(super) fn finish<L: Lanes>(
+    _lanes: L,
+    weight: &Matrix,
+    epilogue: &Epilogue,
+    first: usize,
+    rows: usize,
+    y: &mut [f32],
+) {
     if !weight.bias.is_empty() {
         for (y, bias) in y.chunks_exact_mut(rows).zip(&weight.bias[first..]) {
             y.iter_mut().for_each(|value| *value += bias);
@@ -140,11 +158,17 @@ fn finish(weight: &Matrix, epilogue: &Epilogue, first: usize, rows: usize, y: &m
     }
 }
 
+#[inline(always)]
 fn activate(act: Act, values: &mut [f32]) {
     let each = |f: fn(f32) -> f32, values: &mut [f32]| values.iter_mut().for_each(|value| *value = f(*value));
     match act {
         Act::Identity => {}
-        Act::Silu => each(|x| x / (1.0 + (-x).exp()), values),
+        Act::Silu => {
+            // A loop instead of `each`: it becomes vectors.
+            for value in values {
+                *value /= 1.0 + exp(-*value);
+            }
+        }
         Act::Gelu => each(|x| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)), values),
         Act::GeluTanh => each(
             |x| {
@@ -160,6 +184,7 @@ fn activate(act: Act, values: &mut [f32]) {
 
 /// See [`Kernels::place`](crate::program::Kernels::place).
 pub(crate) fn place(
+    team: &Team,
     y: &[f32],
     step: usize,
     at: usize,
@@ -186,6 +211,6 @@ pub(crate) fn place(
     if rows == 1 {
         row(0, out);
     } else {
-        out.par_chunks_mut(width).enumerate().for_each(|(index, out)| row(index, out));
+        team.chunks(out, width, |_, index, out| row(index, out));
     }
 }

@@ -12,38 +12,48 @@ use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
 use crate::cache::Cache;
 use crate::matrix::Matrix;
 use crate::program::Kernels;
-use std::sync::Mutex;
+use crate::scratch::Scratch;
+use crate::team::Team;
 
 /// The reference kernels.
 pub(crate) struct Scalar;
 
 impl Kernels for Scalar {
-    fn embed(&self, view: &EmbedView<'_>, out: &mut [f32]) {
+    fn embed(&self, _: &Team, view: &EmbedView<'_>, out: &mut [f32]) {
         embed::embed(view, out);
     }
 
-    fn pre(&self, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]) {
+    fn pre(&self, _: &Team, view: &PreView<'_>, x: &mut [f32], emitted: &mut [f32]) {
         norm::pre(view, x, emitted);
     }
 
     fn product(
         &self,
+        _: &Team,
         weight: &Matrix,
         epilogue: &Epilogue,
         rows: usize,
         x: &mut [f32],
         y: &mut [f32],
-        _: &[Mutex<Vec<f32>>],
+        _: &Scratch,
     ) {
         linear::product(weight, epilogue, rows, x, y);
     }
 
-    fn attend(&self, view: &AttendView<'_>, cache: Option<&mut Cache>, qkv: &mut [f32], out: &mut [f32]) {
+    fn attend(
+        &self,
+        _: &Team,
+        view: &AttendView<'_>,
+        cache: Option<&mut Cache>,
+        qkv: &mut [f32],
+        out: &mut [f32],
+    ) {
         attend::attend(view, cache, qkv, out);
     }
 
     fn place(
         &self,
+        _: &Team,
         y: &[f32],
         step: usize,
         at: usize,

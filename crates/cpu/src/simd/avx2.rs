@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX2, FMA and F16C. Made by [`Avx2::kernels`] alone.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2(pub(super) ());
 
 impl Avx2 {
     /// The kernels, if this processor can run them.
@@ -15,7 +15,7 @@ impl Avx2 {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        has.then_some(&crate::kernels::Fast(Avx2(())))
+        has.then_some(&crate::kernels::Fast::<Avx2, false>(Avx2(())))
     }
 }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, VL, BW and DQ. Made by [`Avx512::kernels`] alone.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512(pub(super) ());
 
 impl Avx512 {
     /// The kernels, if this processor can run them.
@@ -17,7 +17,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("fma");
-        has.then_some(&crate::kernels::Fast(Avx512(())))
+        has.then_some(&crate::kernels::Fast::<Avx512, false>(Avx512(())))
     }
 }
 

@@ -2,15 +2,23 @@
 //!
 //! Kernels are written once, over [`Lanes`], and compiled for each instruction set inside
 //! [`Lanes::run`]. A value of a `Lanes` type is the proof that the processor has the instructions: it is
-//! only made after detection, so its methods are safe. All `unsafe` of this crate is in this folder.
+//! only made after detection, so its methods are safe.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_bytes;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bytes;
+pub(crate) mod bytes;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 pub(crate) mod neon;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon_bytes;
 pub(crate) mod portable;
+mod portable_bytes;
 
 use crate::kernels::tile::Panel;
 

@@ -8,12 +8,13 @@ use std::array::from_fn;
 
 /// Proof that the processor has NEON. Made by [`Neon::kernels`] alone.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Neon(());
+pub(crate) struct Neon(pub(super) ());
 
 impl Neon {
     /// The kernels, if this processor can run them.
     pub fn kernels() -> Option<&'static dyn Kernels> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(&crate::kernels::Fast(Neon(())))
+        std::arch::is_aarch64_feature_detected!("neon")
+            .then_some(&crate::kernels::Fast::<Neon, false>(Neon(())))
     }
 }
 

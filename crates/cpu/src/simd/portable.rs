@@ -12,7 +12,7 @@ pub(crate) struct Portable;
 impl Portable {
     /// The kernels over arrays.
     pub fn kernels() -> Option<&'static dyn Kernels> {
-        Some(&crate::kernels::Fast(Portable))
+        Some(&crate::kernels::Fast::<Portable, false>(Portable))
     }
 }
 

@@ -1,0 +1,337 @@
+//! The threads that run kernels.
+//!
+//! A token of a small model is a hundred steps of some ten microseconds: threads that sleep between them, as in a
+//! general pool, spend as long waking as working. Those of a [`Team`] watch for the next step, first without
+//! pause, then letting others run, and sleep when none has come for [`AWAKE`]. The caller is one of them.
+
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often a thread looks for the next step before it lets others run in between: some 50 µs.
+const LOOKS: u32 = 4096;
+
+/// How long a thread without work stays awake: longer than what lies between two tokens.
+const AWAKE: Duration = Duration::from_millis(2);
+
+/// The epoch that ends the threads.
+const STOP: u64 = u64::MAX;
+
+/// A step: what each thread does, called with its number.
+type Job<'a> = &'a (dyn Fn(usize) + Sync);
+
+/// On a cache line of its own, so that threads that write it do not slow those that read its neighbours.
+#[repr(align(128))]
+#[derive(Default)]
+struct Apart<T>(T);
+
+struct Shared {
+    /// Counts steps; a new value means that `job` is set.
+    epoch: Apart<AtomicU64>,
+    /// Threads that have not finished the step.
+    busy: Apart<AtomicUsize>,
+    /// The step. Written by the caller while no thread works, read by threads that have seen its epoch.
+    job: UnsafeCell<Option<Job<'static>>>,
+    /// The next item of each thread's share in [`Team::each`].
+    cursors: Vec<Apart<AtomicUsize>>,
+    asleep: AtomicU32,
+    door: Mutex<()>,
+    bell: Condvar,
+    panicked: AtomicBool,
+}
+
+// SAFETY: `job` is written only by the holder of `Team::turn` before a new epoch is published, and read only after
+// that epoch was seen; `busy` returns to zero before it is written again.
+unsafe impl Sync for Shared {}
+
+/// A fixed number of threads that do the steps of a program together.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    helpers: Vec<JoinHandle<()>>,
+    turn: Mutex<()>,
+}
+
+impl Team {
+    /// A team of `threads`, the caller among them.
+    pub fn new(threads: usize) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            epoch: Apart::default(),
+            busy: Apart::default(),
+            job: UnsafeCell::new(None),
+            cursors: (0..threads.max(1)).map(|_| Apart::default()).collect(),
+            asleep: AtomicU32::new(0),
+            door: Mutex::new(()),
+            bell: Condvar::new(),
+            panicked: AtomicBool::new(false),
+        });
+        let mut team = Self { shared, helpers: Vec::new(), turn: Mutex::new(()) };
+        for number in 1..threads.max(1) {
+            let shared = team.shared.clone();
+            let thread = std::thread::Builder::new().name(format!("halfbyte-cpu-{number}"));
+            team.helpers.push(thread.spawn(move || help(&shared, number))?);
+        }
+        Ok(team)
+    }
+
+    /// A team of the caller alone.
+    pub fn solo() -> Self {
+        // Starts no thread, so that nothing can fail.
+        let shared = Shared {
+            epoch: Apart::default(),
+            busy: Apart::default(),
+            job: UnsafeCell::new(None),
+            cursors: Vec::new(),
+            asleep: AtomicU32::new(0),
+            door: Mutex::new(()),
+            bell: Condvar::new(),
+            panicked: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared), helpers: Vec::new(), turn: Mutex::new(()) }
+    }
+
+    /// How many threads there are, the caller among them.
+    pub fn threads(&self) -> usize {
+        self.helpers.len() + 1
+    }
+
+    /// Calls `job` on every thread with its number, and returns when all have. The caller holds the turn.
+    fn lead(&self, job: Job<'_>) {
+        let shared = &*self.shared;
+        shared.panicked.store(false, Ordering::Relaxed);
+        shared.busy.0.store(self.helpers.len(), Ordering::Relaxed);
+        // SAFETY: no thread works, and none looks at it before the epoch below. The lifetime is over only after
+        // `Join` has seen every thread finish, even if `job` panics here.
+        unsafe { *shared.job.get() = Some(std::mem::transmute::<Job<'_>, Job<'static>>(job)) };
+        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        if shared.asleep.load(Ordering::SeqCst) > 0 {
+            let _door = shared.door.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.bell.notify_all();
+        }
+        let join = Join(shared);
+        job(0);
+        drop(join);
+        assert!(!shared.panicked.load(Ordering::Relaxed), "a kernel thread panicked");
+    }
+
+    /// Calls `work(thread, item)` once for each item below `count`. Each thread begins with a stretch of
+    /// neighbouring items, so that it reads memory in order, and helps others when it is done. `work` must not come
+    /// back to the team.
+    ///
+    /// # Panics
+    /// If `work` did, on any thread.
+    pub fn each(&self, count: usize, work: impl Fn(usize, usize) + Sync) {
+        let threads = self.threads();
+        if threads == 1 || count <= 1 {
+            return (0..count).for_each(|item| work(0, item));
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let cursors = &self.shared.cursors;
+        for (thread, cursor) in cursors.iter().enumerate() {
+            cursor.0.store(count * thread / threads, Ordering::Relaxed);
+        }
+        self.lead(&|thread| {
+            for turn in 0..threads {
+                let owner = (thread + turn) % threads;
+                let end = count * (owner + 1) / threads;
+                loop {
+                    let item = cursors[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if item >= end {
+                        break;
+                    }
+                    work(thread, item);
+                }
+            }
+        });
+    }
+
+    /// Calls `work(thread, index, chunk)` for each chunk of `len` elements of `slice`; the last may be shorter.
+    pub fn chunks<T: Send>(&self, slice: &mut [T], len: usize, work: impl Fn(usize, usize, &mut [T]) + Sync) {
+        let all = Scatter::new(slice);
+        self.each(all.len.div_ceil(len.max(1)), |thread, index| {
+            // SAFETY: `each` gives every index to one thread once, and chunks do not overlap.
+            work(thread, index, unsafe { all.range(index * len, len) });
+        });
+    }
+
+    /// [`Team::chunks`] of two slices at once.
+    pub fn chunks_of_two<T: Send, U: Send>(
+        &self,
+        (first, len): (&mut [T], usize),
+        (second, second_len): (&mut [U], usize),
+        work: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+    ) {
+        let (first, second) = (Scatter::new(first), Scatter::new(second));
+        self.each(first.len.div_ceil(len.max(1)), |_, index| {
+            // SAFETY: as in `chunks`.
+            let (first, second) =
+                unsafe { (first.range(index * len, len), second.range(index * second_len, second_len)) };
+            work(index, first, second);
+        });
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.epoch.0.store(STOP, Ordering::SeqCst);
+        {
+            let _door = self.shared.door.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.bell.notify_all();
+        }
+        for helper in self.helpers.drain(..) {
+            // Helpers catch what jobs do.
+            let _ = helper.join();
+        }
+    }
+}
+
+/// Waits for the helpers when it goes out of scope.
+struct Join<'a>(&'a Shared);
+
+impl Drop for Join<'_> {
+    fn drop(&mut self) {
+        let mut looks = 0;
+        while self.0.busy.0.load(Ordering::Acquire) > 0 {
+            pause(&mut looks);
+        }
+    }
+}
+
+/// Passes a little time: at first without giving the processor away.
+fn pause(looks: &mut u32) {
+    if *looks < LOOKS {
+        *looks += 1;
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
+/// The life of a helper.
+fn help(shared: &Shared, number: usize) {
+    let mut seen = 0;
+    loop {
+        seen = next_epoch(shared, seen);
+        if seen == STOP {
+            return;
+        }
+        // SAFETY: the epoch was seen, so the job is set, and stays until this thread has counted itself off.
+        if let Some(job) = unsafe { *shared.job.get() }
+            && catch_unwind(AssertUnwindSafe(|| job(number))).is_err()
+        {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+        shared.busy.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Waits for an epoch other than `seen`.
+fn next_epoch(shared: &Shared, seen: u64) -> u64 {
+    let (mut looks, mut since) = (0, None);
+    loop {
+        let epoch = shared.epoch.0.load(Ordering::SeqCst);
+        if epoch != seen {
+            return epoch;
+        }
+        pause(&mut looks);
+        if looks >= LOOKS && since.get_or_insert_with(Instant::now).elapsed() > AWAKE {
+            let mut door = shared.door.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever sets an epoch after this rings the bell; an epoch set before it is seen here.
+            shared.asleep.fetch_add(1, Ordering::SeqCst);
+            while shared.epoch.0.load(Ordering::SeqCst) == seen {
+                door = shared.bell.wait(door).unwrap_or_else(PoisonError::into_inner);
+            }
+            shared.asleep.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A slice whose parts are written by different threads.
+pub(crate) struct Scatter<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access is through unsafe methods whose callers promise that no two threads touch one element.
+unsafe impl<T: Send> Sync for Scatter<'_, T> {}
+
+impl<'a, T> Scatter<'a, T> {
+    /// All of `slice`.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// At most `len` elements from `at` on.
+    ///
+    /// # Safety
+    /// No other thread, and no other borrow, touches them as long as the result lives.
+    #[expect(clippy::mut_from_ref, reason = "the caller keeps ranges apart")]
+    pub unsafe fn range(&self, at: usize, len: usize) -> &mut [T] {
+        let at = at.min(self.len);
+        // SAFETY: within the slice; the caller has it alone.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len.min(self.len - at)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_done_once_by_teams_of_all_sizes() {
+        for threads in [1, 2, 3, 7] {
+            let team = Team::new(threads).unwrap();
+            for count in [0, 1, 2, 6, 7, 100] {
+                let done: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                team.each(count, |thread, item| {
+                    assert!(thread < threads);
+                    done[item].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1), "{count} on {threads}");
+            }
+        }
+        Team::solo().each(3, |thread, _| assert_eq!(thread, 0));
+    }
+
+    #[test]
+    fn chunks_are_disjoint_and_whole() {
+        let team = Team::new(3).unwrap();
+        let mut values = [0u32; 103];
+        team.chunks(&mut values, 10, |_, index, chunk| {
+            assert_eq!(chunk.len(), if index == 10 { 3 } else { 10 });
+            chunk.iter_mut().for_each(|value| *value += 1 + index as u32);
+        });
+        assert!(values.iter().enumerate().all(|(i, &value)| value == 1 + (i / 10) as u32));
+        let mut halves = [0u32; 6];
+        team.chunks_of_two((&mut values[..12], 4), (&mut halves, 2), |index, first, second| {
+            assert_eq!((first.len(), second.len()), (4, 2));
+            second.fill(index as u32);
+        });
+        assert_eq!(halves, [0, 0, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn sleepers_wake_and_panics_are_told() {
+        let team = Team::new(4).unwrap();
+        std::thread::sleep(AWAKE * 10);
+        assert_eq!(team.shared.asleep.load(Ordering::SeqCst), 3);
+        let count = AtomicUsize::new(0);
+        team.each(4, |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 4);
+        for culprit in [0, 3] {
+            let told = catch_unwind(AssertUnwindSafe(|| team.each(4, |_, item| assert_ne!(item, culprit))));
+            assert!(told.is_err());
+        }
+        // The team goes on.
+        team.each(8, |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 12);
+    }
+}
