@@ -1,11 +1,11 @@
 //! The devices of this machine, and how much of each may be used.
 
 use crate::cuda_devices::{open_cube, open_cuda, twin};
-use crate::options::{ComputeDtype, DeviceMap, LoadOptions};
+use crate::options::{DeviceMap, LoadOptions};
 use crate::pressure::read_pretended;
 use crate::{Error, human_bytes};
 use halfbyte_backend::{Backend, DeviceKind, Fault, Limit, Limited};
-use halfbyte_cpu::{CpuBackend, CpuOptions, MATH_VARIABLE, Math};
+use halfbyte_cpu::{CpuBackend, CpuOptions};
 use halfbyte_placement::{Device, DeviceClass};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
     let memory_limit = options.pretend_memory.get("cpu").copied();
     let cpu = CpuBackend::with(CpuOptions {
         memory_limit,
-        math: cpu_math(options),
+        math: options.cpu_math,
         threads: options.threads,
         ..CpuOptions::default()
     })?;
@@ -126,18 +126,6 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
 
 /// The device whose weights stay in their files.
 pub(crate) const DISK: &str = "disk";
-/// The CPU's arithmetic: what was asked for, what the environment says (`None`: the backend looks there), or what
-/// the least precision allows.
-fn cpu_math(options: &LoadOptions) -> Option<Math> {
-    if options.cpu_math.is_some() || std::env::var_os(MATH_VARIABLE).is_some_and(|name| !name.is_empty()) {
-        return options.cpu_math;
-    }
-    Some(match options.compute_dtype {
-        ComputeDtype::Float32 => Math::Exact,
-        ComputeDtype::Float16 | ComputeDtype::Bfloat16 => Math::Fast,
-    })
-}
-
 /// More GPUs than any machine has.
 const MAX_GPUS: usize = 64;
 

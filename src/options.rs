@@ -26,8 +26,8 @@ pub enum DeviceMap {
     Given(BTreeMap<String, String>),
 }
 
-/// The least precision that arithmetic is done in. All kernels accumulate in float32, and those of GPUs multiply
-/// in it too, whatever is asked for. On the CPU the 16-bit types allow [`CpuMath::Fast`].
+/// The least precision that arithmetic is done in. The kernels of today accumulate and multiply in
+/// float32 whatever is asked for, but for those of [`CpuMath::Fast`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
@@ -80,7 +80,8 @@ pub struct LoadOptions {
     pub quant: Option<QuantSpec>,
     /// The least precision of arithmetic.
     pub compute_dtype: ComputeDtype,
-    /// Arithmetic of 4-bit products on the CPU. `None`: exact where `compute_dtype` is float32, else fast.
+    /// Arithmetic of 4-bit products on the CPU. `None`: what `HALFBYTE_CPU_MATH` says, or exact: the same text on
+    /// every device and tier.
     pub cpu_math: Option<CpuMath>,
     /// Threads of the CPU. `None`: one for each physical core that the process may use.
     pub threads: Option<usize>,

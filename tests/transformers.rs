@@ -57,9 +57,7 @@ fn the_defaults_are_near() {
             let logits = fixture.load(&setup.defaults()).logits(&fixture.ids("input_ids")).unwrap();
             let distance = distance(&logits, &fixture.floats("logits.nf4dq"));
             println!("{model} on {}: {distance:.1e}", setup.name);
-            // The CPU multiplies 4-bit weights in bytes by default; NF4 itself is off by a tenth and more.
-            let tolerance = if setup.devices.contains(&"cpu") { 3e-2 } else { 5e-3 };
-            assert!(distance < tolerance, "{model} on {}: {distance:e}", setup.name);
+            assert!(distance < 5e-3, "{model} on {}: {distance:e}", setup.name);
         }
     }
 }

@@ -72,8 +72,8 @@ pub struct ModelArgs {
     /// The least precision of arithmetic: float16, bfloat16 or float32.
     #[arg(long, default_value = "float16", value_name = "TYPE")]
     pub compute_dtype: String,
-    /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (bytes) [default: fast, or exact with
-    /// --compute-dtype float32].
+    /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (bytes, some two to three times as fast)
+    /// [default: HALFBYTE_CPU_MATH, or exact].
     #[arg(long, value_name = "MATH")]
     pub cpu_math: Option<String>,
     /// Threads of the CPU [default: its physical cores].

@@ -315,28 +315,6 @@ impl Backend for CpuBackend {
     }
 }
 
-/// Worker threads, fewer where the system grants no more; at last this thread alone, which then counts as
-/// the worker of every pool that it makes.
-fn start(threads: usize) -> Result<(Option<ThreadPool>, usize), Fault> {
-    let with = |threads: usize| {
-        let named = ThreadPoolBuilder::new().thread_name(|index| format!("halfbyte-cpu-{index}"));
-        named.num_threads(threads)
-    };
-    let fewer = std::iter::successors(Some(threads), |threads| Some(threads / 2));
-    for threads in fewer.take_while(|&threads| threads > 0) {
-        if let Ok(pool) = with(threads).build() {
-            return Ok((Some(pool), threads));
-        }
-    }
-    if rayon::current_thread_index().is_some() {
-        return Ok((None, 1));
-    }
-    match with(1).use_current_thread().build() {
-        Ok(pool) => Ok((Some(pool), 1)),
-        Err(fault) => Err(Fault::Internal(format!("no worker thread: {fault}"))),
-    }
-}
-
 impl std::fmt::Debug for CpuBackend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "CpuBackend({}, {})", self.info.name, self.path)

@@ -8,8 +8,8 @@
 use crate::buffer::{Shortage, zeroed};
 use crate::matrix::{Codes, copy};
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
+use halfbyte_quant::threads::each;
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized};
-use rayon::prelude::*;
 
 /// Rows of a group.
 pub(crate) const LANES: usize = 16;
@@ -141,7 +141,7 @@ impl Interleaved {
         self.code = from.code;
         (self.levels, self.factor) = levels(&from.code);
         let stretch = blocks * LINES;
-        self.lines.par_chunks_mut(stretch.max(1)).enumerate().for_each(|(group, lines)| {
+        each(self.lines.chunks_mut(stretch.max(1)).enumerate(), |(group, lines)| {
             for lane in 0..LANES {
                 let row = &from.packed[(group * LANES + lane) * cols / 2..][..cols / 2];
                 for (line, bytes) in lines.iter_mut().zip(row.as_chunks::<4>().0) {
