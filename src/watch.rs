@@ -85,7 +85,7 @@ impl std::fmt::Debug for Watch {
 /// # Errors
 /// As [`devices`](crate::devices()).
 pub fn watch(interval: Duration) -> Result<Watch, Error> {
-    let backends = pollster::block_on(open_all())?.backends;
+    let backends = pollster::block_on(open_all(&crate::LoadOptions::default()))?.backends;
     let (send, models) = channel();
     let send = std::sync::Mutex::new(send);
     let subscription = on_event(move |event| {
