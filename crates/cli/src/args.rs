@@ -72,7 +72,7 @@ pub struct ModelArgs {
     /// The least precision of arithmetic: float16, bfloat16 or float32.
     #[arg(long, default_value = "float16", value_name = "TYPE")]
     pub compute_dtype: String,
-    /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (bytes, some two to three times as fast)
+    /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (activations in bytes)
     /// [default: HALFBYTE_CPU_MATH, or exact].
     #[arg(long, value_name = "MATH")]
     pub cpu_math: Option<String>,

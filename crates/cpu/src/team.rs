@@ -318,8 +318,12 @@ mod tests {
     #[test]
     fn sleepers_wake_and_panics_are_told() {
         let team = Team::new(4);
-        std::thread::sleep(AWAKE * 10);
-        assert_eq!(team.shared.asleep.load(Ordering::SeqCst), 3);
+        // On a busy machine they may take their time.
+        let start = Instant::now();
+        while team.shared.asleep.load(Ordering::SeqCst) < 3 {
+            assert!(start.elapsed() < Duration::from_secs(60), "nobody fell asleep");
+            std::thread::sleep(AWAKE);
+        }
         let count = AtomicUsize::new(0);
         team.each(4, |_, _| {
             count.fetch_add(1, Ordering::Relaxed);
