@@ -50,7 +50,6 @@ pub mod families;
 pub mod generate;
 pub mod generate_batch;
 mod located;
-mod parked;
 pub mod rope;
 pub mod score;
 pub mod session;

@@ -1,16 +1,17 @@
-//! Blocks on backends: reserved, filled, compiled, and run one after the other.
+//! Blocks on backends, in order: placed, moved, accounted for.
 
-use halfbyte_backend::{
-    Answer, Backend, Caps, Draw, Fault, Footprint, Input, Kind, Layout, Output, Place, Program, Rows, Slot,
-    StepCost, Stretch, Ticket, Want, WeightSource,
-};
+mod parked;
+mod stage;
+mod submit;
+
+use crate::{Blueprint, Initialized, ModelError};
+use halfbyte_backend::{Backend, Caps, Fault, Footprint, Layout, WeightSource};
+use parked::Parked;
+use stage::{Stage, fill};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use crate::parked::{HeldSlot, Parked, is_uploaded};
-use crate::{Blueprint, Initialized, ModelError};
+pub(crate) use submit::{Last, name, places};
 
 /// Ranges of a blueprint's blocks, in order and without gaps, each with its backend.
 pub type Placement = Vec<(Rc<dyn Backend>, Range<usize>)>;
@@ -63,63 +64,6 @@ pub struct Engine {
     caps: Caps,
     /// What each sequence's cache holds, by a number that is never given twice.
     claims: Vec<u64>,
-}
-
-/// Consecutive blocks on one backend.
-pub(crate) struct Stage {
-    pub(crate) backend: Rc<dyn Backend>,
-    blocks: Range<usize>,
-    pub(crate) stretch: Stretch,
-    /// One for each want, empty until it is reserved.
-    pub(crate) slots: Vec<Option<HeldSlot>>,
-    pub(crate) program: Option<Box<dyn Program>>,
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        // A program may refer to the slots.
-        self.program = None;
-        let slots: Vec<Slot> = self.slots.iter().flatten().map(|held| held.slot).collect();
-        self.backend.release(&slots);
-    }
-}
-
-impl Stage {
-    fn name(&self) -> &str {
-        &self.backend.info().name
-    }
-
-    async fn compile(&mut self, caps: Caps) -> Result<(), Fault> {
-        let slots: Vec<Slot> = self.slots.iter().flatten().map(|held| held.slot).collect();
-        self.program = Some(self.backend.compile(&self.stretch, &slots, caps).await?);
-        Ok(())
-    }
-
-    /// Reserves the wants that have no slot yet: all or none.
-    async fn reserve(&mut self, moved: &mut Moved) -> Result<(), Fault> {
-        let missing: Vec<usize> = (0..self.slots.len()).filter(|&at| self.slots[at].is_none()).collect();
-        let wants: Vec<Want> = missing.iter().map(|&at| self.stretch.wants[at].clone()).collect();
-        for held in self.slots.iter().flatten() {
-            moved.kept += held.bytes;
-        }
-        if wants.is_empty() {
-            return Ok(());
-        }
-        let slots = self.backend.reserve(&wants).await?;
-        for ((at, want), slot) in missing.into_iter().zip(&wants).zip(slots) {
-            let bytes = self.backend.layout().want(&want.kind)?;
-            // Rope tables and caches are ready once they are reserved.
-            let filled = !is_uploaded(&want.kind);
-            self.slots[at] = Some(HeldSlot { slot, bytes, filled });
-            moved.placed += bytes;
-            moved.caches_lost |= matches!(want.kind, Kind::Kv(_));
-        }
-        Ok(())
-    }
-
-    fn program(&mut self) -> Result<&mut Box<dyn Program>, Fault> {
-        self.program.as_mut().ok_or_else(|| Fault::Internal("a stage that was not compiled".into()))
-    }
 }
 
 /// The next claim on a sequence, of any engine of this process; 0 is nobody's.
@@ -295,125 +239,6 @@ impl Engine {
         self.stages.iter().map(|stage| (stage.name(), stage.blocks.clone()))
     }
 
-    /// Whether one device runs everything, so that a chosen token can feed the next step on it without
-    /// being read.
-    pub fn feeds_back(&self) -> bool {
-        self.stages.len() == 1
-    }
-
-    /// Whether one device runs everything and draws tokens by itself.
-    pub fn samples(&self) -> bool {
-        match self.stages.as_slice() {
-            [stage] => stage.program.as_ref().is_some_and(|program| program.samples()),
-            _ => false,
-        }
-    }
-
-    /// Starts one submission on an engine of one stage; the ticket needs not be awaited before the next.
-    ///
-    /// # Errors
-    /// [`Fault::Internal`] if there are several stages; what the program says.
-    pub fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        match self.stages.as_mut_slice() {
-            [stage] => stage.program()?.submit(rows),
-            stages => Err(Fault::Internal(format!("one submission to {} stages", stages.len()))),
-        }
-    }
-
-    /// Runs rows through all stages; hidden states are read from each and passed to the next.
-    ///
-    /// # Errors
-    /// What a program says.
-    pub async fn forward(&mut self, rows: &Rows<'_>) -> Result<Answer, Fault> {
-        self.start(rows).await?.await
-    }
-
-    /// [`forward`](Self::forward) up to the last stage's submission, whose ticket is returned.
-    async fn start(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let Some((last, before)) = self.stages.split_last_mut() else {
-            return Err(Fault::Internal("an engine without stages".into()));
-        };
-        let mut hidden: Option<Vec<f32>> = None;
-        for stage in before {
-            let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
-            let rows = Rows { input, places: rows.places, output: Output::Hidden };
-            match stage.program()?.submit(&rows)?.await? {
-                Answer::Hidden(values) => hidden = Some(values),
-                other => {
-                    return Err(Fault::Internal(format!("hidden states expected, not {}", name(&other))));
-                }
-            }
-        }
-        let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
-        last.program()?.submit(&Rows { input, ..*rows })
-    }
-
-    /// Runs `tokens` of one sequence from `position` on, in chunks of [`Caps::rows`]: the keys and values
-    /// of all go into the cache, and the last token's row yields `last`'s answer.
-    ///
-    /// While the last stage runs a chunk, the stages before it run the next.
-    pub(crate) async fn prefill(
-        &mut self,
-        sequence: u32,
-        position: usize,
-        tokens: &[u32],
-        last: Last<'_>,
-    ) -> Result<Answer, Fault> {
-        let chunks = tokens.chunks(self.caps.rows);
-        let count = chunks.len();
-        let mut running: Option<Ticket> = None;
-        for (index, chunk) in chunks.enumerate() {
-            let places = places(sequence, position + index * self.caps.rows, chunk.len());
-            let row = [(chunk.len() - 1) as u32];
-            let output = match last {
-                _ if index + 1 < count => Output::Nothing,
-                Last::Logits => Output::Logits(&row),
-                Last::Greedy => Output::Greedy(&row),
-                Last::Sample(ref draw) => Output::Sample { rows: &row, draws: std::slice::from_ref(draw) },
-            };
-            let ticket = self.start(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
-            if let Some(earlier) = running.replace(ticket) {
-                earlier.await?;
-            }
-        }
-        match running {
-            Some(ticket) => ticket.await,
-            None => Ok(Answer::Nothing),
-        }
-    }
-
-    /// Dispatches and submissions so far, of all stages.
-    pub fn counts(&self) -> (u64, u64) {
-        let counts = self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.counts());
-        counts.fold((0, 0), |(a, b), (dispatches, submissions)| (a + dispatches, b + submissions))
-    }
-
-    /// Compute passes so far, of all stages.
-    pub fn passes(&self) -> u64 {
-        self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.passes()).sum()
-    }
-
-    /// Runs one submission on an engine of one stage and says what each class of steps took on the device's
-    /// clock; nothing if it has none.
-    ///
-    /// # Errors
-    /// As [`submit`](Self::submit).
-    pub async fn profile(&mut self, rows: &Rows<'_>) -> Result<Vec<StepCost>, Fault> {
-        match self.stages.as_mut_slice() {
-            [stage] => stage.program()?.profile(rows).await,
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// Time of the host in calls of the driver, of an engine of one stage, since this was asked last; the first
-    /// call begins to measure.
-    pub fn driver_time(&mut self) -> Option<Duration> {
-        match self.stages.as_mut_slice() {
-            [stage] => stage.program.as_mut()?.driver_time(),
-            _ => None,
-        }
-    }
-
     /// Planned and measured bytes of each device, in the order of the stages.
     ///
     /// # Errors
@@ -482,60 +307,6 @@ impl Engine {
 
 fn at_least_one(caps: Caps) -> Caps {
     Caps { rows: caps.rows.max(1), outputs: caps.outputs.max(1) }
-}
-
-/// What is asked of the last row of a prefill.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Last<'a> {
-    /// `[vocabulary]`
-    Logits,
-    /// The token with the largest logit.
-    Greedy,
-    /// A token that the device draws, where [`Engine::samples`].
-    Sample(Draw<'a>),
-}
-
-/// `count` rows of one sequence from `position` on.
-pub(crate) fn places(sequence: u32, position: usize, count: usize) -> Vec<Place> {
-    let place = |at| Place { sequence, position: at as u32, token_type: 0 };
-    (position..position + count).map(place).collect()
-}
-
-/// An answer's name, for messages.
-pub(crate) fn name(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Nothing => "nothing",
-        Answer::Hidden(_) => "hidden states",
-        Answer::Logits(_) => "logits",
-        Answer::Tokens(_) => "tokens",
-    }
-}
-
-async fn fill(
-    stages: &mut [Stage],
-    source: &dyn WeightSource,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<(), ModelError> {
-    let slots = stages.iter().flat_map(|stage| stage.slots.iter().flatten());
-    let total = slots.filter(|held| !held.filled).map(|held| held.bytes).sum();
-    let mut done = 0;
-    for stage in stages {
-        let Stage { backend, stretch, slots, .. } = stage;
-        for (want, held) in stretch.wants.iter().zip(slots) {
-            let Some(held) = held.as_mut().filter(|held| !held.filled) else { continue };
-            backend.upload(held.slot, want, source).await?;
-            held.filled = true;
-            done += held.bytes;
-            progress(Progress {
-                name: &want.name,
-                device: &backend.info().name,
-                bytes: held.bytes,
-                done,
-                total,
-            });
-        }
-    }
-    Ok(())
 }
 
 fn check_placement<'a>(

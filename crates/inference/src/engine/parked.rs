@@ -1,6 +1,6 @@
 //! What stays on the devices while an engine is between two placements.
 
-use crate::engine::Stage;
+use super::stage::Stage;
 use halfbyte_backend::{Backend, Kind, Slot, Want};
 use std::rc::Rc;
 

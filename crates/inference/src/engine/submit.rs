@@ -1,0 +1,153 @@
+//! Rows through the stages, one after the other.
+
+use super::Engine;
+use halfbyte_backend::{Answer, Draw, Fault, Input, Output, Place, Rows, StepCost, Ticket};
+use std::time::Duration;
+
+impl Engine {
+    /// Whether one device runs everything, so that a chosen token can feed the next step on it without
+    /// being read.
+    pub fn feeds_back(&self) -> bool {
+        self.stages.len() == 1
+    }
+
+    /// Whether one device runs everything and draws tokens by itself.
+    pub fn samples(&self) -> bool {
+        match self.stages.as_slice() {
+            [stage] => stage.program.as_ref().is_some_and(|program| program.samples()),
+            _ => false,
+        }
+    }
+
+    /// Starts one submission on an engine of one stage; the ticket needs not be awaited before the next.
+    ///
+    /// # Errors
+    /// [`Fault::Internal`] if there are several stages; what the program says.
+    pub fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        match self.stages.as_mut_slice() {
+            [stage] => stage.program()?.submit(rows),
+            stages => Err(Fault::Internal(format!("one submission to {} stages", stages.len()))),
+        }
+    }
+
+    /// Runs rows through all stages; hidden states are read from each and passed to the next.
+    ///
+    /// # Errors
+    /// What a program says.
+    pub async fn forward(&mut self, rows: &Rows<'_>) -> Result<Answer, Fault> {
+        self.start(rows).await?.await
+    }
+
+    /// [`forward`](Self::forward) up to the last stage's submission, whose ticket is returned.
+    async fn start(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let Some((last, before)) = self.stages.split_last_mut() else {
+            return Err(Fault::Internal("an engine without stages".into()));
+        };
+        let mut hidden: Option<Vec<f32>> = None;
+        for stage in before {
+            let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+            let rows = Rows { input, places: rows.places, output: Output::Hidden };
+            match stage.program()?.submit(&rows)?.await? {
+                Answer::Hidden(values) => hidden = Some(values),
+                other => {
+                    return Err(Fault::Internal(format!("hidden states expected, not {}", name(&other))));
+                }
+            }
+        }
+        let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+        last.program()?.submit(&Rows { input, ..*rows })
+    }
+
+    /// Runs `tokens` of one sequence from `position` on, in chunks of [`Caps::rows`]: the keys and values
+    /// of all go into the cache, and the last token's row yields `last`'s answer.
+    ///
+    /// While the last stage runs a chunk, the stages before it run the next.
+    pub(crate) async fn prefill(
+        &mut self,
+        sequence: u32,
+        position: usize,
+        tokens: &[u32],
+        last: Last<'_>,
+    ) -> Result<Answer, Fault> {
+        let chunks = tokens.chunks(self.caps.rows);
+        let count = chunks.len();
+        let mut running: Option<Ticket> = None;
+        for (index, chunk) in chunks.enumerate() {
+            let places = places(sequence, position + index * self.caps.rows, chunk.len());
+            let row = [(chunk.len() - 1) as u32];
+            let output = match last {
+                _ if index + 1 < count => Output::Nothing,
+                Last::Logits => Output::Logits(&row),
+                Last::Greedy => Output::Greedy(&row),
+                Last::Sample(ref draw) => Output::Sample { rows: &row, draws: std::slice::from_ref(draw) },
+            };
+            let ticket = self.start(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
+            if let Some(earlier) = running.replace(ticket) {
+                earlier.await?;
+            }
+        }
+        match running {
+            Some(ticket) => ticket.await,
+            None => Ok(Answer::Nothing),
+        }
+    }
+
+    /// Dispatches and submissions so far, of all stages.
+    pub fn counts(&self) -> (u64, u64) {
+        let counts = self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.counts());
+        counts.fold((0, 0), |(a, b), (dispatches, submissions)| (a + dispatches, b + submissions))
+    }
+
+    /// Compute passes so far, of all stages.
+    pub fn passes(&self) -> u64 {
+        self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.passes()).sum()
+    }
+
+    /// Runs one submission on an engine of one stage and says what each class of steps took on the device's
+    /// clock; nothing if it has none.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub async fn profile(&mut self, rows: &Rows<'_>) -> Result<Vec<StepCost>, Fault> {
+        match self.stages.as_mut_slice() {
+            [stage] => stage.program()?.profile(rows).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Time of the host in calls of the driver, of an engine of one stage, since this was asked last; the first
+    /// call begins to measure.
+    pub fn driver_time(&mut self) -> Option<Duration> {
+        match self.stages.as_mut_slice() {
+            [stage] => stage.program.as_mut()?.driver_time(),
+            _ => None,
+        }
+    }
+}
+
+/// What is asked of the last row of a prefill.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Last<'a> {
+    /// `[vocabulary]`
+    Logits,
+    /// The token with the largest logit.
+    Greedy,
+    /// A token that the device draws, where [`Engine::samples`].
+    Sample(Draw<'a>),
+}
+
+/// `count` rows of one sequence from `position` on.
+pub(crate) fn places(sequence: u32, position: usize, count: usize) -> Vec<Place> {
+    let place = |at| Place { sequence, position: at as u32, token_type: 0 };
+    (position..position + count).map(place).collect()
+}
+
+/// An answer's name, for messages.
+pub(crate) fn name(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Nothing => "nothing",
+        Answer::Hidden(_) => "hidden states",
+        Answer::Logits(_) => "logits",
+        Answer::Tokens(_) => "tokens",
+    }
+}
