@@ -158,7 +158,7 @@ async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOpti
             Ok(backend) => {
                 // A software adapter is for tests, which leave nothing behind.
                 if let Some(dir) = pipeline_dir(options).filter(|_| adapter.kind != DeviceKind::Software) {
-                    backend.keep_pipelines(&dir);
+                    backend.keep_in(&dir);
                 }
                 found.backends.push(Rc::new(backend));
             }
@@ -167,8 +167,8 @@ async fn open_wgpu(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOpti
     }
 }
 
-/// Where compiled pipelines are kept from one start to the next: beside models in 4 bits. `None` where nothing is
-/// to be kept.
+/// Where compiled pipelines and measured shapes of kernels are kept from one start to the next: beside models in
+/// 4 bits. `None` where nothing is to be kept.
 #[cfg(feature = "wgpu")]
 fn pipeline_dir(options: &LoadOptions) -> Option<std::path::PathBuf> {
     use halfbyte_checkpoint::hub::{HubOptions, four_bit_cache_dir};

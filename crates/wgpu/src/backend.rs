@@ -3,6 +3,7 @@
 use crate::adapters::{adapters, describe};
 use crate::gpu::{Allocator, Gpu, Trouble};
 use crate::held::{Held, KvHeld, LinearHeld};
+use crate::kept_file::KeptFile;
 use crate::kv_plan::KvPlan;
 use crate::layout::WgpuLayout;
 use crate::linear_plan::LinearPlan;
@@ -15,11 +16,13 @@ use crate::program::WgpuProgram;
 use crate::program_plan::ProgramPlan;
 use crate::staging::{Staging, Writer};
 use crate::tuning::Tuning;
+use crate::tuning_measure::{Choice, LOAD};
+use crate::tuning_table::{candidates, known};
 use crate::upload;
 use crate::wait::reclaim;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, DeviceKind, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Slot, Stretch,
-    Want, WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Slot, Stretch, Want,
+    WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -32,6 +35,8 @@ pub struct WgpuBackend {
     layout: WgpuLayout,
     slots: RefCell<HashMap<u64, Rc<Held>>>,
     next: Cell<u64>,
+    /// Shapes that the first reservation chooses.
+    choice: RefCell<Option<Choice>>,
 }
 
 impl WgpuBackend {
@@ -93,10 +98,10 @@ impl WgpuBackend {
         let subgroup = adapter.get_info().subgroup_min_size.max(1);
         let wanted = options.subgroups.unwrap_or(true) && features.contains(wgpu::Features::SUBGROUP);
         let subgroup = wanted.then_some(subgroup);
-        let tuning = options.tuning.unwrap_or_else(|| match info.kind {
-            DeviceKind::Software => Tuning::software(subgroup),
-            _ => Tuning::gpu(subgroup),
-        });
+        let listed = options.tuning.or_else(|| known(adapter.get_info().vendor, info.kind, subgroup));
+        let choice =
+            listed.is_none().then(|| Choice { candidates: candidates(subgroup), load: LOAD, file: None });
+        let tuning = listed.unwrap_or_else(|| Tuning::gpu(subgroup));
         let half_slabs = tuning.half_slabs && features.contains(wgpu::Features::SHADER_F16);
         let tuning = Tuning { subgroup, half_slabs, ..tuning };
         let layout =
@@ -112,22 +117,43 @@ impl WgpuBackend {
             ledger,
             pipelines: Pipelines::new(options.checked),
             staging,
-            tuning,
+            tuning: Cell::new(tuning),
             budget: options.budget,
             trouble,
             meter: Meter::default(),
         };
         gpu.check()?;
-        Ok(Self { gpu: Rc::new(gpu), layout, slots: RefCell::default(), next: Cell::new(0) })
+        Ok(Self {
+            gpu: Rc::new(gpu),
+            layout,
+            slots: RefCell::default(),
+            next: Cell::new(0),
+            choice: RefCell::new(choice),
+        })
     }
 
-    /// Keeps compiled pipelines in `dir` from now on, and takes those that an earlier start left there, where the
-    /// driver can give them (Vulkan). They are kept for this adapter, driver and version of halfbyte; a file that
-    /// cannot be read or written costs the time of compiling again, nothing else.
-    pub fn keep_pipelines(&self, dir: &Path) {
+    /// Keeps in `dir` from now on, and takes from there what an earlier start left: compiled pipelines, where the
+    /// driver can give them (Vulkan), and measured shapes of kernels, where nothing is known of the adapter. They are
+    /// kept for this adapter, driver and version of halfbyte; a file that cannot be read or written costs the time of
+    /// compiling or measuring again, nothing else.
+    pub fn keep_in(&self, dir: &Path) {
         let info = &self.gpu.info;
         let key = format!("halfbyte {}, {}, {}", env!("CARGO_PKG_VERSION"), info.adapter, info.driver);
         self.gpu.pipelines.keep(PipelineCache::open(&self.gpu.device, &key, dir));
+        if let Some(choice) = &mut *self.choice.borrow_mut() {
+            choice.file = Some(KeptFile::new(dir, "shapes", &key));
+        }
+    }
+
+    /// Shapes what is compiled from now on.
+    pub(crate) fn shape(&self, tuning: Tuning) {
+        self.gpu.tuning.set(Tuning { subgroup: self.gpu.tuning.get().subgroup, ..tuning });
+    }
+
+    /// Leaves `choice` to the first reservation.
+    #[cfg(test)]
+    pub(crate) fn measure_later(&self, choice: Choice) {
+        *self.choice.borrow_mut() = Some(choice);
     }
 
     /// The account of bytes, for planning without the device.
@@ -196,6 +222,12 @@ impl Backend for WgpuBackend {
     fn reserve<'a>(&'a self, wants: &'a [Want]) -> Fut<'a, Vec<Slot>> {
         Box::pin(async move {
             self.gpu.check()?;
+            // Taken first: measuring reserves, too.
+            let choice = self.choice.borrow_mut().take();
+            if let Some(choice) = choice {
+                let usual = self.gpu.tuning.get();
+                self.shape(choice.make(self).await.unwrap_or(usual));
+            }
             let mut held = Vec::with_capacity(wants.len());
             for want in wants {
                 match self.hold(want).await {

@@ -5,6 +5,7 @@ use crate::pipeline::Pipelines;
 use crate::staging::Staging;
 use crate::tuning::Tuning;
 use halfbyte_backend::{DeviceInfo, Fault, Ledger, Purpose};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +17,8 @@ pub(crate) struct Gpu {
     pub(crate) ledger: Rc<Ledger>,
     pub(crate) pipelines: Pipelines,
     pub(crate) staging: Staging,
-    /// Shapes of kernels.
-    pub(crate) tuning: Tuning,
+    /// Shapes of kernels that are compiled from now on.
+    pub(crate) tuning: Cell<Tuning>,
     /// The most bytes that the ledger may hold.
     pub(crate) budget: Option<u64>,
     pub(crate) trouble: Trouble,

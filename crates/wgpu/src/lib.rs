@@ -39,6 +39,8 @@ mod sequence;
 mod staging;
 mod step_class;
 mod tuning;
+mod tuning_measure;
+mod tuning_table;
 mod upload;
 mod wait;
 

@@ -146,7 +146,7 @@ impl<'a> Sequence<'a> {
                     norm: Some(self.wants.norm(norm)?),
                     emit: None,
                 },
-                self.gpu.tuning.subgroup,
+                self.gpu.tuning.get().subgroup,
             );
             self.add(vec![launch], out)?;
         }
@@ -194,7 +194,7 @@ impl<'a> Sequence<'a> {
                     None => None,
                 },
             },
-            self.gpu.tuning.subgroup,
+            self.gpu.tuning.get().subgroup,
         );
         self.add(vec![launch], out)?;
         Ok(normed)
@@ -218,15 +218,15 @@ impl<'a> Sequence<'a> {
     ) -> Result<(), Fault> {
         match columns {
             Columns::Few(columns) => {
-                self.add(norm_linear::launches(product, splits, columns, &self.gpu.tuning), out)
+                self.add(norm_linear::launches(product, splits, columns, &self.gpu.tuning.get()), out)
             }
-            Columns::Many => match self.gpu.tuning.prompt_columns {
+            Columns::Many => match self.gpu.tuning.get().prompt_columns {
                 Some(columns) => {
-                    self.add(norm_linear::launches(product, None, columns, &self.gpu.tuning), out)
+                    self.add(norm_linear::launches(product, None, columns, &self.gpu.tuning.get()), out)
                 }
                 None => {
                     let most = if product.select { self.caps.outputs } else { self.caps.rows };
-                    self.add(linear_tiled::launches(product, most, &self.gpu.tuning), out)
+                    self.add(linear_tiled::launches(product, most, &self.gpu.tuning.get()), out)
                 }
             },
         }

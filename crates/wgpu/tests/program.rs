@@ -224,7 +224,7 @@ fn the_driver_s_time_is_counted_once_it_is_asked_for() {
 /// Chosen token of one row on a fresh device that keeps its pipelines in `dir`.
 fn token_with_pipelines_in(dir: &Path) -> u32 {
     let backend = open(Options::default());
-    backend.keep_pipelines(dir);
+    backend.keep_in(dir);
     let stretch = Llama::stretch(1);
     let slots = load(&backend, &stretch);
     let mut program = block_on(backend.compile(&stretch, &slots, Caps { rows: 1, outputs: 1 })).unwrap();
