@@ -54,6 +54,39 @@ impl KvShape {
     }
 }
 
+/// How GPUs keep one head's key or value: in words of 4 bytes, codes first, then for the quantized types one f16
+/// scale per block, two a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// Element type.
+    pub dtype: KvType,
+    /// Features.
+    pub head_dim: usize,
+}
+
+impl Record {
+    /// Features of a word.
+    pub fn per_word(self) -> usize {
+        match self.dtype {
+            KvType::F32 => 1,
+            KvType::F16 => 2,
+            KvType::Q8 => 4,
+            KvType::Q4 => 8,
+        }
+    }
+
+    /// Words that hold codes.
+    pub fn code_words(self) -> usize {
+        self.head_dim.div_ceil(self.per_word())
+    }
+
+    /// All words, scales included.
+    pub fn words(self) -> usize {
+        let scaled = matches!(self.dtype, KvType::Q8 | KvType::Q4);
+        self.code_words() + if scaled { self.head_dim.div_ceil(KV_BLOCK).div_ceil(2) } else { 0 }
+    }
+}
+
 /// What a head's key or value `[head_dim]` reads back as after it was stored: the one definition that
 /// every backend follows.
 pub fn round_trip(dtype: KvType, head: &mut [f32]) {

@@ -17,6 +17,7 @@ mod device;
 mod fault;
 mod faulty;
 mod footprint;
+pub mod gpu;
 pub mod kv;
 mod ledger;
 mod limited;

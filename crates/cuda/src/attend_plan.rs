@@ -1,151 +1,17 @@
-//! The sizes of an attention launch, chosen to fit 16 KiB of shared memory.
+//! What an attention launch may take: 16 KiB of shared memory, which every device has.
 
 use crate::kernels::attend::UNITS;
-use crate::kernels::kv::Record;
-use crate::weight::unsupported;
-use halfbyte_backend::{Attend, Fault, Kind, KvType, Pre, Reg, Step, Stretch};
-use std::collections::BTreeMap;
+use halfbyte_backend::gpu::AttendLimits;
 
-/// Keys below which a context is not split further.
-pub(crate) const SPLIT_KEYS: usize = 256;
-/// The most splits of a context: the product that merges them reads all.
-const MAX_SPLITS: usize = 16;
-/// Weights of heads and splits that a row may have where they are merged: 8 KiB for four rows.
-const MAX_WEIGHTS: usize = 512;
-/// Words of shared memory, less small arrays.
-const WORDS: usize = 4096 - 112;
-/// Queries that one cube holds at most.
-const MAX_QUERIES: usize = 16;
-/// Their features at most: 16 for each unit.
-const MAX_FEATURES: usize = 16 * UNITS;
-
-/// The sizes of one attention.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AttendPlan {
-    pub record: Record,
-    /// Cubes that share the query heads of a key-value head.
-    pub pieces: usize,
-    /// Query heads of a cube.
-    pub heads_here: usize,
-    /// Rows that a cube can take in prompts.
-    pub tile_rows: usize,
-    /// Slices of the context in decode.
-    pub splits: usize,
-    /// Whether the output stays in splits in decode, for the product that reads it.
-    pub parts: bool,
-}
-
-impl AttendPlan {
-    /// The sizes for step `index` of `stretch`.
-    ///
-    /// # Errors
-    /// [`Fault::Unsupported`] if a head is too wide.
-    pub(crate) fn new(device: &str, stretch: &Stretch, index: usize, attend: &Attend) -> Result<Self, Fault> {
-        let head_dim = attend.head_dim;
-        let (record, capacity) = match attend.cache {
-            Some(id) => {
-                let Kind::Kv(shape) = &stretch.want(id)?.kind else {
-                    return Err(Fault::Internal("attention over something that is no cache".into()));
-                };
-                (Record { dtype: shape.dtype, head_dim }, shape.capacity)
-            }
-            None => (Record { dtype: KvType::F32, head_dim }, 0),
-        };
-        let group = attend.heads / attend.kv_heads;
-        // Tiles of fewer than 8 keys would be all barriers: rather fewer heads in a cube.
-        let fits = |queries: usize, least: usize| {
-            queries <= MAX_QUERIES
-                && queries * head_dim <= MAX_FEATURES
-                && keys(queries, record).is_some_and(|(keys, _)| keys >= least)
-        };
-        let cut = |least: usize| {
-            let mut pieces = (1..=group).filter(|&pieces| group.is_multiple_of(pieces));
-            pieces.find(|&pieces| fits(group / pieces, least)).map(|pieces| (pieces, least))
-        };
-        let Some((pieces, least)) = cut(8).or_else(|| cut(1)) else {
-            let what =
-                format!("heads of {head_dim} features exceed its shared memory; run this model on the CPU");
-            return Err(unsupported(device, what));
-        };
-        let heads_here = group / pieces;
-        let tile_rows =
-            (1..=MAX_QUERIES).take_while(|&rows| fits(rows * heads_here, least)).last().unwrap_or(1);
-        let parts = attend.cache.is_some() && head_dim.is_multiple_of(4) && mergeable(stretch, index, attend);
-        let most = (MAX_WEIGHTS / attend.heads).clamp(1, MAX_SPLITS);
-        let splits = if parts { capacity.div_ceil(SPLIT_KEYS).clamp(1, most) } else { 1 };
-        Ok(Self { record, pieces, heads_here, tile_rows, splits, parts })
-    }
-}
-
-/// Keys of a tile for `queries` queries and the units that share a score; none if not even one fits.
-pub(crate) fn keys(queries: usize, record: Record) -> Option<(usize, usize)> {
-    let fixed = (queries + 2) * record.head_dim + 2 * record.words();
-    [32, 24, 16, 8, 4, 2, 1].into_iter().find_map(|keys| {
-        let pairs = queries * keys;
-        let lanes = (UNITS / pairs).max(1);
-        // A power of two that divides the work evenly.
-        let lanes = if lanes.is_power_of_two() { lanes } else { lanes.next_power_of_two() / 2 };
-        let words = fixed + keys * (record.head_dim + 1) + pairs * lanes;
-        (words <= WORDS).then_some((keys, lanes))
-    })
-}
-
-/// Whether the register that step `index` writes can stay in splits: it is written by nothing else and
-/// read by products without a prologue only.
-fn mergeable(stretch: &Stretch, index: usize, attend: &Attend) -> bool {
-    let reg = attend.out;
-    if stretch.outputs.contains(&reg) || stretch.inputs.contains(&reg) {
-        return false;
-    }
-    let pre_reads = |pre: &Pre| pre.residual == Some(reg) || pre.emit.is_some_and(|emit| emit.to == reg);
-    stretch.steps.iter().enumerate().all(|(other, step)| match step {
-        Step::Embed(embed) => embed.out != reg,
-        Step::Linear(linear) => {
-            let plain = linear.input != reg || linear.pre == Pre::default();
-            plain && linear.out != reg && linear.residual != Some(reg) && !pre_reads(&linear.pre)
-        }
-        Step::Attend(step) => {
-            let same_shape = (step.heads, step.head_dim, step.cache.is_some())
-                == (attend.heads, attend.head_dim, true)
-                && capacity(stretch, step) == capacity(stretch, attend);
-            step.qkv != reg && (other == index || step.out != reg || same_shape)
-        }
-        Step::Moe(moe) => {
-            moe.input != reg && moe.out != reg && moe.residual != Some(reg) && !pre_reads(&moe.pre)
-        }
-        Step::Head(head) => head.input != reg && !pre_reads(&head.pre),
-    })
-}
-
-fn capacity(stretch: &Stretch, attend: &Attend) -> Option<usize> {
-    match &stretch.want(attend.cache?).ok()?.kind {
-        Kind::Kv(shape) => Some(shape.capacity),
-        _ => None,
-    }
-}
-
-/// The attention that leaves `reg` in splits, if one does.
-pub(crate) fn parts_of<'a>(
-    attends: &'a BTreeMap<usize, AttendPlan>,
-    stretch: &'a Stretch,
-    reg: Reg,
-) -> Option<(&'a Attend, &'a AttendPlan)> {
-    attends.iter().find_map(|(&index, plan)| match stretch.steps.get(index) {
-        Some(Step::Attend(attend)) if attend.out == reg && plan.parts => Some((attend, plan)),
-        _ => None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn common_heads_fit_with_whole_tiles() {
-        for (queries, head_dim) in [(1, 128), (4, 128), (8, 128), (16, 64), (4, 256), (7, 64), (1, 80)] {
-            let (keys, lanes) = keys(queries, Record { dtype: KvType::F16, head_dim }).unwrap();
-            assert!(keys >= 8, "{queries} queries of {head_dim}: {keys} keys");
-            assert!(queries * keys * lanes <= 512);
-        }
-    }
-}
+/// What bounds a cube that attends.
+pub(crate) const LIMITS: AttendLimits = AttendLimits {
+    threads: UNITS,
+    // Less small arrays.
+    words: 4096 - 112,
+    least_partials: 1,
+    max_splits: 16,
+    // Weights of heads and splits that a row may have where they are merged: 8 KiB for four rows.
+    max_merged: 512,
+    // They are merged a quad at a time.
+    merged_features: 4,
+};

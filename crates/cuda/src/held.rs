@@ -1,9 +1,9 @@
 //! What a slot holds.
 
-use crate::kernels::kv::Record;
 use crate::kernels::variant::Norming;
 use crate::weight::WeightLayout;
 use cubecl::server::Handle;
+use halfbyte_backend::kv::Record;
 use halfbyte_backend::{Fault, KvShape, Norm, NormKind, Stretch, WantId};
 
 /// The buffers of a linear layer on the device; see [`WeightLayout`] for what is in them.

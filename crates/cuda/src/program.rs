@@ -7,11 +7,12 @@ use crate::launch::{Counts, Launch};
 use crate::pack::pad_rows;
 use crate::program_plan::{ProgramPlan, Role, stride};
 use crate::recording::{Recorder, Recording};
-use crate::rows::{Reach, all_apart, encode};
+use crate::rows::encode;
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::staging::Uploader;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use halfbyte_backend::gpu::{Reach, all_apart};
 use halfbyte_backend::{
     Answer, Caps, Fault, Fut, Input, Ledger, Output, Program, Rows, Step, Stretch, Ticket,
 };

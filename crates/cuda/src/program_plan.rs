@@ -1,12 +1,12 @@
 //! What a program needs beside its wants: buffers and fixed sizes, from shapes alone.
 
-use crate::attend_plan::AttendPlan;
+use crate::attend_plan::LIMITS;
 use crate::kernels::GROUP;
-use crate::kernels::kv::Record;
 use crate::kernels::places::{HEADER, ROW, TILE};
 use crate::kernels::variant::Elements;
 use crate::weight::{WeightLayout, aligned, unsupported};
-use halfbyte_backend::{Caps, Fault, Footprint, Kind, KvType, Pre, Purpose, Reg, Step, Stretch, WantId};
+use halfbyte_backend::gpu::AttendSizes;
+use halfbyte_backend::{Caps, Fault, Footprint, Kind, Pre, Purpose, Reg, Step, Stretch, WantId};
 use std::collections::BTreeMap;
 
 /// More rows than this go through the tiled product.
@@ -56,7 +56,7 @@ pub(crate) struct BufferPlan {
 pub(crate) struct ProgramPlan {
     pub buffers: BTreeMap<Role, BufferPlan>,
     /// For each step that is an attention: its sizes.
-    pub attends: BTreeMap<usize, AttendPlan>,
+    pub attends: BTreeMap<usize, AttendSizes>,
     /// Rows of a tile in prompts.
     pub tile_rows: usize,
     /// Whether rows of different sequences can be decoded without storing keys first.
@@ -163,12 +163,11 @@ impl ProgramPlan {
                 }
             }
             Step::Attend(attend) => {
-                let sizes = AttendPlan::new(device, stretch, index, attend)?;
+                let sizes = LIMITS.sizes(device, stretch, index, attend)?;
                 self.tile_rows = self.tile_rows.min(sizes.tile_rows);
                 self.fresh &= attend.cache.is_some();
                 if attend.cache.is_none() {
-                    let record = Record { dtype: KvType::F32, head_dim: attend.head_dim };
-                    let words = caps.rows * attend.kv_heads * record.words();
+                    let words = caps.rows * attend.kv_heads * sizes.record.words();
                     self.words(Role::Keys, Purpose::Scratch, words);
                     self.words(Role::Values, Purpose::Scratch, words);
                 }

@@ -1,6 +1,6 @@
 //! Steps to launches: the static list that every submission replays.
 
-use crate::attend_plan::{SPLIT_KEYS, keys, parts_of};
+use crate::attend_plan::LIMITS;
 use crate::hardware::Hardware;
 use crate::held::{NormUse, Wants};
 use crate::kernels::attend::AttendVariant;
@@ -15,6 +15,7 @@ use crate::product::{Product, Share, Splits};
 use crate::program_plan::{MAX_FEW, ProgramPlan, Role, needs_launch, stride};
 use crate::weight::unsupported;
 use cubecl::server::Handle;
+use halfbyte_backend::gpu::{SPLIT_KEYS, parts_of};
 use halfbyte_backend::{
     Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Moe, Pairing, Pre, Reg, Step, WantId,
 };
@@ -322,8 +323,8 @@ impl Sequence<'_> {
         }
 
         let tile_rows = if few { 1 } else { self.plan.tile_rows };
-        // `AttendPlan` admits only sizes that fit.
-        let (tile_keys, dot_lanes) = keys(tile_rows * plan.heads_here, plan.record).unwrap_or((1, 1));
+        // The plan admits only sizes that fit.
+        let (tile_keys, dot_lanes) = LIMITS.keys(tile_rows * plan.heads_here, plan.record).unwrap_or((1, 1));
         let splits = if parts { plan.splits } else { 1 };
         let kernel = Kernel::Attend(AttendVariant {
             record: plan.record,

@@ -8,9 +8,10 @@ use crate::layout::stride;
 use crate::pipeline::{Counts, Dispatch};
 use crate::profile;
 use crate::program_plan::{ProgramPlan, RING, Role};
-use crate::rows::{Reach, all_apart, encode};
+use crate::rows::encode;
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
+use halfbyte_backend::gpu::{Reach, all_apart};
 use halfbyte_backend::{
     Answer, Caps, Draw, Fault, Fut, Input, Output, Place, Program, Rows, Step, StepCost, Stretch, Ticket,
 };
@@ -81,7 +82,7 @@ impl WgpuProgram {
         buffers: Vec<Allocation>,
         caps: Caps,
     ) -> Result<Self, Fault> {
-        let reach = Reach::new(&Wants { stretch: &stretch, held: &held })?;
+        let reach = Reach::new(&stretch)?;
         let ring = |role: fn(usize) -> Role| {
             let buffer = |i| plan.roles.get(&role(i)).map(|&index| buffers[index].buffer.clone());
             Ring::new((0..RING).filter_map(buffer).collect())

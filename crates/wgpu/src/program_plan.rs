@@ -1,13 +1,13 @@
 //! What a program needs beside its wants: buffers and fixed sizes, from shapes alone.
 
-use crate::attend_plan::AttendPlan;
+use crate::attend_plan::LIMITS;
 use crate::gpu::BufferPlan;
 use crate::kernels::route::share_stride;
 use crate::kernels::sample::{THREADS, seen_words};
-use crate::kv_plan::Record;
 use crate::layout::{Bounds, stride};
 use crate::linear_plan::LinearPlan;
-use halfbyte_backend::{Caps, Fault, Kind, KvType, Pre, Purpose, Reg, Step, Stretch};
+use halfbyte_backend::gpu::AttendSizes;
+use halfbyte_backend::{Caps, Fault, Kind, Pre, Purpose, Reg, Step, Stretch};
 use std::collections::BTreeMap;
 
 /// More rows than this go through the tiled product.
@@ -56,7 +56,7 @@ pub(crate) struct ProgramPlan {
     pub(crate) buffers: Vec<BufferPlan>,
     pub(crate) roles: BTreeMap<Role, usize>,
     /// For each step that is an [`Attend`](halfbyte_backend::Attend): its sizes.
-    pub(crate) attends: BTreeMap<usize, AttendPlan>,
+    pub(crate) attends: BTreeMap<usize, AttendSizes>,
     /// Rows of a tile in prompts.
     pub(crate) tile_rows: usize,
     /// Whether rows of different sequences can be decoded without storing keys first.
@@ -145,12 +145,11 @@ impl ProgramPlan {
                     }
                 }
                 Step::Attend(attend) => {
-                    let sizes = AttendPlan::new(stretch, index, attend, bounds)?;
+                    let sizes = LIMITS.sizes(&bounds.device, stretch, index, attend)?;
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);
                     plan.fresh &= attend.cache.is_some();
                     if attend.cache.is_none() {
-                        let record = Record::new(KvType::F32, attend.head_dim);
-                        let words = caps.rows * attend.kv_heads * record.words;
+                        let words = caps.rows * attend.kv_heads * sizes.record.words();
                         plan.float(bounds, Role::Keys, Purpose::Scratch, words)?;
                         plan.float(bounds, Role::Values, Purpose::Scratch, words)?;
                     }

@@ -1,6 +1,5 @@
 //! Steps to dispatches: the static list that every submission encodes again.
 
-use crate::attend_plan::parts_of;
 use crate::gpu::{Allocation, Gpu};
 use crate::held::Wants;
 use crate::kernels::attend::{Attention, Manner, Shard};
@@ -10,6 +9,7 @@ use crate::kernels::{norm_linear, pre, sample};
 use crate::layout::stride;
 use crate::pipeline::{Dispatch, Launch};
 use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch};
+use halfbyte_backend::gpu::parts_of;
 use halfbyte_backend::{Act, Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Pre, Reg, Step, WantId};
 
 /// How many rows a product is made for.

@@ -11,12 +11,12 @@
 use super::dense::widen_f16;
 use super::epilogue::soft_cap;
 use super::heads::{Rotary, norm_heads, rotate_heads};
-use super::kv::{Record, decode_element, encode_word};
+use super::kv::{decode_element, encode_word};
 use super::places::tile_word;
 use super::variant::Norming;
 use cubecl::prelude::*;
 use halfbyte_backend::KvType;
-use halfbyte_backend::kv::KV_BLOCK;
+use halfbyte_backend::kv::{KV_BLOCK, Record};
 
 /// Units of a cube.
 pub(crate) const UNITS: usize = 128;

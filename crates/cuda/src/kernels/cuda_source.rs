@@ -3,7 +3,6 @@
 use super::attend::AttendVariant;
 use super::embed::EmbedVariant;
 use super::heads::Rotary;
-use super::kv::Record;
 use super::kv_store::StoreVariant;
 use super::linear_tiled::Tile;
 use super::pre::PreVariant;
@@ -14,6 +13,7 @@ use cubecl::cuda::CudaCompiler;
 use cubecl::prelude::*;
 use cubecl::{Compiler, CubeTask};
 use halfbyte_backend::KvType;
+use halfbyte_backend::kv::Record;
 
 /// Compiles for CUDA.
 struct ToCuda;

@@ -1,44 +1,13 @@
-//! How a head's key or value is kept: a record of words, codes first, then for the quantized types one f16 scale
-//! per block of 32 features, two a word. [`halfbyte_backend::kv`] defines the values.
+//! A head's key or value to and from its [`Record`]. [`halfbyte_backend::kv`] defines the values.
 
 use super::dense::{narrow_f16, widen_f16};
 use cubecl::prelude::*;
 use halfbyte_backend::KvType;
-use halfbyte_backend::kv::KV_BLOCK;
+use halfbyte_backend::kv::{KV_BLOCK, Record};
 
-/// One head's key or value in words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Record {
-    pub dtype: KvType,
-    pub head_dim: usize,
-}
-
-impl Record {
-    /// Elements of a word.
-    pub(crate) fn per_word(self) -> usize {
-        match self.dtype {
-            KvType::F32 => 1,
-            KvType::F16 => 2,
-            KvType::Q8 => 4,
-            KvType::Q4 => 8,
-        }
-    }
-
-    /// Words that hold codes.
-    pub(crate) fn code_words(self) -> usize {
-        self.head_dim.div_ceil(self.per_word())
-    }
-
-    /// All words, scales included.
-    pub(crate) fn words(self) -> usize {
-        let scaled = matches!(self.dtype, KvType::Q8 | KvType::Q4);
-        self.code_words() + if scaled { self.head_dim.div_ceil(KV_BLOCK).div_ceil(2) } else { 0 }
-    }
-
-    /// The largest code.
-    fn levels(self) -> f32 {
-        if self.dtype == KvType::Q8 { 127.0 } else { 7.0 }
-    }
+/// The largest code.
+fn levels(record: Record) -> f32 {
+    if record.dtype == KvType::Q8 { 127.0 } else { 7.0 }
 }
 
 /// The f16 scale of block `block` of the vector at `at`, as bits.
@@ -49,7 +18,7 @@ fn block_scale(vectors: &SharedMemory<f32>, at: usize, block: usize, #[comptime]
     for d in block * KV_BLOCK..end {
         absmax = max(absmax, f32::abs(vectors[at + d]));
     }
-    narrow_f16(absmax / comptime!(record.levels()))
+    narrow_f16(absmax / comptime!(levels(record)))
 }
 
 /// Word `word` of the record of the vector at `at` in shared memory.
@@ -77,7 +46,7 @@ pub(crate) fn encode_word(
             bits |= block_scale(vectors, at, block + 1, record) << 16u32;
         }
     } else {
-        let levels = comptime!(record.levels());
+        let levels = comptime!(levels(record));
         let scale = widen_f16(block_scale(vectors, at, word * per_word / KV_BLOCK, record));
         let inverse = select(scale > 0.0f32, 1.0f32 / scale, 0.0f32);
         #[unroll]
@@ -105,6 +74,6 @@ pub(crate) fn decode_element(bits: u32, scale: f32, #[comptime] j: usize, #[comp
     } else {
         let mask = comptime!((1u32 << width) - 1);
         let code = (bits >> comptime!((j * width) as u32)) & mask;
-        (f32::cast_from(code) - comptime!(record.levels() + 1.0)) * scale
+        (f32::cast_from(code) - comptime!(levels(record) + 1.0)) * scale
     }
 }

@@ -2,10 +2,11 @@
 //! attend to each other. A cube for each row and key-value head.
 
 use super::heads::{Rotary, norm_heads, rotate_heads};
-use super::kv::{Record, encode_word};
+use super::kv::encode_word;
 use super::places::row_word;
 use super::variant::Norming;
 use cubecl::prelude::*;
+use halfbyte_backend::kv::Record;
 
 /// Units of a cube.
 pub(crate) const UNITS: usize = 64;

@@ -1,10 +1,11 @@
 //! `attend.wgsl`: attention over one slice of the keys.
 
 use super::{Places, Register, truth};
-use crate::attend_plan::{AttendPlan, SPLIT_KEYS, keys};
+use crate::attend_plan::LIMITS;
 use crate::held::NormUse;
 use crate::pipeline::{Extent, Launch};
-use halfbyte_backend::{Attend, Pairing};
+use halfbyte_backend::gpu::{AttendSizes, SPLIT_KEYS};
+use halfbyte_backend::{Attend, KvType, Pairing};
 use halfbyte_shaders::{Flag, Flags, Kernel, Variant};
 
 /// Keys and values of some heads.
@@ -21,7 +22,7 @@ pub(crate) struct Shard<'a> {
 pub(crate) struct Attention<'a> {
     pub(crate) places: Places<'a>,
     pub(crate) step: &'a Attend,
-    pub(crate) plan: &'a AttendPlan,
+    pub(crate) plan: &'a AttendSizes,
     pub(crate) qkv: Register<'a>,
     /// The table and its pairs.
     pub(crate) rope: Option<(&'a wgpu::Buffer, usize)>,
@@ -57,10 +58,20 @@ impl<'a> Attention<'a> {
     pub(super) fn record(&self) -> [(&'static str, f64); 3] {
         let record = self.plan.record;
         [
-            ("KV_DTYPE", f64::from(record.dtype)),
-            ("CODE_WORDS", record.code_words as f64),
-            ("RECORD", record.words as f64),
+            ("KV_DTYPE", number(record.dtype)),
+            ("CODE_WORDS", record.code_words() as f64),
+            ("RECORD", record.words() as f64),
         ]
+    }
+}
+
+/// The type as the shaders number it.
+fn number(dtype: KvType) -> f64 {
+    match dtype {
+        KvType::F32 => 0.0,
+        KvType::F16 => 1.0,
+        KvType::Q8 => 2.0,
+        KvType::Q4 => 3.0,
     }
 }
 
@@ -76,8 +87,8 @@ pub(super) fn columns(step: &Attend) -> [(&'static str, f64); 2] {
 pub(crate) fn launches<'a>(attention: &Attention<'a>, manner: &Manner<'a>) -> Vec<Launch<'a>> {
     let (step, plan) = (attention.step, attention.plan);
     let queries = manner.tile_rows * plan.heads_here;
-    // `AttendPlan` admits only sizes that fit.
-    let (keys, lanes) = keys(queries, step.head_dim, plan.record.words).unwrap_or((1, 1));
+    // The plan admits only sizes that fit.
+    let (keys, lanes) = LIMITS.keys(queries, plan.record).unwrap_or((1, 1));
     let flags = Flags::default()
         .with(Flag::Rope, attention.rope.is_some())
         .with(Flag::QNorm, attention.q_norm.is_some())
