@@ -2,9 +2,9 @@
 //
 // The prologue forms h in workgroup memory: the input itself, times its norm's weight (NORM), or an
 // attention output merged from its splits (MERGE). LANES threads share 4 FOURS rows of W and walk their
-// columns in steps of 32 weights a thread: 16 bytes of codes a row in one load, the next step's on their
-// way while this one's are decoded, one scale a row. Decoded weights serve all COLUMNS, staged inputs
-// serve 4 FOURS rows. An RMSNorm's deviation is a factor of the sums: it is formed while the inputs are
+// columns in steps of 32 weights a thread: 16 bytes of codes a row in one load, eight loads on their way
+// while a step is decoded (the next step's, with four rows the one after it too), one scale a row.
+// Decoded weights serve all COLUMNS, staged inputs serve 4 FOURS rows. An RMSNorm's deviation is a factor of the sums: it is formed while the inputs are
 // staged and applied at the end. An expert's workgroups end at once if no row takes it (EXPERT).
 //
 // A step of a thread, for one column: 64 FOURS bytes of codes, 128 FOURS reads of the codebook (of 4
@@ -25,7 +25,7 @@ override SELECT: bool = false; // columns are the requested outputs' rows
 #include "weights"
 #include "epilogue"
 
-const STAGED: u32 = 576u; // COLUMNS * CHUNK4 * 9 / 8
+override STAGED: u32 = 576u; // COLUMNS * CHUNK4 * 9 / 8
 var<workgroup> staged: array<vec4<f32>, STAGED>;
 
 // One unused element in nine: neighbouring lanes, 32 inputs apart, meet different banks.
@@ -178,35 +178,29 @@ var<private> source_row: array<u32, 8>;
 var<private> sums: array<vec4<f32>, 16>;
 
 #if Q4
-var<private> unscaled: array<vec4<f32>, 8>;
+var<private> unscaled: array<vec4<f32>, 16>; // as `sums`
 
-// Eight columns of four rows, from the quad `at` of the chunk.
-fn multiply(at: u32, words: vec4<u32>, starts: vec4<u32>, col: u32) {
-    var low = mat4x4<f32>(look_up(words.x), look_up(words.y), look_up(words.z), look_up(words.w));
+// Eight columns of four rows: a column of the matrices is a row's.
+struct Decoded {
+    low: mat4x4<f32>,
+    high: mat4x4<f32>,
+}
+
+fn decoded(words: vec4<u32>, starts: vec4<u32>, col: u32) -> Decoded {
+    let low = mat4x4<f32>(look_up(words.x), look_up(words.y), look_up(words.z), look_up(words.w));
     let upper = words >> vec4<u32>(4u);
-    var high = mat4x4<f32>(look_up(upper.x), look_up(upper.y), look_up(upper.z), look_up(upper.w));
-    if (RAGGED) {
-        let x_scales = scales_of(starts.x, col);
-        let y_scales = scales_of(starts.y, col);
-        let z_scales = scales_of(starts.z, col);
-        let w_scales = scales_of(starts.w, col);
-        low = mat4x4<f32>(
-            low[0] * x_scales[0],
-            low[1] * y_scales[0],
-            low[2] * z_scales[0],
-            low[3] * w_scales[0],
-        );
-        high = mat4x4<f32>(
-            high[0] * x_scales[1],
-            high[1] * y_scales[1],
-            high[2] * z_scales[1],
-            high[3] * w_scales[1],
-        );
+    let high = mat4x4<f32>(look_up(upper.x), look_up(upper.y), look_up(upper.z), look_up(upper.w));
+    if (!RAGGED) {
+        return Decoded(low, high);
     }
-    for (var m = 0u; m < COLUMNS; m++) {
-        let slot = m * pitch() + staged_at(at);
-        unscaled[m] += staged[slot] * low + staged[slot + 1u] * high;
-    }
+    let x_scales = scales_of(starts.x, col);
+    let y_scales = scales_of(starts.y, col);
+    let z_scales = scales_of(starts.z, col);
+    let w_scales = scales_of(starts.w, col);
+    return Decoded(
+        mat4x4<f32>(low[0] * x_scales[0], low[1] * y_scales[0], low[2] * z_scales[0], low[3] * w_scales[0]),
+        mat4x4<f32>(high[0] * x_scales[1], high[1] * y_scales[1], high[2] * z_scales[1], high[3] * w_scales[1]),
+    );
 }
 
 // Sixteen bytes of each of four rows: 32 columns.
@@ -223,15 +217,11 @@ fn codes_at(rows: vec4<u32>, group: u32) -> Codes {
     return Codes(weights[at.x], weights[at.y], weights[at.z], weights[at.w]);
 }
 
-// Adds a group of four rows to the sums from `to` on. `within`: the group in the chunk.
-fn add_group(to: u32, codes: Codes, starts: vec4<u32>, group: u32, within: u32, taken: bool) {
-    for (var m = 0u; m < COLUMNS; m++) {
-        unscaled[m] = vec4<f32>();
-    }
-    for (var word = 0u; word < 4u; word++) {
-        let words = vec4<u32>(codes.x[word], codes.y[word], codes.z[word], codes.w[word]);
-        multiply((within * 4u + word) * 2u, words, starts, group * 32u + word * 8u);
-    }
+fn word_of(codes: Codes, word: u32) -> vec4<u32> {
+    return vec4<u32>(codes.x[word], codes.y[word], codes.z[word], codes.w[word]);
+}
+
+fn group_scales(starts: vec4<u32>, group: u32, taken: bool) -> vec4<f32> {
     var scales = vec4<f32>(1.0);
     if (!RAGGED) {
         scales = vec4<f32>(
@@ -241,9 +231,51 @@ fn add_group(to: u32, codes: Codes, starts: vec4<u32>, group: u32, within: u32, 
             scale_of(starts.w + group * 32u),
         );
     }
-    scales = select(vec4<f32>(), scales, taken);
+    return select(vec4<f32>(), scales, taken);
+}
+
+// Adds a group of 4 FOURS rows to the sums; each staged input is read once for all of them. `within`: the
+// group in the chunk.
+fn add_group(
+    codes: Codes,
+    upper_codes: Codes,
+    starts: vec4<u32>,
+    upper_starts: vec4<u32>,
+    group: u32,
+    within: u32,
+    taken: bool,
+) {
     for (var m = 0u; m < COLUMNS; m++) {
-        sums[to + m] += unscaled[m] * scales;
+        unscaled[m] = vec4<f32>();
+        unscaled[8u + m] = vec4<f32>();
+    }
+    for (var word = 0u; word < 4u; word++) {
+        let at = staged_at((within * 4u + word) * 2u);
+        let col = group * 32u + word * 8u;
+        let rows = decoded(word_of(codes, word), starts, col);
+        if (FOURS == 2u) {
+            let upper = decoded(word_of(upper_codes, word), upper_starts, col);
+            for (var m = 0u; m < COLUMNS; m++) {
+                let low = staged[m * pitch() + at];
+                let high = staged[m * pitch() + at + 1u];
+                unscaled[m] += low * rows.low + high * rows.high;
+                unscaled[8u + m] += low * upper.low + high * upper.high;
+            }
+        } else {
+            for (var m = 0u; m < COLUMNS; m++) {
+                unscaled[m] += staged[m * pitch() + at] * rows.low + staged[m * pitch() + at + 1u] * rows.high;
+            }
+        }
+    }
+    let scales = group_scales(starts, group, taken);
+    for (var m = 0u; m < COLUMNS; m++) {
+        sums[m] += unscaled[m] * scales;
+    }
+    if (FOURS == 2u) {
+        let upper_scales = group_scales(upper_starts, group, taken);
+        for (var m = 0u; m < COLUMNS; m++) {
+            sums[8u + m] += unscaled[8u + m] * upper_scales;
+        }
     }
 }
 #else
@@ -296,11 +328,11 @@ fn main(
     let rows = four_rows(first);
     let upper_rows = four_rows(first + 4u);
 #if Q4
-    // On their way during the prologue.
+    // On their way during the prologue: the first step of eight rows, or the first two of four.
     var next = codes_at(rows, lane);
-    var upper_next = next;
+    var further = codes_at(rows, lane + LANES);
     if (FOURS == 2u) {
-        upper_next = codes_at(upper_rows, lane);
+        further = codes_at(upper_rows, lane);
     }
     let starts = row_starts(rows);
     let upper_starts = row_starts(upper_rows);
@@ -340,18 +372,22 @@ fn main(
             let within = base + lane;
             let group = chunk / 8u + within;
             let codes = next;
-            let upper_codes = upper_next;
-            let following = select(group, group + LANES, group + LANES < GROUPS);
-            next = codes_at(rows, following);
+            let upper_codes = further;
+            let ahead = chunk / 8u + base + LANES;
             if (FOURS == 2u) {
-                upper_next = codes_at(upper_rows, following);
+                if (ahead < GROUPS) {
+                    next = codes_at(rows, ahead + lane);
+                    further = codes_at(upper_rows, ahead + lane);
+                }
+            } else {
+                next = further;
+                if (ahead + LANES < GROUPS) {
+                    further = codes_at(rows, ahead + LANES + lane);
+                }
             }
-            let taken = within < quads / 8u;
             let known = min(group, GROUPS - 1u);
-            add_group(0u, codes, starts, known, known - chunk / 8u, taken);
-            if (FOURS == 2u) {
-                add_group(8u, upper_codes, upper_starts, known, known - chunk / 8u, taken);
-            }
+            let taken = within < quads / 8u;
+            add_group(codes, upper_codes, starts, upper_starts, known, known - chunk / 8u, taken);
         }
 #else
         for (var pair = lane; pair < quads / 2u; pair += LANES) {

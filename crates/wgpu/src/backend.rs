@@ -78,10 +78,12 @@ impl WgpuBackend {
             | wgpu::Features::SHADER_F16;
         let features = adapter.features() & wanted;
         let offered = adapter.limits();
-        // The defaults, but as much in one buffer as there is to be had.
+        // The defaults, but as much in one buffer as there is to be had, and twice the workgroup memory.
+        let workgroup_memory = offered.max_compute_workgroup_storage_size.min(32 << 10);
         let limits = wgpu::Limits {
             max_buffer_size: offered.max_buffer_size,
             max_storage_buffer_binding_size: offered.max_storage_buffer_binding_size,
+            max_compute_workgroup_storage_size: workgroup_memory,
             ..wgpu::Limits::default()
         };
         let request = wgpu::DeviceDescriptor {
@@ -103,9 +105,11 @@ impl WgpuBackend {
             listed.is_none().then(|| Choice { candidates: candidates(subgroup), load: LOAD, file: None });
         let tuning = listed.unwrap_or_else(|| Tuning::gpu(subgroup));
         let half_slabs = tuning.half_slabs && features.contains(wgpu::Features::SHADER_F16);
-        let tuning = Tuning { subgroup, half_slabs, ..tuning };
-        let layout =
-            WgpuLayout::new(&info.name, &limits).with_shards(options.max_binding.unwrap_or(u64::MAX));
+        let staged = if workgroup_memory < 32 << 10 { 512 } else { tuning.staged };
+        let tuning = Tuning { subgroup, half_slabs, staged, ..tuning };
+        let layout = WgpuLayout::new(&info.name, &limits)
+            .with_shards(options.max_binding.unwrap_or(u64::MAX))
+            .with_splits(options.splits);
         let ledger = Rc::new(Ledger::new());
         let allocator =
             Allocator { device: &device, name: &info.name, ledger: &ledger, budget: options.budget };

@@ -15,6 +15,8 @@ pub(crate) struct Bounds {
     pub(crate) binding: u64,
     /// Bytes of the largest shard of weights or of a cache; at most `binding`.
     pub(crate) shard: u64,
+    /// Slices of every context in decode, if they do not follow from its length.
+    pub(crate) splits: Option<usize>,
 }
 
 impl Bounds {
@@ -48,13 +50,20 @@ impl WgpuLayout {
         let binding = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         // Word offsets are u32 in the shaders, and rows of padded activations must stay below that.
         let binding = binding.min(8 << 30) & !15;
-        Self { bounds: Bounds { device: name.to_owned(), binding, shard: binding } }
+        Self { bounds: Bounds { device: name.to_owned(), binding, shard: binding, splits: None } }
     }
 
     /// The same, but weights and caches are cut into shards of at most `bytes`.
     #[must_use]
     pub fn with_shards(mut self, bytes: u64) -> Self {
         self.bounds.shard = self.bounds.binding.min(bytes);
+        self
+    }
+
+    /// The same, but decode cuts every context into `splits` slices, whatever its length.
+    #[must_use]
+    pub fn with_splits(mut self, splits: Option<usize>) -> Self {
+        self.bounds.splits = splits;
         self
     }
 

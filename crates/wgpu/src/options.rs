@@ -14,6 +14,8 @@ pub struct Options {
     pub subgroups: Option<bool>,
     /// Shapes of kernels; by default those for the adapter. Its `subgroup` is not taken.
     pub tuning: Option<Tuning>,
+    /// Slices that decode cuts every context into, 1 at least; by default they follow from its length. For tests.
+    pub splits: Option<usize>,
     /// Whether shaders carry bounds checks of every access: for tests. The shaders are this workspace's
     /// own, and submissions are checked before they run; a browser checks in any case.
     pub checked: bool,

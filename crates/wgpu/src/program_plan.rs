@@ -6,7 +6,7 @@ use crate::kernels::route::share_stride;
 use crate::kernels::sample::{THREADS, seen_words};
 use crate::layout::{Bounds, stride};
 use crate::linear_plan::LinearPlan;
-use halfbyte_backend::gpu::AttendSizes;
+use halfbyte_backend::gpu::{AttendSizes, SPLIT_KEYS};
 use halfbyte_backend::{Caps, Fault, Kind, Pre, Purpose, Reg, Step, Stretch};
 use std::collections::BTreeMap;
 
@@ -59,6 +59,8 @@ pub(crate) struct ProgramPlan {
     pub(crate) attends: BTreeMap<usize, AttendSizes>,
     /// Rows of a tile in prompts.
     pub(crate) tile_rows: usize,
+    /// Keys below which a context is not split further.
+    pub(crate) split_keys: usize,
     /// Whether rows of different sequences can be decoded without storing keys first.
     pub(crate) fresh: bool,
     /// Logits of a row; 0 without a head.
@@ -91,6 +93,7 @@ impl ProgramPlan {
             roles: BTreeMap::new(),
             attends: BTreeMap::new(),
             tile_rows: 16,
+            split_keys: if bounds.splits.is_some() { 1 } else { SPLIT_KEYS },
             fresh: true,
             vocabulary: 0,
             drawn: 0,
@@ -145,7 +148,10 @@ impl ProgramPlan {
                     }
                 }
                 Step::Attend(attend) => {
-                    let sizes = LIMITS.sizes(&bounds.device, stretch, index, attend)?;
+                    let mut sizes = LIMITS.sizes(&bounds.device, stretch, index, attend)?;
+                    if let (Some(splits), true) = (bounds.splits, sizes.parts) {
+                        sizes.splits = splits.max(1);
+                    }
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);
                     plan.fresh &= attend.cache.is_some();
                     if attend.cache.is_none() {

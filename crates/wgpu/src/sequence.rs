@@ -216,20 +216,16 @@ impl<'a> Sequence<'a> {
         columns: Columns,
         out: &mut Vec<Launch<'a>>,
     ) -> Result<(), Fault> {
-        match columns {
-            Columns::Few(columns) => {
-                self.add(norm_linear::launches(product, splits, columns, &self.gpu.tuning.get()), out)
-            }
-            Columns::Many => match self.gpu.tuning.get().prompt_columns {
-                Some(columns) => {
-                    self.add(norm_linear::launches(product, None, columns, &self.gpu.tuning.get()), out)
-                }
-                None => {
-                    let most = if product.select { self.caps.outputs } else { self.caps.rows };
-                    self.add(linear_tiled::launches(product, most, &self.gpu.tuning.get()), out)
-                }
+        let tuning = &self.gpu.tuning.get();
+        let most = if product.select { self.caps.outputs } else { self.caps.rows };
+        self.add(
+            match (columns, tuning.prompt_columns) {
+                (Columns::Few(columns), _) => norm_linear::launches(product, splits, columns, 1, tuning),
+                (Columns::Many, Some(columns)) => norm_linear::launches(product, None, columns, most, tuning),
+                (Columns::Many, None) => linear_tiled::launches(product, most, tuning),
             },
-        }
+            out,
+        )
     }
 
     fn linear(&self, step: &LinearStep, manners: Manners, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {
@@ -320,13 +316,14 @@ impl<'a> Sequence<'a> {
         let manner = Manner {
             tile_rows: if few { 1 } else { self.plan.tile_rows },
             fresh: manners.fresh,
+            split_keys: self.plan.split_keys,
             parts,
             out: self.register(step.out)?,
         };
         if !manners.fresh {
             self.add(kv_store::launches(&attention), out)?;
         }
-        self.add(attend::launches(&attention, &manner), out)
+        self.add(attend::launches(&attention, &manner, &self.gpu.tuning.get()), out)
     }
 
     fn head_step(&self, step: &Head, columns: Columns, out: &mut Vec<Launch<'a>>) -> Result<(), Fault> {

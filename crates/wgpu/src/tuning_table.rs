@@ -15,7 +15,9 @@ pub(crate) fn known(vendor: u32, kind: DeviceKind, subgroup: Option<u32>) -> Opt
         return Some(Tuning::software(subgroup));
     }
     match vendor {
-        NVIDIA | APPLE => Some(Tuning::gpu(subgroup)),
+        // 4096 inputs staged at once: a processor has 100 to 228 KiB of workgroup memory.
+        NVIDIA => Some(Tuning { staged: 1024, ..Tuning::gpu(subgroup) }),
+        APPLE => Some(Tuning::gpu(subgroup)),
         // Reads of workgroup memory are as cheap as asking another lane, which goes through the same memory there.
         AMD => Some(Tuning { shuffle: false, ..Tuning::gpu(subgroup) }),
         // Intel's workgroup memory is slow beside its bandwidth, Qualcomm's subgroups are of 64 and 128 threads, and
@@ -32,6 +34,7 @@ pub(crate) fn candidates(subgroup: Option<u32>) -> Vec<Tuning> {
         Tuning { threads: 64, ..usual },
         Tuning { threads: 256, ..usual },
         Tuning { lanes: 16, ..usual },
+        Tuning { staged: 1024, ..usual },
     ];
     if subgroup.is_some() {
         all.push(Tuning { shuffle: true, ..usual });
@@ -45,8 +48,9 @@ mod tests {
 
     #[test]
     fn makers_that_are_known_are_not_measured() {
-        for vendor in [0x10de, 0x106b, 0x1002] {
-            assert_eq!(known(vendor, DeviceKind::DiscreteGpu, Some(32)), Some(Tuning::gpu(Some(32))));
+        for (vendor, staged) in [(0x10de, 1024), (0x106b, 512), (0x1002, 512)] {
+            let tuning = Tuning { staged, ..Tuning::gpu(Some(32)) };
+            assert_eq!(known(vendor, DeviceKind::DiscreteGpu, Some(32)), Some(tuning));
         }
         assert_eq!(known(0x8086, DeviceKind::IntegratedGpu, Some(8)), None);
         assert_eq!(known(0x8086, DeviceKind::Software, Some(8)), Some(Tuning::software(Some(8))));

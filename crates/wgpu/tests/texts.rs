@@ -4,21 +4,40 @@
 mod models;
 
 use halfbyte_inference::{Flow, GenerateOptions, Session, generate, generate_batch};
-use halfbyte_wgpu::{Options, Tuning};
+use halfbyte_wgpu::{Options, Tuning, WgpuBackend};
 use models::{device, exact, open};
 use pollster::block_on;
 
-fn shapes() -> Vec<(&'static str, Options)> {
+/// Every way of shaping kernels that computes in 32 bits and that this adapter can run.
+fn shapes() -> Vec<(String, Options)> {
     let with = |tuning| Options { tuning: Some(tuning), ..Options::default() };
     let gpu = Tuning::gpu(None);
-    vec![
+    let mut shapes = vec![
         ("as the adapter has it", Options::default()),
         ("checked", Options { checked: true, ..Options::default() }),
         ("as on a GPU", with(gpu)),
         ("large tiles and teams", with(Tuning { busy: 1, ..gpu })),
+        ("tiles of 64 by 32", with(Tuning { tile_fours: (1, 1), ..gpu })),
+        ("tiles of 128 by 32", with(Tuning { tile_fours: (2, 1), busy: 1, ..gpu })),
         ("the codebook in lanes", with(Tuning { shuffle: true, ..gpu })),
+        ("teams of four", with(Tuning { lanes: 4, threads: 64, ..gpu })),
+        ("a thread a row", with(Tuning { lanes: 1, threads: 32, ..gpu })),
+        ("256 threads", with(Tuning { threads: 256, busy: 1, ..gpu })),
+        ("more inputs staged", with(Tuning { staged: 1024, ..gpu })),
+        ("prompts by fours", with(Tuning { prompt_columns: Some(4), ..gpu })),
+        ("attention by 32 threads", with(Tuning { attend_threads: 32, ..gpu })),
         ("without subgroups", Options { subgroups: Some(false), ..with(gpu) }),
-    ]
+        ("shards of 64 KiB", Options { max_binding: Some(64 << 10), ..with(gpu) }),
+    ];
+    shapes.retain(|(_, options)| options.tuning != Some(Tuning { shuffle: true, ..gpu }) || has_subgroups());
+    let splits = [1, 2, 3, 5, 8, 64]
+        .map(|splits| (format!("{splits} splits"), Options { splits: Some(splits), ..Options::default() }));
+    shapes.into_iter().map(|(name, options)| (name.to_owned(), options)).chain(splits).collect()
+}
+
+fn has_subgroups() -> bool {
+    let devices = block_on(WgpuBackend::all()).unwrap();
+    devices.last().unwrap().limits.iter().any(|(name, value)| name == "subgroup" && value != "none")
 }
 
 #[test]
@@ -46,6 +65,27 @@ fn one_text_in_all_shapes_and_chunks() {
     assert_eq!(texts[0].1.len(), 24);
     for (name, text) in &texts[1..] {
         assert_eq!(*text, texts[0].1, "{name}");
+    }
+}
+
+/// Grouped heads, windows, norms per head, interleaved rotation: each with contexts in many slices.
+#[test]
+fn other_families_in_any_number_of_splits() {
+    for fixture in ["llama_gqa_tied_llama3rope", "mistral_sw8", "gemma3_text", "qwen3_qknorm"] {
+        let checkpoint = open(&format!("tests/fixtures/models/{fixture}"));
+        let options = GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() };
+        let prompt: Vec<u32> = (0..90).map(|i| 3 + i * 7 % 50).collect();
+        let mut texts = Vec::new();
+        for splits in [1, 2, 3] {
+            let shape = Options { splits: Some(splits), ..Options::default() };
+            let mut engine = exact(&checkpoint, device(shape), 64);
+            let mut session = Session::new(0);
+            let mut go_on = |_| Flow::Continue;
+            let text = generate(&mut engine, &mut session, &prompt, &options, &mut go_on);
+            texts.push(block_on(text).unwrap().tokens);
+        }
+        assert!(!texts[0].is_empty());
+        assert!(texts.iter().all(|text| *text == texts[0]), "{fixture}: {texts:?}");
     }
 }
 

@@ -111,7 +111,7 @@ fn a_table_in_private_memory_counts_too() {
 
 #[test]
 fn too_much_workgroup_memory_is_found() {
-    let error = mutant("const STAGED: u32 = 576u;", "const STAGED: u32 = 1024u;");
+    let error = mutant("override STAGED: u32 = 576u;", "override STAGED: u32 = 1024u;");
     assert!(error.as_ref().is_err_and(|error| error.ends_with("bytes of workgroup memory")), "{error:?}");
 }
 

@@ -1,10 +1,11 @@
 //! `attend.wgsl`: attention over one slice of the keys.
 
 use super::{Places, Register, truth};
-use crate::attend_plan::LIMITS;
+use crate::attend_plan::limits;
 use crate::held::NormUse;
 use crate::pipeline::{Extent, Launch};
-use halfbyte_backend::gpu::{AttendSizes, SPLIT_KEYS};
+use crate::tuning::Tuning;
+use halfbyte_backend::gpu::AttendSizes;
 use halfbyte_backend::{Attend, KvType, Pairing};
 use halfbyte_shaders::{Flag, Flags, Kernel, Variant};
 
@@ -41,6 +42,8 @@ pub(crate) struct Manner<'a> {
     pub(crate) tile_rows: usize,
     /// Whether each row's key and value are made in the same dispatch.
     pub(crate) fresh: bool,
+    /// Keys below which a context is not split further.
+    pub(crate) split_keys: usize,
     /// The output in splits: its buffer and where pairs of maximum and sum start.
     pub(crate) parts: Option<(&'a wgpu::Buffer, usize)>,
     /// The output otherwise.
@@ -84,11 +87,16 @@ pub(super) fn columns(step: &Attend) -> [(&'static str, f64); 2] {
 }
 
 /// One launch for each shard.
-pub(crate) fn launches<'a>(attention: &Attention<'a>, manner: &Manner<'a>) -> Vec<Launch<'a>> {
+pub(crate) fn launches<'a>(
+    attention: &Attention<'a>,
+    manner: &Manner<'a>,
+    tuning: &Tuning,
+) -> Vec<Launch<'a>> {
     let (step, plan) = (attention.step, attention.plan);
     let queries = manner.tile_rows * plan.heads_here;
     // The plan admits only sizes that fit.
-    let (keys, lanes) = LIMITS.keys(queries, plan.record).unwrap_or((1, 1));
+    let limits = limits(tuning.attend_threads, queries, step.head_dim);
+    let (keys, lanes) = limits.keys(queries, plan.record).unwrap_or((1, 1));
     let flags = Flags::default()
         .with(Flag::Rope, attention.rope.is_some())
         .with(Flag::QNorm, attention.q_norm.is_some())
@@ -100,6 +108,7 @@ pub(crate) fn launches<'a>(attention: &Attention<'a>, manner: &Manner<'a>) -> Ve
         let mut launch = Launch {
             variant: Variant { kernel: Kernel::Attend, flags },
             constants: vec![
+                ("THREADS", limits.threads as f64),
                 ("VECTORS", (queries + if manner.fresh { 2 } else { 0 }) as f64),
                 ("HEAD_DIM", step.head_dim as f64),
                 ("QKV_STRIDE", attention.qkv.stride as f64),
@@ -121,7 +130,7 @@ pub(crate) fn launches<'a>(attention: &Attention<'a>, manner: &Manner<'a>) -> Ve
                 ("DOT_LANES", lanes as f64),
                 ("SCORE_PLANES", lanes.max(2) as f64),
                 ("SPLITS", splits as f64),
-                ("SPLIT_KEYS", SPLIT_KEYS as f64),
+                ("SPLIT_KEYS", manner.split_keys as f64),
                 ("OUT_STRIDE", manner.out.stride as f64),
                 ("PARTS_ML", manner.parts.map_or(0, |(_, at)| at) as f64),
             ],

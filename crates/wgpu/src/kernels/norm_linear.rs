@@ -5,9 +5,6 @@ use crate::pipeline::{Extent, Launch};
 use crate::tuning::{TeamShape, Tuning};
 use halfbyte_shaders::{Flag, Kernel, Variant};
 
-/// Fours of inputs that are staged at once, over all columns.
-const STAGED: u32 = 512;
-
 /// An attention output in splits, as the product's input.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Splits<'a> {
@@ -19,11 +16,13 @@ pub(crate) struct Splits<'a> {
     pub(crate) pairs_at: usize,
 }
 
-/// The product of all rows of activations, `columns` (1, 2, 4 or 8) at once: one launch for each shard.
+/// The product of all rows of activations, `columns` (1, 2, 4 or 8) at once, of about `most` in all: one launch for
+/// each shard.
 pub(crate) fn launches<'a>(
     product: &Product<'a>,
     splits: Option<Splits<'a>>,
     columns: u32,
+    most: usize,
     tuning: &Tuning,
 ) -> Vec<Launch<'a>> {
     let plan = &product.held.plan;
@@ -33,11 +32,12 @@ pub(crate) fn launches<'a>(
         .with(Flag::Norm, product.norm.is_some())
         .with(Flag::Merge, splits.is_some());
     flags = flags.with(Flag::Shuffle, tuning.shuffle && tuning.subgroup.is_some() && flags.has(Flag::Q4));
-    let chunk = STAGED / columns;
+    let chunk = tuning.staged / columns;
+    let blocks = (most as u32).div_ceil(columns);
     let extent = if product.select { Extent::Outputs(columns) } else { Extent::Rows(columns) };
     let launch = |shard: usize| {
         let rows = plan.shards[shard].1 as u32;
-        let shape = TeamShape::new(tuning, rows, plan.groups as u32, chunk / 8, columns);
+        let shape = TeamShape::new(tuning, rows, plan.groups as u32, chunk / 8, columns, blocks);
         let mut launch = Launch {
             variant: Variant { kernel: Kernel::NormLinear, flags },
             constants: vec![
@@ -47,6 +47,7 @@ pub(crate) fn launches<'a>(
                 ("NARROW", truth(tuning.subgroup.is_some_and(|size| size < 16))),
                 ("COLUMNS", f64::from(columns)),
                 ("CHUNK4", f64::from(chunk)),
+                ("STAGED", f64::from(tuning.staged * 9 / 8)),
                 ("X_STRIDE4", (product.input.stride / 4) as f64),
             ],
             bindings: Vec::new(),
