@@ -68,6 +68,7 @@ override OUT_STRIDE: u32 = 32u;
 override PARTS_ML: u32 = 0u;
 
 const NOTHING: f32 = -1.0e30;
+const EIGHT: u32 = 8u;
 
 override TILE_FLOATS: u32 = KEYS * (HEAD_DIM + 1u);
 override SCORE_PLANES: u32 = 2u; // DOT_LANES, and a second for exponentials
@@ -96,34 +97,48 @@ fn record_word(value: bool, slot: u32, word: u32) -> u32 {
     return keys[at];
 }
 
-// Keys (or values) of `count` slots from `first`, as f32, into `tile`.
+// Keys (or values) of `count` slots from `first`, as f32, into `tile`. Loads of EIGHT words a thread are on
+// their way before the first is used.
 fn load_tile(thread: u32, value: bool, first: u32, count: u32) {
-    for (var i = thread; i < count * CODE_WORDS; i += THREADS) {
-        let key = i / CODE_WORDS;
-        let word = i % CODE_WORDS;
-        let bits = record_word(value, first + key, word);
-        let to = key * (HEAD_DIM + 1u);
-        if (KV_DTYPE == 0u) {
-            tile[to + word] = bitcast<f32>(bits);
-        } else if (KV_DTYPE == 1u) {
-            let pair = unpack2x16float(bits);
-            tile[to + 2u * word] = pair.x;
-            if (2u * word + 1u < HEAD_DIM) {
-                tile[to + 2u * word + 1u] = pair.y;
+    let words = count * CODE_WORDS;
+    for (var base = thread; base < words; base += EIGHT * THREADS) {
+        var bits: array<u32, EIGHT>;
+        for (var j = 0u; j < EIGHT; j++) {
+            let i = min(base + j * THREADS, words - 1u);
+            bits[j] = record_word(value, first + i / CODE_WORDS, i % CODE_WORDS);
+        }
+        for (var j = 0u; j < EIGHT; j++) {
+            let i = base + j * THREADS;
+            if (i < words) {
+                store_word(value, first, i / CODE_WORDS, i % CODE_WORDS, bits[j]);
             }
-        } else {
-            let per_word = select(8u, 4u, KV_DTYPE == 2u);
-            let width = 32u / per_word;
-            let block = word * per_word / 32u;
-            let scales = unpack2x16float(record_word(value, first + key, CODE_WORDS + block / 2u));
-            let scale = select(scales.x, scales.y, block % 2u == 1u);
-            let middle = select(8.0, 128.0, KV_DTYPE == 2u);
-            for (var j = 0u; j < per_word; j++) {
-                let d = word * per_word + j;
-                if (d < HEAD_DIM) {
-                    let code = (bits >> (j * width)) & ((1u << width) - 1u);
-                    tile[to + d] = (f32(code) - middle) * scale;
-                }
+        }
+    }
+}
+
+// The features of one word of a record, which is the tile's `key`-th, into `tile`.
+fn store_word(value: bool, first: u32, key: u32, word: u32, bits: u32) {
+    let to = key * (HEAD_DIM + 1u);
+    if (KV_DTYPE == 0u) {
+        tile[to + word] = bitcast<f32>(bits);
+    } else if (KV_DTYPE == 1u) {
+        let pair = unpack2x16float(bits);
+        tile[to + 2u * word] = pair.x;
+        if (2u * word + 1u < HEAD_DIM) {
+            tile[to + 2u * word + 1u] = pair.y;
+        }
+    } else {
+        let per_word = select(8u, 4u, KV_DTYPE == 2u);
+        let width = 32u / per_word;
+        let block = word * per_word / 32u;
+        let scales = unpack2x16float(record_word(value, first + key, CODE_WORDS + block / 2u));
+        let scale = select(scales.x, scales.y, block % 2u == 1u);
+        let middle = select(8.0, 128.0, KV_DTYPE == 2u);
+        for (var j = 0u; j < per_word; j++) {
+            let d = word * per_word + j;
+            if (d < HEAD_DIM) {
+                let code = (bits >> (j * width)) & ((1u << width) - 1u);
+                tile[to + d] = (f32(code) - middle) * scale;
             }
         }
     }

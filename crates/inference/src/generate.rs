@@ -205,7 +205,7 @@ async fn decode(
 }
 
 /// How a token is drawn on the device, which has seen the text so far.
-fn draw(options: &GenerateOptions) -> Draw<'static> {
+pub(crate) fn draw(options: &GenerateOptions) -> Draw<'static> {
     Draw { params: options.sample, seen: None }
 }
 

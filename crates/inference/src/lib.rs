@@ -65,7 +65,7 @@ pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress};
 pub use error::ModelError;
 pub use families::build;
 pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};
-pub use generate_batch::generate_batch;
+pub use generate_batch::{generate_batch, generate_each};
 pub use score::{Score, logits, score};
 pub use session::Session;
 pub use settings::Settings;

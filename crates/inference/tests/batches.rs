@@ -4,7 +4,9 @@ mod fixture;
 
 use fixture::{Fixture, exact, nf4};
 use halfbyte_backend::{Caps, SampleParams};
-use halfbyte_inference::{Finish, Flow, GenerateOptions, Session, Settings, generate, generate_batch};
+use halfbyte_inference::{
+    Finish, Flow, GenerateOptions, Session, Settings, generate, generate_batch, generate_each,
+};
 use pollster::block_on;
 
 /// Prompts of 1, 24, 9, 17 and 3 tokens; with a window of 8 some go past it.
@@ -56,6 +58,46 @@ fn texts_of_a_batch_are_those_of_their_prompts_alone() {
                 }
             }
         }
+    }
+}
+
+/// Greedy beside draws of several kinds, in one pass; one of the texts is of no tokens at all.
+#[test]
+fn each_text_of_a_batch_has_options_of_its_own() {
+    let fixture = Fixture::open("models/mistral_sw8");
+    let prompts = prompts(&fixture);
+    let drawn = SampleParams { temperature: 0.9, top_k: 30, seed: 5, ..Default::default() };
+    let samples = [
+        SampleParams::default(),
+        drawn,
+        SampleParams { repetition_penalty: 1.3, ..drawn },
+        SampleParams { temperature: 0.0, repetition_penalty: 1.3, ..drawn },
+        SampleParams { top_p: 0.8, seed: 6, ..drawn },
+    ];
+    let lengths = [14, 9, 14, 0, 11];
+    let options: Vec<GenerateOptions> = samples
+        .into_iter()
+        .zip(lengths)
+        .map(|(sample, max_new_tokens)| GenerateOptions { max_new_tokens, sample, stop: Vec::new() })
+        .collect();
+    let mut alone = fixture.engine(nf4(true), Caps { rows: 10, outputs: 5 });
+    let texts: Vec<(&[u32], &GenerateOptions)> =
+        prompts.iter().zip(&options).map(|(prompt, options)| (prompt.as_slice(), options)).collect();
+    let mut go_on = |_| Flow::Continue;
+    let wanted: Vec<Vec<u32>> = texts
+        .iter()
+        .map(|(prompt, options)| {
+            let mut session = Session::new(0);
+            block_on(generate(&mut alone, &mut session, prompt, options, &mut go_on)).unwrap().tokens
+        })
+        .collect();
+    assert_eq!(wanted.iter().map(Vec::len).collect::<Vec<_>>(), lengths);
+    for sequences in [5, 2] {
+        let settings = Settings { sequences, ..exact(nf4(true)) };
+        let mut engine = fixture.load(fixture.blueprint(&settings), Caps { rows: 10, outputs: 5 });
+        let found = block_on(generate_each(&mut engine, &texts, &mut |_, _| Flow::Continue)).unwrap();
+        let found: Vec<Vec<u32>> = found.into_iter().map(|text| text.tokens).collect();
+        assert_eq!(found, wanted, "{sequences} at once");
     }
 }
 

@@ -112,8 +112,14 @@ fn codebooks_in_subgroups() {
 
 #[test]
 fn other_shapes() {
-    shaped(subgroups(32, 32), 0, |tuning| Tuning { busy: 1, tile_fours: (1, 1), ..tuning });
-    shaped(subgroups(64, 64), 1, |tuning| Tuning { lanes: 8, threads: 64, tile_fours: (1, 2), ..tuning });
+    shaped(subgroups(32, 32), 0, |tuning| Tuning { busy: 1, staged: 1024, tile_fours: (1, 1), ..tuning });
+    shaped(subgroups(64, 64), 1, |tuning| Tuning {
+        lanes: 8,
+        threads: 64,
+        attend_threads: 32,
+        tile_fours: (1, 2),
+        ..tuning
+    });
     shaped(subgroups(8, 16), 2, |tuning| Tuning { prompt_columns: Some(8), tile_fours: (2, 1), ..tuning });
     shaped(subgroups(8, 8), 3, |_| Tuning::software(None));
     let half = Settings { features: wgpu::Features::SHADER_F16, ..subgroups(16, 16) };

@@ -106,7 +106,8 @@ pub(crate) struct Dispatch {
     pub(crate) pipeline: Rc<wgpu::ComputePipeline>,
     pub(crate) bindings: wgpu::BindGroup,
     pub(crate) grid: [Extent; 3],
-    pub(crate) class: StepClass,
+    /// Elsewhere: every token walks the list, profiles alone ask for this.
+    pub(crate) class: Box<StepClass>,
 }
 
 impl Dispatch {
@@ -298,7 +299,7 @@ impl Gpu {
                 layout: &keyed.layout.0,
                 entries: &entries,
             });
-            dispatches.push(Dispatch { pipeline, bindings, grid: launch.grid, class: StepClass::of(launch) });
+            dispatches.push(Dispatch { pipeline, bindings, grid: launch.grid, class: Box::new(StepClass::of(launch)) });
         }
         self.check()?;
         Ok(dispatches)

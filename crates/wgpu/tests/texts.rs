@@ -3,7 +3,9 @@
 
 mod models;
 
-use halfbyte_inference::{Flow, GenerateOptions, Session, generate, generate_batch};
+use halfbyte_backend::SampleParams;
+use halfbyte_checkpoint::Checkpoint;
+use halfbyte_inference::{Flow, GenerateOptions, Session, generate, generate_each};
 use halfbyte_wgpu::{Options, Tuning, WgpuBackend};
 use models::{device, exact, open};
 use pollster::block_on;
@@ -40,32 +42,38 @@ fn has_subgroups() -> bool {
     devices.last().unwrap().limits.iter().any(|(name, value)| name == "subgroup" && value != "none")
 }
 
-#[test]
-fn one_text_in_all_shapes_and_chunks() {
-    let checkpoint = open("models/stories");
+/// A greedy text after the first `len` tokens of a story that the model has not seen.
+fn continued(checkpoint: &Checkpoint, len: usize, shape: Options, rows: usize) -> Vec<u32> {
     let tokenizer = checkpoint.tokenizer().unwrap();
-    // Long enough for two splits of 256 positions.
-    let text = include_str!("../../../models/stories/heldout.txt");
-    let prompt: Vec<u32> = tokenizer.encode(text, true).unwrap().into_iter().take(300).collect();
-    let options = GenerateOptions { max_new_tokens: 24, ..GenerateOptions::default() };
-    let mut texts = Vec::new();
-    for (name, shape) in shapes() {
-        // Chunks of 5 rows take the decode product and splits, the others tiles.
-        for rows in [256, 37, 5] {
-            if rows < 256 && name != "as on a GPU" {
-                continue;
-            }
-            let mut engine = exact(&checkpoint, device(shape), rows);
-            let mut session = Session::new(0);
-            let mut go_on = |_| Flow::Continue;
-            let text = generate(&mut engine, &mut session, &prompt, &options, &mut go_on);
-            texts.push((format!("{name}, chunks of {rows}"), block_on(text).unwrap().tokens));
-        }
+    let story = include_str!("../../../models/stories/heldout.txt");
+    let prompt: Vec<u32> = tokenizer.encode(story, true).unwrap().into_iter().take(len).collect();
+    assert_eq!(prompt.len(), len);
+    let options = GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() };
+    let mut engine = exact(checkpoint, device(shape), rows);
+    let mut go_on = |_| Flow::Continue;
+    let text = generate(&mut engine, &mut Session::new(0), &prompt, &options, &mut go_on);
+    block_on(text).unwrap().tokens
+}
+
+#[test]
+fn one_text_in_all_shapes_and_splits() {
+    let checkpoint = open("models/stories");
+    let mut texts = shapes().into_iter().map(|(name, shape)| (name, continued(&checkpoint, 100, shape, 128)));
+    let (_, first) = texts.next().unwrap();
+    assert_eq!(first.len(), 16);
+    for (name, text) in texts {
+        assert_eq!(text, first, "{name}");
     }
-    assert_eq!(texts[0].1.len(), 24);
-    for (name, text) in &texts[1..] {
-        assert_eq!(*text, texts[0].1, "{name}");
-    }
+}
+
+/// Long enough for two splits of 256 positions. Chunks of 5 rows take the decode product and splits, the others tiles.
+#[test]
+fn one_text_in_all_chunks() {
+    let checkpoint = open("models/stories");
+    let gpu = Options { tuning: Some(Tuning::gpu(None)), ..Options::default() };
+    let [first, others @ ..] = [256, 37, 5].map(|rows| continued(&checkpoint, 300, gpu, rows));
+    assert_eq!(first.len(), 16);
+    assert!(others.iter().all(|text| *text == first), "{first:?} is not always the text: {others:?}");
 }
 
 /// Grouped heads, windows, norms per head, interleaved rotation: each with contexts in many slices.
@@ -89,26 +97,30 @@ fn other_families_in_any_number_of_splits() {
     }
 }
 
+/// Draws too, each with parameters of its own: the device draws all tokens of a step in one pass.
 #[test]
 fn texts_in_a_batch_are_those_alone() {
     let checkpoint = open("models/stories");
     let tokenizer = checkpoint.tokenizer().unwrap();
-    let stories = ["Once upon a time", "The dog", "Lily and her mom went to the park. It was"];
-    let prompts: Vec<Vec<u32>> = stories.iter().map(|text| tokenizer.encode(text, true).unwrap()).collect();
-    let options = GenerateOptions { max_new_tokens: 24, ..GenerateOptions::default() };
+    let drawn = SampleParams { temperature: 0.8, top_k: 40, seed: 3, ..SampleParams::default() };
+    let texts = [
+        ("Once upon a time", SampleParams::default()),
+        ("The dog", SampleParams { repetition_penalty: 1.2, ..drawn }),
+        ("Lily and her mom went to the park. It was", SampleParams { top_p: 0.9, seed: 4, ..drawn }),
+    ];
+    let texts = texts.map(|(text, sample)| {
+        let options = GenerateOptions { max_new_tokens: 24, sample, ..GenerateOptions::default() };
+        (tokenizer.encode(text, true).unwrap(), options)
+    });
     let mut engine = exact(&checkpoint, device(Options::default()), 64);
-    let alone: Vec<Vec<u32>> = prompts
-        .iter()
-        .map(|prompt| {
-            let mut session = Session::new(0);
-            let mut go_on = |_| Flow::Continue;
-            let text = generate(&mut engine, &mut session, prompt, &options, &mut go_on);
-            block_on(text).unwrap().tokens
-        })
-        .collect();
+    let alone = texts.each_ref().map(|(prompt, options)| {
+        let mut go_on = |_| Flow::Continue;
+        let text = generate(&mut engine, &mut Session::new(0), prompt, options, &mut go_on);
+        block_on(text).unwrap().tokens
+    });
     let mut engine = models::exact_for(&checkpoint, device(Options::default()), 64, 3);
-    let together =
-        block_on(generate_batch(&mut engine, &prompts, &options, &mut |_, _| Flow::Continue)).unwrap();
+    let each = texts.each_ref().map(|(prompt, options)| (prompt.as_slice(), options));
+    let together = block_on(generate_each(&mut engine, &each, &mut |_, _| Flow::Continue)).unwrap();
     for (alone, together) in alone.iter().zip(together) {
         assert_eq!(*alone, together.tokens);
     }

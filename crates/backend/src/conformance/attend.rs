@@ -186,6 +186,19 @@ fn variants() -> Vec<Case> {
     grow(&mut tiny);
     cases.push(tiny);
 
+    // One norm without the other: kernels that form both at once must not wait for what is not there.
+    let one: [(&str, fn(&mut Attend)); 2] =
+        [("norm of k alone", |step| step.q_norm = None), ("norm of q alone", |step| step.k_norm = None)];
+    for (name, change) in one {
+        let mut case = Shape { norm: Some((NormKind::Rms, 0.0)), ..GROUPED }.growing(name);
+        for step in &mut case.stretch.steps {
+            if let Step::Attend(step) = step {
+                change(step);
+            }
+        }
+        cases.push(case);
+    }
+
     // Values are the last kv_heads * head_dim columns of q|k|v.
     let mut outlier = GROUPED.alone("an outlier channel in the values", Fill::Outlier(GROUPED.qkv() - 5));
     grow(&mut outlier);
