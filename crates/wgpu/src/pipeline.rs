@@ -299,7 +299,12 @@ impl Gpu {
                 layout: &keyed.layout.0,
                 entries: &entries,
             });
-            dispatches.push(Dispatch { pipeline, bindings, grid: launch.grid, class: Box::new(StepClass::of(launch)) });
+            dispatches.push(Dispatch {
+                pipeline,
+                bindings,
+                grid: launch.grid,
+                class: Box::new(StepClass::of(launch)),
+            });
         }
         self.check()?;
         Ok(dispatches)

@@ -50,8 +50,8 @@ fn continued(checkpoint: &Checkpoint, len: usize, shape: Options, rows: usize) -
     assert_eq!(prompt.len(), len);
     let options = GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() };
     let mut engine = exact(checkpoint, device(shape), rows);
-    let mut go_on = |_| Flow::Continue;
-    let text = generate(&mut engine, &mut Session::new(0), &prompt, &options, &mut go_on);
+    let (mut session, mut go_on) = (Session::new(0), |_| Flow::Continue);
+    let text = generate(&mut engine, &mut session, &prompt, &options, &mut go_on);
     block_on(text).unwrap().tokens
 }
 
@@ -114,8 +114,8 @@ fn texts_in_a_batch_are_those_alone() {
     });
     let mut engine = exact(&checkpoint, device(Options::default()), 64);
     let alone = texts.each_ref().map(|(prompt, options)| {
-        let mut go_on = |_| Flow::Continue;
-        let text = generate(&mut engine, &mut Session::new(0), prompt, options, &mut go_on);
+        let (mut session, mut go_on) = (Session::new(0), |_| Flow::Continue);
+        let text = generate(&mut engine, &mut session, prompt, options, &mut go_on);
         block_on(text).unwrap().tokens
     });
     let mut engine = models::exact_for(&checkpoint, device(Options::default()), 64, 3);
