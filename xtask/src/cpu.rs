@@ -1,7 +1,9 @@
-//! `cargo xtask cpu`: the model families on every set of CPU kernels, each forced by the environment variable.
+//! `cargo xtask cpu`: the conformance table and the model families on every set of CPU kernels, each forced by the
+//! environment variable.
 
 use crate::cargo::{command, run};
 use std::process::Command;
+use std::time::Instant;
 
 /// The target whose kernels an emulator runs here, its linker and the emulator, from Debian's `gcc-aarch64-linux-gnu`,
 /// `libc6-dev-arm64-cross` and `qemu-user`.
@@ -27,35 +29,69 @@ fn paths() -> Vec<&'static str> {
     paths
 }
 
-/// Runs the fixtures of all families on every path, and the kernels' own tests for Arm under an emulator where there
-/// is one. What cannot be run is said aloud.
-pub fn test() -> Result<(), String> {
-    for path in paths() {
-        println!("kernels: {path}");
-        let families = ["test", "-p", "halfbyte-inference", "--test", "families", "--test", "encoders"];
-        run(command().args(families).env("HALFBYTE_CPU", path))?;
+/// Tests that walk the paths, or the one that the environment variable names: by package, test and filter.
+const WALKS: [(&str, &str, &str); 4] = [
+    ("halfbyte-cpu", "conformance", "passes"),
+    ("halfbyte-cpu", "shapes", ""),
+    ("halfbyte-inference", "cpu_paths", ""),
+    ("halfbyte-inference", "fast_arithmetic", "stories"),
+];
+
+/// Runs the conformance table and the fixtures of all families on every path, each alone, or on `only` one; then Arm's
+/// under an emulator where there is one. What cannot be run is said aloud.
+pub fn test(only: Option<&str>) -> Result<(), String> {
+    let wanted = |path: &str| only.is_none_or(|only| only == path);
+    let native = paths();
+    if let Some(only) = only.filter(|only| !native.contains(only) && *only != "neon") {
+        return Err(format!("{only} is none of {}, neon", native.join(", ")));
+    }
+    for path in native.into_iter().filter(|path| wanted(path)) {
+        for walk in WALKS {
+            // The scalar path is what the kernels' own tests compare with.
+            if path != "scalar" || walk.1 == "cpu_paths" {
+                walked(walk, path, "", command().env("HALFBYTE_CPU", path))?;
+            }
+        }
+    }
+    if !wanted("neon") || cfg!(target_arch = "aarch64") {
+        return Ok(());
     }
     let missing = missing();
     if !missing.is_empty() {
-        println!("kernels: neon was not run: this machine lacks {}", missing.join(", "));
-        return Ok(());
+        let why = format!("neon was not run: this machine lacks {}", missing.join(", "));
+        // Asked for by name, it has to run.
+        return if only.is_some() { Err(why) } else { Ok(println!("kernels: {why}")) };
     }
-    println!("kernels: neon, emulated");
-    let (target, linker, emulator) = ARM;
-    let variable = target.to_uppercase().replace('-', "_");
-    let emulated = |package: &str, tests: &[&str]| {
+    let emulated = |walk, processor: &str| {
+        let (target, linker, emulator) = ARM;
+        let variable = target.to_uppercase().replace('-', "_");
         let mut cargo = command();
-        cargo.args(["test", "--target", target, "-p", package]);
-        tests.iter().for_each(|test| {
-            cargo.args(["--test", test]);
-        });
+        cargo.env("HALFBYTE_CPU", "neon").env("CARGO_BUILD_TARGET", target);
         cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), linker);
-        cargo.env(format!("CARGO_TARGET_{variable}_RUNNER"), format!("{emulator} -L /usr/aarch64-linux-gnu"));
-        // Its loops are long for an emulator: the tests' own paths are walked, not every one of them.
-        run(cargo.env("HALFBYTE_CPU", "neon"))
+        let emulator = format!("{emulator} -cpu {processor} -L /usr/aarch64-linux-gnu");
+        cargo.env(format!("CARGO_TARGET_{variable}_RUNNER"), emulator);
+        walked(walk, "neon", processor, &mut cargo)
     };
-    emulated("halfbyte-cpu", &["conformance", "shapes"])?;
-    emulated("halfbyte-inference", &["families"])
+    for walk in WALKS {
+        emulated(walk, "max")?;
+    }
+    // A processor without the dot product of bytes has another kernel for fast arithmetic.
+    emulated(WALKS[1], "cortex-a72")?;
+    emulated(WALKS[2], "cortex-a72")
+}
+
+/// Runs one walk, and says how long it took.
+fn walked(
+    (package, test, filter): (&str, &str, &str),
+    path: &str,
+    processor: &str,
+    cargo: &mut Command,
+) -> Result<(), String> {
+    println!("kernels: {path} {processor}: {package} {test} {filter}");
+    let start = Instant::now();
+    run(cargo.args(["test", "-p", package, "--test", test, filter]))?;
+    println!("kernels: {path} {processor}: {package} {test} took {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// What the emulated tests need and is not here.

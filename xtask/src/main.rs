@@ -43,8 +43,11 @@ enum Task {
         #[arg(long)]
         if_available: bool,
     },
-    /// The model families on every set of CPU kernels; Arm's under an emulator where there is one.
-    Cpu,
+    /// The conformance table and the model families on every set of CPU kernels; Arm's under an emulator.
+    Cpu {
+        /// Only these: `avx512`, `avx2`, `neon`, `portable` or `scalar`.
+        path: Option<String>,
+    },
     /// Measure the speed of a release build, alone or in turns with another build or with llama.cpp.
     Bench(Box<bench::BenchArgs>),
     /// Serve a directory of models as the Hugging Face Hub would; `HF_ENDPOINT` points any command at it.
@@ -62,7 +65,7 @@ fn main() -> ExitCode {
         Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
         Task::Interop { if_available } => interop::run(if_available),
         Task::Shaders { if_available } => shaders::run(if_available),
-        Task::Cpu => cpu::test(),
+        Task::Cpu { path } => cpu::test(path.as_deref()),
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
         Task::Memory => memory::run(),

@@ -91,15 +91,23 @@ impl State {
 fn choose(scores: &mut [f32], top_k: usize, renormalize: bool) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = scores.iter().map(|&score| f64::from(score - largest).exp()).sum();
-    let mut order: Vec<(usize, f64)> =
-        scores.iter().map(|&score| f64::from(score - largest).exp() / total).enumerate().collect();
-    // Stable: the lower expert comes first among equals.
-    order.sort_by(|a, b| b.1.total_cmp(&a.1));
-    order.truncate(top_k);
-    let sum: f64 = if renormalize { order.iter().map(|&(_, weight)| weight).sum() } else { 1.0 };
-    scores.fill(-1.0);
-    for (expert, weight) in order {
-        scores[expert] = (weight / sum) as f32;
+    let weight = |score: f32| f64::from(score - largest).exp() / total;
+    // The likeliest first, the lower expert first among equals.
+    let order = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // One after the other, without a list: nothing is allocated for a token.
+    let mut last = None;
+    let mut sum = 0.0;
+    for _ in 0..top_k.min(scores.len()) {
+        let experts = scores.iter().copied().enumerate();
+        let later = experts.filter(|expert| last.is_none_or(|last| order(expert, &last).is_gt()));
+        let Some(next) = later.min_by(order) else { break };
+        sum += weight(next.1);
+        last = Some(next);
+    }
+    let sum = if renormalize { sum } else { 1.0 };
+    for (expert, score) in scores.iter_mut().enumerate() {
+        let chosen = last.is_some_and(|last| order(&(expert, *score), &last).is_le());
+        *score = if chosen { (weight(*score) / sum) as f32 } else { -1.0 };
     }
 }
 

@@ -51,6 +51,18 @@ impl Path {
         }
     }
 
+    /// The paths that a test walks: the one that [`PATH_VARIABLE`] names, or all that this processor can run, the
+    /// best first.
+    ///
+    /// # Errors
+    /// As [`Path::from_str`].
+    pub fn walk() -> Result<Vec<Self>, Fault> {
+        match std::env::var(PATH_VARIABLE) {
+            Ok(name) if !name.is_empty() => Ok(vec![name.parse()?]),
+            _ => Ok(Self::ALL.into_iter().filter(|path| path.available()).collect()),
+        }
+    }
+
     /// Its kernels.
     ///
     /// # Errors

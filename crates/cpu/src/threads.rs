@@ -5,11 +5,16 @@ use std::path::Path;
 
 /// Physical cores that this process may use, one at least. Two threads of one core share its arithmetic and gain
 /// nothing where memory is the limit. The affinity of the process and the processor quota of its control group
-/// are respected.
+/// are respected. Where the system does not tell cores from threads (it is not Linux, or has no sysfs), threads.
 pub(crate) fn physical() -> usize {
+    // This knows the quota, and the affinity too, but counts threads.
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let cores = cores(&status, Path::new("/sys/devices/system/cpu"));
+    fewer(allowed, cores(&status, Path::new("/sys/devices/system/cpu")))
+}
+
+/// Of `allowed` threads as many as there are `cores`; 0 cores are not known.
+fn fewer(allowed: usize, cores: usize) -> usize {
     if cores == 0 { allowed } else { allowed.min(cores) }
 }
 
@@ -41,19 +46,45 @@ mod tests {
     use super::*;
     use std::fs;
 
-    #[test]
-    fn siblings_count_once_and_forbidden_cores_not_at_all() {
-        let root = std::env::temp_dir().join(format!("halfbyte-cores-{}", std::process::id()));
-        for (cpu, siblings) in [(0, "0,4\n"), (1, "1,5\n"), (2, "2,6\n"), (4, "0,4\n"), (5, "1,5\n")] {
+    /// Makes folders as sysfs has them for processors with these siblings, and counts the cores of each list of
+    /// allowed processors.
+    fn counted<const N: usize>(name: &str, siblings: &[(u32, &str)], lists: [&str; N]) -> [usize; N] {
+        let root = std::env::temp_dir().join(format!("halfbyte-{name}-{}", std::process::id()));
+        for (cpu, siblings) in siblings {
             let folder = root.join(format!("cpu{cpu}/topology"));
             fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("thread_siblings_list"), siblings).unwrap();
+            fs::write(folder.join("thread_siblings_list"), format!("{siblings}\n")).unwrap();
         }
-        let found = ["0-2,4-5", "0,4", "1", "0-9"]
+        let found = lists
             .map(|list| cores(&format!("Name: x\nCpus_allowed_list:\t{list}\nMems_allowed: 1\n"), &root));
         fs::remove_dir_all(root).unwrap();
+        found
+    }
+
+    #[test]
+    fn siblings_count_once_and_forbidden_cores_not_at_all() {
+        let siblings = [(0, "0,4"), (1, "1,5"), (2, "2,6"), (4, "0,4"), (5, "1,5")];
         // Processor 3 has no entry: nothing can be said.
-        assert_eq!(found, [3, 1, 1, 0]);
+        assert_eq!(counted("smt", &siblings, ["0-2,4-5", "0,4", "1", "0-9"]), [3, 1, 1, 0]);
+        // Neighbours are siblings.
+        let siblings = [(0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")];
+        assert_eq!(counted("pairs", &siblings, ["0-3", "0-1", "1-2"]), [2, 1, 2]);
+        // Two large cores with two threads each, and four small ones.
+        let siblings =
+            [(0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3"), (4, "4"), (5, "5"), (6, "6"), (7, "7")];
+        assert_eq!(counted("hybrid", &siblings, ["0-7", "4-7", "0-3"]), [6, 4, 2]);
+        // Four threads a core.
+        let siblings: Vec<(u32, &str)> =
+            (0..8).map(|cpu| (cpu, if cpu < 4 { "0-3" } else { "4-7" })).collect();
+        assert_eq!(counted("four", &siblings, ["0-7", "3-4", ""]), [2, 2, 0]);
+    }
+
+    #[test]
+    fn a_quota_below_the_cores_counts() {
+        assert_eq!(fewer(2, 8), 2);
+        assert_eq!(fewer(16, 8), 8);
+        // Unknown cores.
+        assert_eq!(fewer(16, 0), 16);
         assert!(physical() >= 1);
     }
 }

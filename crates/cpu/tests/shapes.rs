@@ -108,12 +108,7 @@ fn quant(quant_type: QuantType, blocksize: usize, double_quant: bool) -> Format 
 #[test]
 fn products_agree_at_every_boundary() {
     let reference = CpuBackend::scalar();
-    let subjects: Vec<CpuBackend> = Path::ALL
-        .into_iter()
-        .filter(|&path| path.available() && path != Path::Scalar)
-        .map(|path| CpuBackend::with(CpuOptions { path: Some(path), ..CpuOptions::default() }).unwrap())
-        .collect();
-    assert!(!subjects.is_empty());
+    let subjects = subjects(Math::Exact);
     let formats = [
         Format::Dense(DType::F32),
         Format::Dense(DType::F16),
@@ -144,14 +139,13 @@ fn products_agree_at_every_boundary() {
     }
 }
 
-/// Backends of every path with fast arithmetic.
-fn fast() -> Vec<CpuBackend> {
-    let options = |path| CpuOptions { path: Some(path), math: Some(Math::Fast), ..CpuOptions::default() };
-    Path::ALL
-        .into_iter()
-        .filter(|&path| path.available() && path != Path::Scalar)
-        .map(|path| CpuBackend::with(options(path)).unwrap())
-        .collect()
+/// Backends of every fast path that is to be walked.
+fn subjects(math: Math) -> Vec<CpuBackend> {
+    let options = |path| CpuOptions { path: Some(path), math: Some(math), ..CpuOptions::default() };
+    let paths = Path::walk().unwrap().into_iter().filter(|&path| path != Path::Scalar);
+    let subjects: Vec<_> = paths.map(|path| CpuBackend::with(options(path)).unwrap()).collect();
+    assert!(!subjects.is_empty(), "the scalar path is the reference of these tests");
+    subjects
 }
 
 fn error(right: &[f32], found: &[f32]) -> f64 {
@@ -187,7 +181,7 @@ impl WeightSource for Whole {
 #[test]
 fn what_bytes_hold_exactly_is_multiplied_exactly() {
     let reference = CpuBackend::scalar();
-    let subjects = fast();
+    let subjects = subjects(Math::Fast);
     let mut stream = Stream::new(8);
     for format in [quant(QuantType::Nf4, 64, true), quant(QuantType::Nf4, 64, false)] {
         for (rows, cols) in WHOLE {
@@ -215,7 +209,7 @@ fn what_bytes_hold_exactly_is_multiplied_exactly() {
 #[test]
 fn fast_products_are_close_and_do_not_depend_on_the_batch() {
     let reference = CpuBackend::scalar();
-    let subjects = fast();
+    let subjects = subjects(Math::Fast);
     let mut stream = Stream::new(6);
     for (rows, cols) in WHOLE {
         for format in [quant(QuantType::Nf4, 64, true), quant(QuantType::Fp4, 64, false)] {

@@ -28,25 +28,11 @@ fn settings(quant: Option<QuantSpec>, convert_heads: bool) -> Settings {
     Settings { convert_heads, ..exact(quant) }
 }
 
-/// The reference's rows without their padding, and how long they are with it.
-fn texts(fixture: &Fixture) -> (Vec<Encoded>, usize) {
-    let (ids, mask) = (fixture.ids("input_ids"), fixture.ids("attention_mask"));
-    let types =
-        if fixture.has("token_type_ids") { fixture.ids("token_type_ids") } else { vec![0; ids.len()] };
-    let padded = ids.len() / 3;
-    let text = |row: usize| {
-        let kept = (row * padded..(row + 1) * padded).filter(|&at| mask[at] == 1);
-        let (ids, types) = kept.map(|at| (ids[at], types[at])).unzip();
-        Encoded { ids, types }
-    };
-    (vec![text(0), text(1), text(2)], padded)
-}
-
 #[test]
 fn logits_of_an_unequal_batch_are_those_of_transformers() {
     for model in CLASSIFIERS {
         let fixture = Fixture::open(&format!("models/{model}"));
-        let (texts, _) = texts(&fixture);
+        let (texts, _) = fixture.texts();
         assert_eq!(texts.iter().map(|text| text.ids.len()).collect::<Vec<_>>(), [14, 9, 4]);
         for (suffix, quant, heads) in variants() {
             let mut engine = engine(&fixture, &settings(quant, heads), WHOLE);
@@ -62,7 +48,7 @@ fn logits_of_an_unequal_batch_are_those_of_transformers() {
 fn a_batch_gives_what_its_texts_give_alone() {
     for model in CLASSIFIERS {
         let fixture = Fixture::open(&format!("models/{model}"));
-        let (mut texts, _) = texts(&fixture);
+        let (mut texts, _) = fixture.texts();
         texts.push(vec![7].into());
         let mut whole = engine(&fixture, &settings(nf4(true), false), WHOLE);
         let wanted: Vec<Vec<f32>> = texts
@@ -84,7 +70,7 @@ fn a_batch_gives_what_its_texts_give_alone() {
 #[test]
 fn hidden_states_and_poolers_are_those_of_transformers() {
     let fixture = Fixture::open("models/bert_model");
-    let (texts, padded) = texts(&fixture);
+    let (texts, padded) = fixture.texts();
     for (suffix, quant, heads) in variants() {
         let mut engine = engine(&fixture, &settings(quant, heads), WHOLE);
         let found = block_on(features(&mut engine, &texts)).unwrap();
@@ -109,7 +95,7 @@ fn hidden_states_without_a_pooler_are_those_of_transformers() {
     // hidden.2 is the state after the last layer, norm included.
     for model in CLASSIFIERS {
         let fixture = Fixture::open(&format!("models/{model}"));
-        let (texts, padded) = texts(&fixture);
+        let (texts, padded) = fixture.texts();
         let settings = Settings { task: Some(Task::Embed), ..exact(None) };
         let mut engine = engine(&fixture, &settings, WHOLE);
         let found = block_on(features(&mut engine, &texts)).unwrap();
@@ -127,7 +113,7 @@ fn hidden_states_without_a_pooler_are_those_of_transformers() {
 fn a_checkpoint_of_bitsandbytes_runs_as_it_is() {
     let fixture = Fixture::open("bnb_ckpt/bert_cls_nf4_dq");
     let mut engine = engine(&fixture, &exact(None), WHOLE);
-    let (texts, _) = texts(&fixture);
+    let (texts, _) = fixture.texts();
     let found = block_on(classify(&mut engine, &texts)).unwrap().concat();
     let distance = distance(&found, &fixture.floats("logits_f32_engine"));
     assert!(distance < 2e-5, "{distance:e}");
@@ -136,7 +122,7 @@ fn a_checkpoint_of_bitsandbytes_runs_as_it_is() {
 #[test]
 fn a_checkpoint_without_a_classifier_gets_a_new_one() {
     let fixture = Fixture::open("models/bert_model");
-    let (texts, _) = texts(&fixture);
+    let (texts, _) = fixture.texts();
     let settings = Settings { task: Some(Task::ClassifySequence), ..exact(nf4(true)) };
     let blueprint = fixture.blueprint(&settings);
     assert_eq!(blueprint.initialized, ["classifier.weight", "classifier.bias"]);
@@ -195,7 +181,7 @@ fn what_an_encoder_cannot_do_is_refused() {
 #[test]
 fn encoders_pass_their_stream_on_between_devices() {
     let fixture = Fixture::open("models/bert_cls");
-    let (texts, _) = texts(&fixture);
+    let (texts, _) = fixture.texts();
     let blueprint = fixture.blueprint(&exact(None));
     let names: Vec<&str> = blueprint.blocks.iter().map(|block| block.name.as_str()).collect();
     assert_eq!(names, ["bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1", "classifier"]);

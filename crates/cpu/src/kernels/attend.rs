@@ -1,27 +1,27 @@
 //! Attention: keys and values are read in their stored form, scores never leave the first-level cache.
 //!
 //! The softmax is computed online (Milakov & Gimelshein 2018, arXiv:1805.02867): a block of keys at a
-//! time, rescaling what was summed before when a larger score appears.
+//! time, rescaling what was summed before when a larger score appears. Some dozens of queries over the same keys take a
+//! block in turn before the next one is read (Dao et al. 2022, arXiv:2205.14135). What a row gets does not depend on
+//! the rows beside it: blocks begin at multiples of their size, and a query's products are added in one order.
 
-use super::exp::exp;
+use super::attend_block::{KEYS, Softmax, attend_block};
 use super::norm::norm;
-use super::records::{F16, F32, Q4, Q8, Records, kv_type, records, sixteen, tail, whole};
+use super::records::{F16, F32, Q4, Q8, Records, records};
 use crate::bound::AttendView;
 use crate::cache::{Cache, encode};
 use crate::simd::Lanes;
-use crate::team::Team;
-use halfbyte_backend::kv::KV_BLOCK;
+use crate::team::{Scatter, Team};
 use halfbyte_backend::{KvType, Pairing, RopeTable};
-use std::ops::Range;
-
-/// Keys whose scores are held at once.
-const KEYS: usize = 64;
 
 /// Queries over the same keys that share what is read of them.
 const QUERIES: usize = 4;
 
-/// Rows of a prompt that one job attends for.
-const JOB_ROWS: usize = 4;
+/// Queries over the same keys that take a block of them in turn. Their results are at home in the second-level cache.
+const JOB_QUERIES: usize = 64;
+
+/// Jobs for each thread, so that none waits long for the others.
+const THREAD_JOBS: usize = 4;
 
 /// See [`Kernels::attend`](crate::program::Kernels::attend).
 pub(crate) fn attend<L: Lanes>(
@@ -44,79 +44,60 @@ pub(crate) fn attend<L: Lanes>(
         store(team, view, cache, qkv);
         &*cache
     });
-    let group = heads / kv_heads;
-    if view.places.len() < JOB_ROWS * team.threads() {
-        // Few rows (decoding): a job for each key-value head, so that all threads have one.
-        team.chunks(out, group * dim, |_, index, out| {
-            let (row, head) = (index / kv_heads, index % kv_heads);
-            attend_job(lanes, view, cache, qkv, row..row + 1, head..head + 1, out);
-        });
-    } else {
-        team.chunks(out, JOB_ROWS * heads * dim, |_, index, out| {
-            let rows = index * JOB_ROWS..view.places.len().min((index + 1) * JOB_ROWS);
-            attend_job(lanes, view, cache, qkv, rows, 0..kv_heads, out);
-        });
-    }
-}
-
-/// The queries of `rows` over the key-value heads `kv_heads`: `out` is `[rows, their query heads, head_dim]`.
-fn attend_job<L: Lanes>(
-    lanes: L,
-    view: &AttendView<'_>,
-    cache: Option<&Cache>,
-    qkv: &[f32],
-    rows: Range<usize>,
-    kv_heads: Range<usize>,
-    out: &mut [f32],
-) {
-    let (dim, group) = (view.step.head_dim, view.step.heads / view.step.kv_heads);
-    for head in kv_heads.clone() {
+    let (rows, group) = (view.places.len(), heads / kv_heads);
+    // Few rows (decoding): a job for each key-value head, or where there are fewer of them than threads, for a part of
+    // its queries: the threads then read the same keys, which the last-level cache has by then.
+    let most = (JOB_QUERIES / group).max(1);
+    let job_rows = (rows * kv_heads / (THREAD_JOBS * team.threads())).clamp(1, most);
+    let parts = team.threads().div_ceil(rows.max(1) * kv_heads).min(group);
+    let members = group.div_ceil(parts);
+    let out = Scatter::new(out);
+    team.each(rows.div_ceil(job_rows) * kv_heads * parts, |_, index| {
+        let (index, member) = (index / parts, index % parts * members);
+        let (first, head) = (index / kv_heads * job_rows, index % kv_heads);
+        let members = members.min(group.saturating_sub(member));
         let query = |index: usize| {
-            let (row, member) = (rows.start + index / group, index % group);
+            let (row, head) = (first + index / members, head * group + member + index % members);
             Query {
                 row,
-                at: row * view.width() + (head * group + member) * dim,
-                out: ((row - rows.start) * kv_heads.len() * group + (head - kv_heads.start) * group + member)
-                    * dim,
+                at: row * view.width() + head * dim,
+                out: (row * heads + head) * dim,
                 visible: match cache {
                     Some(_) => view.cached_positions(row),
                     None => view.submitted_rows(row),
                 },
             }
         };
-        let count = rows.len() * group;
+        let mut queries = [Query::default(); JOB_QUERIES];
+        let count = (rows - first).min(job_rows) * members;
         let mut index = 0;
         while index < count {
-            let first = query(index);
-            let (keys, values) = records(view, cache, qkv, first.row, head);
-            let last = query((index + QUERIES).min(count) - 1);
-            let together = index + QUERIES <= count && view.spans[last.row] == view.spans[first.row];
+            // As many as there is room for, of one sequence.
+            let row = first + index / members;
+            let rest = &mut queries[..JOB_QUERIES.min(count - index)];
+            rest.iter_mut().enumerate().for_each(|(i, to)| *to = query(index + i));
+            let end = view.spans[row].end as usize;
+            let run = &rest[..rest.partition_point(|query| query.row < end)];
+            let (keys, values) = records(view, cache, qkv, row, head);
             lanes.run(
                 #[inline(always)]
-                || {
-                    if together {
-                        let queries = [first, query(index + 1), query(index + 2), last];
-                        attend_queries(lanes, view, queries, &keys, &values, qkv, out);
-                    } else {
-                        attend_queries(lanes, view, [first], &keys, &values, qkv, out);
-                    }
-                },
+                || attend_run(lanes, view, run, &keys, &values, qkv, &out),
             );
-            index += if together { QUERIES } else { 1 };
+            index += run.len();
         }
-    }
+    });
 }
 
 /// One head of one row.
-#[derive(Clone, Copy)]
-struct Query {
+#[derive(Clone, Copy, Default)]
+pub(super) struct Query {
     row: usize,
     /// Where it begins in q|k|v.
-    at: usize,
-    /// Where its result begins in the job's output.
+    pub at: usize,
+    /// Where its result begins in the output.
     out: usize,
     /// The records that it sees.
-    visible: (usize, usize),
+    pub visible: (usize, usize),
 }
 
 /// Norms and rotates the queries and keys of one row, `[(heads + 2 kv_heads) * head_dim]`.
@@ -178,162 +159,72 @@ fn store(team: &Team, view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
     });
 }
 
-/// `Q` queries over the records of one head, compiled for each element type.
+/// Queries of one sequence over the records of one head, compiled for each element type.
 #[inline(always)]
-fn attend_queries<L: Lanes, const Q: usize>(
+fn attend_run<L: Lanes>(
     lanes: L,
     view: &AttendView<'_>,
-    queries: [Query; Q],
+    queries: &[Query],
     keys: &Records<'_>,
     values: &Records<'_>,
     qkv: &[f32],
-    out: &mut [f32],
+    out: &Scatter<'_, f32>,
 ) {
     match keys.dtype {
-        KvType::F32 => attend_typed::<L, Q, F32>(lanes, view, queries, keys, values, qkv, out),
-        KvType::F16 => attend_typed::<L, Q, F16>(lanes, view, queries, keys, values, qkv, out),
-        KvType::Q8 => attend_typed::<L, Q, Q8>(lanes, view, queries, keys, values, qkv, out),
-        KvType::Q4 => attend_typed::<L, Q, Q4>(lanes, view, queries, keys, values, qkv, out),
+        KvType::F32 => attend_typed::<L, F32>(lanes, view, queries, keys, values, qkv, out),
+        KvType::F16 => attend_typed::<L, F16>(lanes, view, queries, keys, values, qkv, out),
+        KvType::Q8 => attend_typed::<L, Q8>(lanes, view, queries, keys, values, qkv, out),
+        KvType::Q4 => attend_typed::<L, Q4>(lanes, view, queries, keys, values, qkv, out),
     }
 }
 
 #[inline(always)]
-fn attend_typed<L: Lanes, const Q: usize, const T: u8>(
+fn attend_typed<L: Lanes, const T: u8>(
     lanes: L,
     view: &AttendView<'_>,
-    queries: [Query; Q],
+    queries: &[Query],
     keys: &Records<'_>,
     values: &Records<'_>,
     qkv: &[f32],
-    out: &mut [f32],
+    out: &Scatter<'_, f32>,
 ) {
     let dim = view.step.head_dim;
+    let result = |query: &Query| {
+        // SAFETY: a query belongs to one job, and its result is borrowed once at a time.
+        unsafe { out.range(query.out, dim) }
+    };
     let (mut start, mut end) = (usize::MAX, 0);
-    let mut vectors: [&[f32]; Q] = [&[]; Q];
-    for (vector, query) in vectors.iter_mut().zip(&queries) {
-        *vector = &qkv[query.at..][..dim];
+    for query in queries {
         start = start.min(query.visible.0);
         end = end.max(query.visible.1);
-        out[query.out..][..dim].fill(0.0);
+        result(query).fill(0.0);
     }
-    let mut largest = [f32::NEG_INFINITY; Q];
-    let mut totals = [0.0f32; Q];
-    for first in (start..end).step_by(KEYS) {
-        let count = KEYS.min(end - first);
-        // Beyond `count`, nothing is seen.
-        let mut weights = [[f32::NEG_INFINITY; Q]; KEYS];
-        for (i, weights) in weights[..count].iter_mut().enumerate() {
-            *weights = dots::<L, Q, T>(lanes, vectors, keys.get(first + i));
+    let (fours, ones) = queries.as_chunks::<QUERIES>();
+    let mut of_fours = [Softmax::<QUERIES>::NEW; JOB_QUERIES / QUERIES];
+    let mut of_ones = [Softmax::<1>::NEW; QUERIES - 1];
+    for first in (start / KEYS * KEYS..end).step_by(KEYS) {
+        for (queries, softmax) in fours.iter().zip(&mut of_fours) {
+            let out = queries.each_ref().map(result);
+            attend_block::<L, QUERIES, T>(lanes, view, queries, softmax, keys, values, first, qkv, out);
         }
-        let mut bases = [0.0f32; Q];
-        let mut keep = [1.0f32; Q];
-        for q in 0..Q {
-            let seen = queries[q].visible.0..queries[q].visible.1;
-            let mut top = largest[q];
-            for (i, weights) in weights[..count].iter_mut().enumerate() {
-                let score = weights[q] * view.step.scale;
-                weights[q] = match view.step.softcap {
-                    _ if !seen.contains(&(first + i)) => f32::NEG_INFINITY,
-                    Some(cap) => cap * (score / cap).tanh(),
-                    None => score,
-                };
-                top = top.max(weights[q]);
-            }
-            // Nothing seen so far: no difference of infinities.
-            let base = if top == f32::NEG_INFINITY { 0.0 } else { top };
-            keep[q] = exp(largest[q] - base);
-            largest[q] = top;
-            bases[q] = base;
+        for (query, softmax) in ones.iter().zip(&mut of_ones) {
+            attend_block::<L, 1, T>(
+                lanes,
+                view,
+                &[*query],
+                softmax,
+                keys,
+                values,
+                first,
+                qkv,
+                [result(query)],
+            );
         }
-        let mut sums = [[0.0f32; Q]; 16];
-        for sixteen in weights.as_chunks_mut::<16>().0 {
-            for (weights, sums) in sixteen.iter_mut().zip(&mut sums) {
-                for q in 0..Q {
-                    weights[q] = exp(weights[q] - bases[q]);
-                    sums[q] += weights[q];
-                }
-            }
-        }
-        for q in 0..Q {
-            totals[q] = totals[q] * keep[q] + sums.iter().map(|sums| sums[q]).sum::<f32>();
-        }
-        add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, &queries, out, dim);
     }
+    let fours = of_fours.iter().flat_map(|softmax| softmax.totals).take(fours.len() * QUERIES);
+    let totals = fours.chain(of_ones.iter().map(|softmax| softmax.totals[0]));
     for (query, total) in queries.iter().zip(totals) {
         let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
-        out[query.out..][..dim].iter_mut().for_each(|value| *value *= inverse);
-    }
-}
-
-/// `queries[q] · record`
-#[inline(always)]
-fn dots<L: Lanes, const Q: usize, const T: u8>(lanes: L, queries: [&[f32]; Q], record: &[u8]) -> [f32; Q] {
-    let dim = queries[0].len();
-    let whole = whole(kv_type(T), dim);
-    let mut chunks: [&[[f32; 16]]; Q] = [&[]; Q];
-    for (chunks, query) in chunks.iter_mut().zip(queries) {
-        *chunks = query[..whole].as_chunks().0;
-    }
-    let mut sums = [lanes.splat(0.0); Q];
-    for chunk in 0..whole / 16 {
-        let key = sixteen::<L, T>(lanes, record, dim, chunk);
-        for (sum, chunks) in sums.iter_mut().zip(chunks) {
-            *sum = lanes.mul_add(key, lanes.load(&chunks[chunk]), *sum);
-        }
-    }
-    let mut totals = [0.0; Q];
-    for (total, sum) in totals.iter_mut().zip(sums) {
-        *total = lanes.sum(sum);
-    }
-    if whole < dim {
-        let mut rest = [0.0; KV_BLOCK];
-        tail(kv_type(T), record, dim, whole, &mut rest);
-        for (total, query) in totals.iter_mut().zip(queries) {
-            *total += query[whole..].iter().zip(rest).map(|(q, k)| q * k).sum::<f32>();
-        }
-    }
-    totals
-}
-
-/// `out[q] = keep[q] * out[q] + sum of weights[i][q] * values[first + i]`
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the state of one softmax, in registers")]
-fn add_weighted<L: Lanes, const Q: usize, const T: u8>(
-    lanes: L,
-    weights: &[[f32; Q]],
-    values: &Records<'_>,
-    first: usize,
-    keep: [f32; Q],
-    queries: &[Query; Q],
-    out: &mut [f32],
-    dim: usize,
-) {
-    let whole = whole(kv_type(T), dim);
-    for chunk in 0..whole / 16 {
-        let mut sums = [lanes.splat(0.0); Q];
-        for (i, weights) in weights.iter().enumerate() {
-            let value = sixteen::<L, T>(lanes, values.get(first + i), dim, chunk);
-            for (sum, &weight) in sums.iter_mut().zip(weights) {
-                *sum = lanes.mul_add(value, lanes.splat(weight), *sum);
-            }
-        }
-        for ((sum, query), keep) in sums.into_iter().zip(queries).zip(keep) {
-            if let Some(out) = out[query.out + 16 * chunk..].first_chunk_mut::<16>() {
-                lanes.store(lanes.mul_add(lanes.load(out), lanes.splat(keep), sum), out);
-            }
-        }
-    }
-    if whole < dim {
-        for (query, keep) in queries.iter().zip(keep) {
-            out[query.out..][whole..dim].iter_mut().for_each(|value| *value *= keep);
-        }
-        for (i, weights) in weights.iter().enumerate() {
-            let mut rest = [0.0; KV_BLOCK];
-            tail(kv_type(T), values.get(first + i), dim, whole, &mut rest);
-            for (query, weight) in queries.iter().zip(weights) {
-                let out = &mut out[query.out..][whole..dim];
-                out.iter_mut().zip(rest).for_each(|(out, value)| *out += weight * value);
-            }
-        }
+        result(query).iter_mut().for_each(|value| *value *= inverse);
     }
 }

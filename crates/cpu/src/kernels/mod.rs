@@ -3,6 +3,7 @@
 //! Each file does what its namesake in `scalar/` does.
 
 mod attend;
+mod attend_block;
 pub(crate) mod bytes_linear;
 mod decode;
 mod embed;

@@ -161,6 +161,40 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, v: &[Self::V; 16]) -> [f32; 16] {
+        // Halves of two vectors side by side are added, so that each step leaves half as many vectors; the order is
+        // such that they come out in theirs.
+        // SAFETY: AVX.
+        unsafe {
+            let half = |v: Self::V| _mm256_add_ps(v.0, v.1);
+            let mut eight = [_mm256_setzero_ps(); 8];
+            for (i, sum) in eight.iter_mut().enumerate() {
+                // Of the sums 8 j + 4 k + l, which come out as [j][k][l].
+                let at = 8 * (i % 2) + [0, 2, 1, 3][i / 2];
+                let (a, b) = (half(v[at]), half(v[at + 4]));
+                let low = _mm256_permute2f128_ps::<0x20>(a, b);
+                *sum = _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b));
+            }
+            let mut four = [_mm256_setzero_ps(); 4];
+            for (i, sum) in four.iter_mut().enumerate() {
+                let (a, b) = (eight[i], eight[i + 4]);
+                let low = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+                *sum = _mm256_add_ps(low, _mm256_shuffle_ps::<0b11_10_11_10>(a, b));
+            }
+            let mut to = [[0.0; 8]; 2];
+            for (i, to) in to.iter_mut().enumerate() {
+                let (a, b) = (four[i], four[i + 2]);
+                let even = _mm256_shuffle_ps::<0b10_00_10_00>(a, b);
+                let sums = _mm256_add_ps(even, _mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+                _mm256_storeu_ps(to.as_mut_ptr(), sums);
+            }
+            let mut sums = [0.0; 16];
+            sums.copy_from_slice(to.as_flattened());
+            sums
+        }
+    }
+
+    #[inline(always)]
     fn book(self, code: &[f32; 16], scale: f32) -> Self::Book {
         self.mul(self.load(code), self.splat(scale))
     }

@@ -121,6 +121,40 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn sums(self, v: &[Self::V; 16]) -> [f32; 16] {
+        // Halves of two vectors side by side are added, so that each step leaves half as many vectors; the order is
+        // such that they come out in theirs.
+        // SAFETY: AVX-512F.
+        unsafe {
+            let mut eight = [self.splat(0.0); 8];
+            for (i, sum) in eight.iter_mut().enumerate() {
+                // Twos of a four change places in the third step, fours in the second.
+                let at = [0, 2, 1, 3][i % 4] + 8 * (i / 4);
+                let (a, b) = (v[at], v[at + 4]);
+                let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                *sum = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+            }
+            let mut four = [self.splat(0.0); 4];
+            for (i, sum) in four.iter_mut().enumerate() {
+                let (a, b) = (eight[i], eight[i + 4]);
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                *sum = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+            }
+            let mut two = [self.splat(0.0); 2];
+            for (i, sum) in two.iter_mut().enumerate() {
+                let (a, b) = (four[i], four[i + 2]);
+                let low = _mm512_shuffle_ps::<0b01_00_01_00>(a, b);
+                *sum = _mm512_add_ps(low, _mm512_shuffle_ps::<0b11_10_11_10>(a, b));
+            }
+            let even = _mm512_shuffle_ps::<0b10_00_10_00>(two[0], two[1]);
+            let sums = _mm512_add_ps(even, _mm512_shuffle_ps::<0b11_01_11_01>(two[0], two[1]));
+            let mut to = [0.0; 16];
+            self.store(sums, &mut to);
+            to
+        }
+    }
+
+    #[inline(always)]
     fn book(self, code: &[f32; 16], scale: f32) -> Self::Book {
         self.mul(self.load(code), self.splat(scale))
     }

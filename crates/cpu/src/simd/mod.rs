@@ -62,6 +62,15 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// The sum of all sixteen.
     fn sum(self, v: Self::V) -> f32;
+    /// The sums of sixteen vectors, each added up in the order of [`Lanes::sum`].
+    #[inline(always)]
+    fn sums(self, v: &[Self::V; 16]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        for (sum, &v) in sums.iter_mut().zip(v) {
+            *sum = self.sum(v);
+        }
+        sums
+    }
 
     /// A codebook times the scale of a block: each product is rounded, as the definition of a quantized
     /// weight has it.
@@ -72,4 +81,44 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Multiplies a tile of decoded weights with rows of activations, in blocks as large as the registers
     /// hold.
     fn multiply(self, panel: Panel<'_>, y: &mut [f32]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use halfbyte_backend::random::Stream;
+
+    fn sums_are_added_in_the_order_of_one_sum<L: Lanes>(lanes: L) {
+        let mut stream = Stream::new(12);
+        let values: [[f32; 16]; 16] = std::array::from_fn(|_| std::array::from_fn(|_| stream.normal()));
+        lanes.run(
+            #[inline(always)]
+            || {
+                let mut vectors = [lanes.splat(0.0); 16];
+                for (vector, values) in vectors.iter_mut().zip(&values) {
+                    *vector = lanes.load(values);
+                }
+                let sums = lanes.sums(&vectors);
+                for (vector, sum) in vectors.into_iter().zip(sums) {
+                    assert_eq!(lanes.sum(vector), sum);
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn sixteen_sums_are_those_of_one() {
+        sums_are_added_in_the_order_of_one_sum(portable::Portable);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx512::Avx512::kernels().is_some() {
+                sums_are_added_in_the_order_of_one_sum(avx512::Avx512(()));
+            }
+            if avx2::Avx2::kernels().is_some() {
+                sums_are_added_in_the_order_of_one_sum(avx2::Avx2(()));
+            }
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        sums_are_added_in_the_order_of_one_sum(neon::Neon::<false>(()));
+    }
 }

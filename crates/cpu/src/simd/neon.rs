@@ -6,9 +6,10 @@ use crate::program::Kernels;
 use std::arch::aarch64::*;
 use std::array::from_fn;
 
-/// Proof that the processor has NEON. Made by [`Neon::kernels`] alone.
+/// Proof that the processor has NEON, and with `DOT` the dot product of bytes. Made by [`Neon::kernels`] and
+/// [`Neon::fast_kernels`] alone.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Neon(pub(super) ());
+pub(crate) struct Neon<const DOT: bool = false>(pub(super) ());
 
 impl Neon {
     /// The kernels, if this processor can run them.
@@ -60,7 +61,7 @@ fn convert(bytes: int8x16_t) -> [float32x4_t; 4] {
     }
 }
 
-impl Lanes for Neon {
+impl<const DOT: bool> Lanes for Neon<DOT> {
     type V = [float32x4_t; 4];
     type Book = Planes;
     const GROUP: usize = 2;
@@ -152,6 +153,20 @@ impl Lanes for Neon {
     fn sum(self, v: Self::V) -> f32 {
         // SAFETY: NEON.
         unsafe { vaddvq_f32(vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]))) }
+    }
+
+    #[inline(always)]
+    fn sums(self, v: &[Self::V; 16]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        for (sums, v) in sums.as_chunks_mut::<4>().0.iter_mut().zip(v.as_chunks::<4>().0) {
+            // SAFETY: NEON; 16 writable bytes.
+            unsafe {
+                let four = v.map(|v| vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3])));
+                let two = [vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3])];
+                vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(two[0], two[1]));
+            }
+        }
+        sums
     }
 
     #[inline(always)]

@@ -1,4 +1,5 @@
-//! Products of bytes with NEON's dot product: Arm since 2018 (Armv8.2 with `dotprod`).
+//! Products of bytes with NEON: by the dot product, which Arm has had since 2018 (Armv8.2 with `dotprod`), and on older
+//! processors by widening products.
 
 use super::bytes::Bytes;
 use super::neon::Neon;
@@ -11,20 +12,23 @@ use std::arch::asm;
 impl Neon {
     /// The kernels with fast arithmetic, if this processor can run them.
     pub fn fast_kernels() -> Option<&'static dyn Kernels> {
-        let has = Neon::kernels().is_some() && std::arch::is_aarch64_feature_detected!("dotprod");
-        has.then_some(&Fast::<Neon, true>(Neon(())))
+        Neon::kernels()?;
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            return Some(&Fast::<Neon<true>, true>(Neon(())));
+        }
+        Some(&Fast::<Neon<false>, true>(Neon(())))
     }
 }
 
 #[target_feature(enable = "neon,dotprod")]
-fn enabled<R>(work: impl FnOnce() -> R) -> R {
+fn with_dot_product<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
 /// Four sums of four products each. The intrinsic is not stable yet.
 #[inline(always)]
 fn sdot(mut sums: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: called inside `enabled` only; touches nothing but its registers.
+    // SAFETY: called inside `with_dot_product` only; touches nothing but its registers.
     unsafe {
         asm!("sdot {sums:v}.4s, {weights:v}.16b, {x:v}.16b", sums = inout(vreg) sums, weights = in(vreg) weights,
             x = in(vreg) x, options(pure, nomem, nostack, preserves_flags));
@@ -32,7 +36,17 @@ fn sdot(mut sums: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
     sums
 }
 
-impl Bytes for Neon {
+/// The same in four instructions: no sum of two products exceeds 2 * 127², which 16 bits hold.
+#[inline(always)]
+fn widening(sums: int32x4_t, weights: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: called with a `Neon` at hand only.
+    unsafe {
+        let low = vmull_s8(vget_low_s8(weights), vget_low_s8(x));
+        vpadalq_s16(sums, vpaddq_s16(low, vmull_high_s8(weights, x)))
+    }
+}
+
+impl<const DOT: bool> Bytes for Neon<DOT> {
     type Sums = [int32x4_t; 4];
     type Weights = [int8x16_t; 4];
     type Levels = int8x16_t;
@@ -40,8 +54,11 @@ impl Bytes for Neon {
 
     #[inline(always)]
     fn run_bytes<R>(self, work: impl FnOnce() -> R) -> R {
-        // SAFETY: `fast_kernels` has found the features of `enabled`; no other kernels call this.
-        unsafe { enabled(work) }
+        if DOT {
+            // SAFETY: `fast_kernels` has found the features; no other kernels call this.
+            return unsafe { with_dot_product(work) };
+        }
+        super::Lanes::run(self, work)
     }
 
     #[inline(always)]
@@ -91,7 +108,7 @@ impl Bytes for Neon {
         // SAFETY: NEON.
         let x = unsafe { vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(x.map(|x| x as u8)))) };
         for (sum, weights) in sums.iter_mut().zip(weights) {
-            *sum = sdot(*sum, weights, x);
+            *sum = if DOT { sdot(*sum, weights, x) } else { widening(*sum, weights, x) };
         }
         sums
     }

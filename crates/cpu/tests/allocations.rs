@@ -1,0 +1,179 @@
+//! What is allocated while a program runs: nothing but the answer that is handed over, by any thread.
+//!
+//! A test of its own binary, for its own allocator. It walks the conformance table, so every kind of step is in it,
+//! from the first submission on: buffers are there when a program has been compiled.
+
+use halfbyte_backend::conformance::{Outcome, cases, run_case};
+use halfbyte_backend::{
+    Answer, Backend, Caps, DeviceInfo, Fault, Fut, Layout, Ledger, Memory, Output, Program, Rows, Slot,
+    Stretch, Ticket, Want, WeightSource,
+};
+use halfbyte_cpu::{CpuBackend, CpuOptions, Math, Path};
+use pollster::block_on;
+use std::alloc::{GlobalAlloc, Layout as Block, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Whether allocations count now.
+static COUNTING: AtomicBool = AtomicBool::new(false);
+
+/// Allocations of all threads while [`COUNTING`] is set.
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// The system's allocator, counted.
+struct Counting;
+
+impl Counting {
+    fn count() {
+        if COUNTING.load(Ordering::Relaxed) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, block: Block) -> *mut u8 {
+        Self::count();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(block) }
+    }
+
+    unsafe fn alloc_zeroed(&self, block: Block) -> *mut u8 {
+        Self::count();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(block) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, block: Block, size: usize) -> *mut u8 {
+        Self::count();
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(at, block, size) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, block) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What `work` allocates, and what it returns.
+fn counted<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    ALLOCATIONS.store(0, Ordering::SeqCst);
+    COUNTING.store(true, Ordering::SeqCst);
+    let result = work();
+    COUNTING.store(false, Ordering::SeqCst);
+    (ALLOCATIONS.load(Ordering::SeqCst), result)
+}
+
+/// A backend whose submissions are counted.
+struct Watched(CpuBackend);
+
+impl Backend for Watched {
+    fn info(&self) -> &DeviceInfo {
+        self.0.info()
+    }
+
+    fn layout(&self) -> &dyn Layout {
+        self.0.layout()
+    }
+
+    fn memory(&self) -> Memory {
+        self.0.memory()
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.0.ledger()
+    }
+
+    fn reserve<'a>(&'a self, wants: &'a [Want]) -> Fut<'a, Vec<Slot>> {
+        self.0.reserve(wants)
+    }
+
+    fn upload<'a>(&'a self, slot: Slot, want: &'a Want, source: &'a dyn WeightSource) -> Fut<'a, ()> {
+        self.0.upload(slot, want, source)
+    }
+
+    fn release(&self, slots: &[Slot]) {
+        self.0.release(slots);
+    }
+
+    fn read_bandwidth(&self) -> Fut<'_, f64> {
+        self.0.read_bandwidth()
+    }
+
+    fn compile<'a>(
+        &'a self,
+        stretch: &'a Stretch,
+        slots: &'a [Slot],
+        caps: Caps,
+    ) -> Fut<'a, Box<dyn Program>> {
+        Box::pin(async move {
+            let program = self.0.compile(stretch, slots, caps).await?;
+            Ok(Box::new(WatchedProgram(program)) as Box<dyn Program>)
+        })
+    }
+}
+
+struct WatchedProgram(Box<dyn Program>);
+
+impl Program for WatchedProgram {
+    fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let (allocations, ticket) = counted(|| self.0.submit(rows));
+        let ticket = ticket?;
+        let draws = matches!(rows.output, Output::Sample { .. });
+        Ok(Box::pin(async move {
+            let answer = ticket.await?;
+            // The ticket, and the values that it brings.
+            let handed = match &answer {
+                Answer::Nothing => 1,
+                Answer::Hidden(_) | Answer::Logits(_) | Answer::Tokens(_) => 2,
+            };
+            // A draw sorts what it draws from.
+            if draws || allocations == handed {
+                return Ok(answer);
+            }
+            Err(Fault::Internal(format!("{allocations} allocations, where the answer is {handed}")))
+        }))
+    }
+
+    fn samples(&self) -> bool {
+        self.0.samples()
+    }
+
+    fn drain(&mut self) -> Fut<'_, ()> {
+        self.0.drain()
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        self.0.counts()
+    }
+}
+
+#[test]
+fn a_submission_allocates_its_answer_and_nothing_else() {
+    let reference = CpuBackend::scalar();
+    // Does it count, in other threads too?
+    let (found, _) = counted(|| std::thread::spawn(|| vec![1u8; 100]).join());
+    assert!(found >= 2, "{found}");
+    for math in [Math::Exact, Math::Fast] {
+        // Three threads, whatever the machine has.
+        let options = CpuOptions { math: Some(math), threads: Some(3), ..CpuOptions::default() };
+        let subject = Watched(CpuBackend::with(options).unwrap());
+        assert_ne!(subject.0.path(), Path::Scalar);
+        let mut warm = false;
+        for mut case in cases().into_iter().filter(|case| !case.heavy) {
+            // What fast arithmetic computes is for other tests.
+            case.tolerance = f64::INFINITY;
+            if !std::mem::replace(&mut warm, true) {
+                // Threads allocate as they start, which may be after they were asked to.
+                block_on(run_case(&case, &reference, &subject.0));
+            }
+            let outcome: Outcome = block_on(run_case(&case, &reference, &subject));
+            let chose_others = outcome.error == f64::INFINITY && math == Math::Fast;
+            assert!(outcome.passed() || chose_others, "{math}: {outcome}");
+        }
+    }
+}
