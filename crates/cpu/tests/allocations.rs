@@ -3,6 +3,9 @@
 //! A test of its own binary, for its own allocator. It walks the conformance table, so every kind of step is in it,
 //! from the first submission on: buffers are there when a program has been compiled.
 
+mod counting;
+
+use counting::counted;
 use halfbyte_backend::conformance::{Outcome, cases, run_case};
 use halfbyte_backend::{
     Answer, Backend, Caps, DeviceInfo, Fault, Fut, Layout, Ledger, Memory, Output, Program, Rows, Slot,
@@ -10,63 +13,6 @@ use halfbyte_backend::{
 };
 use halfbyte_cpu::{CpuBackend, CpuOptions, Math, Path};
 use pollster::block_on;
-use std::alloc::{GlobalAlloc, Layout as Block, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-/// Whether allocations count now.
-static COUNTING: AtomicBool = AtomicBool::new(false);
-
-/// Allocations of all threads while [`COUNTING`] is set.
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-/// The system's allocator, counted.
-struct Counting;
-
-impl Counting {
-    fn count() {
-        if COUNTING.load(Ordering::Relaxed) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-// SAFETY: every call goes to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, block: Block) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(block) }
-    }
-
-    unsafe fn alloc_zeroed(&self, block: Block) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc_zeroed(block) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, block: Block, size: usize) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promise.
-        unsafe { System.realloc(at, block, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, block) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// What `work` allocates, and what it returns.
-fn counted<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    ALLOCATIONS.store(0, Ordering::SeqCst);
-    COUNTING.store(true, Ordering::SeqCst);
-    let result = work();
-    COUNTING.store(false, Ordering::SeqCst);
-    (ALLOCATIONS.load(Ordering::SeqCst), result)
-}
 
 /// A backend whose submissions are counted.
 struct Watched(CpuBackend);
