@@ -45,8 +45,7 @@ fn kernels() -> Vec<(Path, Math, f64)> {
     let walked = Path::walk().unwrap();
     for path in Path::ALL.into_iter().filter(|path| !walked.contains(path)) {
         let why = if path.available() { "is not the one asked for" } else { "needs another processor" };
-        // Past the harness, which keeps what a test that passes prints.
-        writeln!(std::io::stderr(), "CPU kernels not walked: {path} {why}").unwrap();
+        say(&format!("CPU kernels not walked: {path} {why}"));
     }
     let maths = |path| match path {
         Path::Scalar => vec![(path, Math::Exact, EXACT)],
@@ -54,8 +53,13 @@ fn kernels() -> Vec<(Path, Math, f64)> {
     };
     let kernels: Vec<_> = walked.into_iter().flat_map(maths).collect();
     let names: Vec<String> = kernels.iter().map(|(path, math, _)| format!("{path} {math}")).collect();
-    writeln!(std::io::stderr(), "CPU kernels walked: {}", names.join(", ")).unwrap();
+    say(&format!("CPU kernels walked: {}", names.join(", ")));
     kernels
+}
+
+/// Says it past the harness, which keeps what a test that passes prints.
+fn say(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
 /// A model of `fixtures` on these kernels alone.
