@@ -1,9 +1,9 @@
 //! Attention: keys and values are read in their stored form, scores never leave the first-level cache.
 //!
 //! The softmax is computed online (Milakov & Gimelshein 2018, arXiv:1805.02867): a block of keys at a
-//! time, rescaling what was summed before when a larger score appears. Some dozens of queries over the same keys take a
-//! block in turn before the next one is read (Dao et al. 2022, arXiv:2205.14135). What a row gets does not depend on
-//! the rows beside it: blocks begin at multiples of their size, and a query's products are added in one order.
+//! time, rescaling what was summed before when a larger score appears. A job's queries read the same keys and values,
+//! which the second-level cache keeps for them. What a row gets does not depend on the rows beside it: blocks begin at
+//! multiples of their size, and a query's products are added in one order.
 
 use super::attend_block::{KEYS, Softmax, attend_block};
 use super::norm::norm;
@@ -17,7 +17,7 @@ use halfbyte_backend::{KvType, Pairing, RopeTable};
 /// Queries over the same keys that share what is read of them.
 const QUERIES: usize = 4;
 
-/// Queries over the same keys that take a block of them in turn. Their results are at home in the second-level cache.
+/// Queries of a job: they share a head's keys and values.
 const JOB_QUERIES: usize = 64;
 
 /// Jobs for each thread, so that none waits long for the others.
@@ -188,43 +188,51 @@ fn attend_typed<L: Lanes, const T: u8>(
     qkv: &[f32],
     out: &Scatter<'_, f32>,
 ) {
-    let dim = view.step.head_dim;
-    let result = |query: &Query| {
-        // SAFETY: a query belongs to one job, and its result is borrowed once at a time.
-        unsafe { out.range(query.out, dim) }
-    };
+    let (fours, ones) = queries.as_chunks::<QUERIES>();
+    for queries in fours {
+        attend_together::<L, QUERIES, T>(lanes, view, queries, keys, values, qkv, out);
+    }
+    for query in ones {
+        attend_together::<L, 1, T>(lanes, view, &[*query], keys, values, qkv, out);
+    }
+}
+
+/// `Q` queries that share what is read of keys and values.
+#[inline(always)]
+fn attend_together<L: Lanes, const Q: usize, const T: u8>(
+    lanes: L,
+    view: &AttendView<'_>,
+    queries: &[Query; Q],
+    keys: &Records<'_>,
+    values: &Records<'_>,
+    qkv: &[f32],
+    out: &Scatter<'_, f32>,
+) {
     let (mut start, mut end) = (usize::MAX, 0);
-    for query in queries {
+    // SAFETY: a query belongs to one job, and its result is borrowed here alone.
+    let mut out = queries.each_ref().map(|query| unsafe { out.range(query.out, view.step.head_dim) });
+    for (query, out) in queries.iter().zip(&mut out) {
         start = start.min(query.visible.0);
         end = end.max(query.visible.1);
-        result(query).fill(0.0);
+        out.fill(0.0);
     }
-    let (fours, ones) = queries.as_chunks::<QUERIES>();
-    let mut of_fours = [Softmax::<QUERIES>::NEW; JOB_QUERIES / QUERIES];
-    let mut of_ones = [Softmax::<1>::NEW; QUERIES - 1];
+    let mut softmax = Softmax::<Q>::NEW;
     for first in (start / KEYS * KEYS..end).step_by(KEYS) {
-        for (queries, softmax) in fours.iter().zip(&mut of_fours) {
-            let out = queries.each_ref().map(result);
-            attend_block::<L, QUERIES, T>(lanes, view, queries, softmax, keys, values, first, qkv, out);
-        }
-        for (query, softmax) in ones.iter().zip(&mut of_ones) {
-            attend_block::<L, 1, T>(
-                lanes,
-                view,
-                &[*query],
-                softmax,
-                keys,
-                values,
-                first,
-                qkv,
-                [result(query)],
-            );
-        }
+        let count = KEYS.min(end - first);
+        attend_block::<L, Q, T>(
+            lanes,
+            view,
+            queries,
+            &mut softmax,
+            keys,
+            values,
+            first..first + count,
+            qkv,
+            &mut out,
+        );
     }
-    let fours = of_fours.iter().flat_map(|softmax| softmax.totals).take(fours.len() * QUERIES);
-    let totals = fours.chain(of_ones.iter().map(|softmax| softmax.totals[0]));
-    for (query, total) in queries.iter().zip(totals) {
+    for (out, total) in out.iter_mut().zip(softmax.totals) {
         let inverse = if total > 0.0 { 1.0 / total } else { 0.0 };
-        result(query).iter_mut().for_each(|value| *value *= inverse);
+        out.iter_mut().for_each(|value| *value *= inverse);
     }
 }

@@ -6,6 +6,7 @@ use super::records::{Records, kv_type, sixteen, tail, whole};
 use crate::bound::AttendView;
 use crate::simd::Lanes;
 use halfbyte_backend::kv::KV_BLOCK;
+use std::ops::Range;
 
 /// Keys whose scores are held at once.
 pub(super) const KEYS: usize = 64;
@@ -24,7 +25,7 @@ impl<const Q: usize> Softmax<Q> {
     pub const NEW: Self = Self { largest: [f32::NEG_INFINITY; Q], totals: [0.0; Q] };
 }
 
-/// `Q` queries over the block of keys from `first` on; `out` is `[Q, head_dim]`, still to be divided by the totals.
+/// `Q` queries over a block of at most [`KEYS`] keys; `out` is `[Q, head_dim]`, still to be divided by the totals.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the state of one softmax, in registers")]
 pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
@@ -34,22 +35,16 @@ pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
     softmax: &mut Softmax<Q>,
     keys: &Records<'_>,
     values: &Records<'_>,
-    first: usize,
+    block: Range<usize>,
     qkv: &[f32],
-    mut out: [&mut [f32]; Q],
+    out: &mut [&mut [f32]; Q],
 ) {
     let dim = view.step.head_dim;
-    let (mut start, mut end) = (usize::MAX, 0);
+    let (first, count) = (block.start, block.len());
     let mut vectors: [&[f32]; Q] = [&[]; Q];
     for (vector, query) in vectors.iter_mut().zip(queries) {
         *vector = &qkv[query.at..][..dim];
-        start = start.min(query.visible.0);
-        end = end.max(query.visible.1);
     }
-    if end <= first || start >= first + KEYS {
-        return;
-    }
-    let count = KEYS.min(end - first);
     // Beyond `count`, nothing is seen.
     let mut weights = [[f32::NEG_INFINITY; Q]; KEYS];
     let seen = &mut weights[..count];
@@ -86,7 +81,7 @@ pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
     for q in 0..Q {
         softmax.totals[q] = softmax.totals[q] * keep[q] + sums.iter().map(|sums| sums[q]).sum::<f32>();
     }
-    add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, &mut out);
+    add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, out);
 }
 
 /// Raises `largest` to the scores of a block; returns what to take from them, and what to multiply earlier sums with.
