@@ -2,10 +2,12 @@
 
 use crate::devices::candidates;
 use crate::loading::Loaded;
+use crate::memory_report::MemoryRow;
 use crate::model_source::ModelSource;
 use crate::planning::Planning;
 use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
+use halfbyte_allocation::release_unused;
 use halfbyte_backend::{DeviceKind, Input, Output, Place, Purpose, Rows};
 use halfbyte_inference::Engine;
 use std::time::Instant;
@@ -86,6 +88,8 @@ pub struct BenchReport {
     /// One for each context of [`BenchOptions::decode_at`], if [`BenchOptions::profile`] asks for it and one GPU
     /// runs everything.
     pub profiles: Vec<DecodeProfile>,
+    /// Planned, allocated and witnessed memory of each device, after all runs.
+    pub memory: Vec<MemoryRow>,
 }
 
 /// Measures a model: read bandwidth of its devices first, then prompts and decoding. Token ids and, for a
@@ -147,7 +151,8 @@ pub fn bench(
             profiles.extend(profile(&mut loaded, &limits, at, what)?);
         }
     }
-    Ok(BenchReport { devices: limits.devices, rows, profiles })
+    release_unused();
+    Ok(BenchReport { devices: limits.devices, rows, profiles, memory: loaded.memory() })
 }
 
 /// The prompts and contexts that are asked for, or what suits the devices: a processor takes minutes for what a GPU

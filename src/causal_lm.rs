@@ -3,7 +3,8 @@
 use crate::attempts::Attempts;
 use crate::chat::Chat;
 use crate::event::Event;
-use crate::loading::{Loaded, MemoryRow, expect, tokenizer};
+use crate::loading::{Loaded, expect, tokenizer};
+use crate::memory_report::MemoryRow;
 use crate::model_source::{Model, ModelSource};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};

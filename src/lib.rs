@@ -41,6 +41,7 @@ mod file_form;
 mod four_bit_cache;
 mod holdings;
 mod loading;
+mod memory_report;
 mod model_source;
 mod options;
 mod planning;
@@ -65,13 +66,14 @@ pub use embedder::{Embedder, Pooling};
 pub use error::Error;
 pub use event::{Event, EventKind, Subscription, on_event};
 pub use four_bit_cache::FourBitCache;
+pub use halfbyte_allocation::{Allocator, share_arenas};
 pub use halfbyte_backend::{FaultCounts, FaultSpec, KvType, SampleParams, argmax, human_bytes};
 pub use halfbyte_checkpoint::{Checkpoint, TensorDtype};
 pub use halfbyte_inference::{Encoded, Features, Flow, Score, Task};
 pub use halfbyte_placement::{Refusal, Remedy};
-pub use halfbyte_quant::allocation::is_handled as is_allocation_handled;
 pub use halfbyte_quant::{QuantSpec, QuantType};
-pub use loading::{Loaded, MemoryRow};
+pub use loading::Loaded;
+pub use memory_report::{MemoryRow, PurposeRow};
 pub use model_source::ModelSource;
 pub use options::{
     ComputeDtype, CpuMath, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,

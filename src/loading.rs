@@ -4,34 +4,18 @@ use crate::devices::candidates;
 use crate::event::Event;
 use crate::four_bit_cache;
 use crate::holdings::{Held, Holding};
+use crate::memory_report::{MemoryRow, memory_rows};
 use crate::model_source::Model;
 use crate::planning::Planning;
 use crate::recovery::Loader;
 use crate::witness::private_resident;
 use crate::{Error, LoadOptions, Progress, Silent};
-use halfbyte_backend::{Backend, DeviceKind, Fault, FaultCounts};
+use halfbyte_allocation::release_unused;
+use halfbyte_backend::{Backend, Fault, FaultCounts};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::time::Instant;
-
-/// One device's memory: what was planned, what our ledger holds, what the system says.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct MemoryRow {
-    /// The device.
-    pub device: String,
-    /// Bytes that the plan gave it.
-    pub planned_bytes: u64,
-    /// Bytes of all allocations on it, by its ledger.
-    pub measured_bytes: u64,
-    /// Bytes that it reads where they lie in mapped files, by its ledger: no memory of this process.
-    pub mapped_bytes: u64,
-    /// Bytes by an independent witness. For what lives in the host's memory (the CPU, layers on the disk, a
-    /// software GPU): the growth of this process's private resident memory since before loading, less what the
-    /// ledgers of the others of these hold, and plus what its own held before. `None` where nothing tells.
-    pub witnessed_bytes: Option<u64>,
-}
 
 /// A model on its devices, whatever it is for.
 pub struct Loaded {
@@ -43,6 +27,8 @@ pub struct Loaded {
     holding: Holding,
     // Kept last: the engine gives its memory back to its backends when it is dropped.
     loader: Loader,
+    /// Whether nothing has been asked since the model was loaded or moved.
+    fresh: bool,
 }
 
 /// A question to an engine that comes to rest, with `None`, where its second argument says so.
@@ -75,6 +61,7 @@ impl Loaded {
             let mut loader = Loader::new(planning);
             let engine = loader.first_load(progress).await?;
             loader.met();
+            release_unused();
             loader.settle();
             note_new_head(&engine, loader.model(), progress);
             let planned = engine.footprints()?;
@@ -88,6 +75,7 @@ impl Loaded {
                 load_seconds: start.elapsed().as_secs_f64(),
                 resident_before,
                 loader,
+                fresh: true,
             })
         })
     }
@@ -153,6 +141,10 @@ impl Loaded {
             match ask(&mut self.engine, &mut || loader.is_due()) {
                 Ok(Some(answer)) => {
                     self.loader.met();
+                    if std::mem::take(&mut self.fresh) {
+                        // Some drivers compile when a program runs first.
+                        release_unused();
+                    }
                     return Ok(answer);
                 }
                 Ok(None) => paused = true,
@@ -187,7 +179,11 @@ impl Loaded {
 
     async fn after_loading(&mut self, done: Result<(), Error>) -> Result<(), Error> {
         match done {
-            Ok(()) => self.planned = self.engine.footprints()?,
+            Ok(()) => {
+                self.planned = self.engine.footprints()?;
+                self.fresh = true;
+                release_unused();
+            }
             Err(_) => self.engine.unload().await,
         }
         self.holding.set(if done.is_ok() { held(&self.planned) } else { Held::new() });
@@ -212,34 +208,8 @@ impl Loaded {
 
     /// Planned, allocated and witnessed memory of each device that holds a part of the model.
     pub fn memory(&self) -> Vec<MemoryRow> {
-        let grown =
-            private_resident().zip(self.resident_before).map(|(now, before)| now.saturating_sub(before));
-        let in_host_memory = |backend: &Rc<dyn Backend>| {
-            matches!(backend.info().kind, DeviceKind::Cpu | DeviceKind::Disk | DeviceKind::Software)
-        };
-        // What a backend holds since it was opened was there before.
-        let held = |backend: &Rc<dyn Backend>| {
-            backend.ledger().footprint().total().saturating_sub(backend.layout().resident().total())
-        };
-        let host: u64 = self.loader.backends().filter(|backend| in_host_memory(backend)).map(held).sum();
-        self.planned
-            .iter()
-            .map(|device| {
-                let backend = self.loader.backends().find(|backend| backend.info().name == device.device);
-                let ledger = backend.map(|backend| backend.ledger().footprint()).unwrap_or_default();
-                let witnessed = backend.filter(|backend| in_host_memory(backend)).zip(grown);
-                MemoryRow {
-                    device: device.device.clone(),
-                    planned_bytes: device.planned.total(),
-                    measured_bytes: ledger.total(),
-                    mapped_bytes: ledger.mapped(),
-                    witnessed_bytes: witnessed.map(|(backend, grown)| {
-                        let before = backend.layout().resident().total();
-                        (grown + before).saturating_sub(host - held(backend))
-                    }),
-                }
-            })
-            .collect()
+        let backends: Vec<&dyn Backend> = self.loader.backends().map(|backend| &**backend).collect();
+        memory_rows(&self.planned, &backends, self.resident_before)
     }
 
     /// Dispatches and submissions so far, `(dispatches, submissions)`.

@@ -36,17 +36,12 @@ pub fn path(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)
 }
 
-/// Runs `watched`, which looks at the memory of this process, in another one with a single heap: the driver's
-/// compilers run on threads, and glibc gives each a heap of its own, which grow and shrink by tens of mebibytes from
-/// one load to the next. `test` is the name of the test that calls this.
-pub fn in_one_heap(test: &str, watched: fn()) {
-    const WATCHED: &str = "HALFBYTE_TEST_WATCHED";
-    if std::env::var_os(WATCHED).is_some() {
-        return watched();
-    }
+/// Runs the test called `test` once more in a process of its own, with `env` beside this one's environment. What it
+/// is to do there it learns from `env`.
+pub fn in_own_process(test: &str, env: &[(&str, &str)]) {
     let outcome = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--include-ignored"])
-        .envs([("MALLOC_ARENA_MAX", "1"), (WATCHED, "1")])
+        .envs(env.iter().copied())
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&outcome.stdout);

@@ -1,12 +1,13 @@
 //! The `halfbyte` command.
 
-mod allocator;
-
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: halfbyte::Allocator = halfbyte::Allocator;
 
 fn main() -> ExitCode {
     quiet_headless_vulkan();
-    allocator::share_arenas();
+    halfbyte::share_arenas();
     halfbyte_cli::main()
 }
 

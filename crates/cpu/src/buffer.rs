@@ -1,7 +1,7 @@
 //! Allocation that fails as a value.
 
 use crate::pages;
-use halfbyte_quant::allocation::handled;
+use halfbyte_allocation::handled;
 use halfbyte_quant::threads::each;
 use std::mem::MaybeUninit;
 

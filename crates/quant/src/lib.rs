@@ -72,7 +72,6 @@
 #![deny(unsafe_code)]
 
 mod absmax;
-pub mod allocation;
 mod blockwise;
 mod dequantize;
 mod dynamic_map;

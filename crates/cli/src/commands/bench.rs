@@ -1,6 +1,6 @@
 //! `halfbyte bench`: decode and prefill speed, beside what the device can do at most.
 
-use super::{print, print_json, say};
+use super::{print, print_json, report, say};
 use crate::args::BenchArgs;
 use crate::notes;
 use crate::progress::Bars;
@@ -28,13 +28,13 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         repeats: args.repeats,
         profile: args.profile,
     };
-    let report = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
+    let measured = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
     if args.model.json {
-        let mut report = json!(report);
-        report["events"] = json!(notes::events());
-        return print_json(&report);
+        let mut object = json!(measured);
+        object["events"] = json!(notes::events());
+        return print_json(&object);
     }
-    for device in &report.devices {
+    for device in &measured.devices {
         let rate = device
             .read_bandwidth
             .map_or_else(|| "unknown".to_owned(), |rate| format!("{:.1} GB/s", rate / 1e9));
@@ -43,14 +43,15 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
             device.device, device.adapter, device.driver
         ))?;
     }
-    print(&table(&report.rows).to_string())?;
-    for profile in &report.profiles {
+    print(&table(&measured.rows).to_string())?;
+    print(&format!("\n{}", report::memory_table(&measured.memory)))?;
+    for profile in &measured.profiles {
         print(&format!("\n{}", profiled(profile)))?;
     }
-    if args.profile && report.profiles.is_empty() {
+    if args.profile && measured.profiles.is_empty() {
         say("note: --profile takes one GPU apart, and this run was on none or on several devices");
     }
-    if let Some(device) = report.devices.iter().find(|device| device.software) {
+    if let Some(device) = measured.devices.iter().find(|device| device.software) {
         say(&format!(
             "note: {} is emulated by the processor: its speed says nothing of GPUs",
             device.adapter

@@ -37,7 +37,7 @@ pub fn run(args: &ClassifyArgs) -> Result<(), Error> {
     print(&table.to_string())?;
     let rate = texts.len() as f64 / seconds.max(f64::MIN_POSITIVE);
     say(&format!("\nloaded in {:.1} s; {} texts at {rate:.1} texts/s", loaded.load_seconds(), texts.len()));
-    say(&report::memory_table(loaded).to_string());
+    say(&report::memory_table(&loaded.memory()).to_string());
     Ok(())
 }
 

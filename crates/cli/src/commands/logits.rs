@@ -13,23 +13,23 @@ use std::path::Path;
 /// Computes the logits of every position, or a classifier's of the whole text, and writes them as a
 /// safetensors file.
 pub fn run(args: &LogitsArgs) -> Result<(), Error> {
-    let model = AutoModel::load(
+    let mut model = AutoModel::load(
         &args.model.source(),
         &halfbyte::LoadOptions { outputs: 32, ..args.model.options()? },
         &mut Bars::new(),
     )?;
-    let (logits, shape) = match model {
-        AutoModel::CausalLm(mut model) => {
+    let (logits, shape) = match &mut model {
+        AutoModel::CausalLm(model) => {
             let logits = model.logits(&args.ids)?;
             let vocabulary = logits.len() / args.ids.len();
             (logits, vec![1, args.ids.len(), vocabulary])
         }
-        AutoModel::SequenceClassifier(mut model) => {
+        AutoModel::SequenceClassifier(model) => {
             let logits = model.logits(&[args.ids.clone().into()])?.concat();
             let labels = logits.len();
             (logits, vec![1, labels])
         }
-        AutoModel::TokenClassifier(mut model) => {
+        AutoModel::TokenClassifier(model) => {
             let logits = model.logits(&[args.ids.clone().into()])?.concat();
             (logits, vec![1, args.ids.len(), model.labels().len()])
         }
@@ -52,6 +52,7 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
             "tokens": args.ids.len(),
             "vocabulary": width,
             "output": args.output,
+            "memory": model.loaded().memory(),
             "events": notes::events(),
         }));
     }

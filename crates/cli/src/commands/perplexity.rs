@@ -19,6 +19,7 @@ pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
         return print_json(&json!({
             "perplexity": score.perplexity(),
             "tokens": score.tokens,
+            "memory": model.memory(),
             "events": model.events(),
         }));
     }

@@ -1,7 +1,7 @@
 //! What a load and a generation report, as JSON and as lines for people.
 
 use crate::table::{Table, bytes};
-use halfbyte::{CausalLm, Error, Generation, Loaded};
+use halfbyte::{CausalLm, Error, Generation, MemoryRow};
 use serde_json::{Value, json};
 
 /// The JSON object of `run`.
@@ -35,18 +35,24 @@ pub fn speed_line(generation: &Generation) -> String {
     )
 }
 
-/// Planned, allocated and witnessed memory of each device.
-pub fn memory_table(model: &Loaded) -> Table {
-    let mut table = Table::new(&["device", "blocks", "planned", "allocated", "witnessed", "read in files"]);
-    for row in model.memory() {
+/// Planned, allocated and witnessed memory of each device, then of each purpose on it.
+pub fn memory_table(rows: &[MemoryRow]) -> Table {
+    let mut table = Table::new(&["memory", "planned", "allocated", "witnessed"]);
+    for row in rows {
         table.row([
             row.device.clone(),
-            model.blocks_on(&row.device).to_string(),
             bytes(row.planned_bytes),
             bytes(row.measured_bytes),
             row.witnessed_bytes.map_or_else(|| "?".to_owned(), bytes),
-            bytes(row.mapped_bytes),
         ]);
+        for purpose in &row.purposes {
+            table.row([
+                format!("  {}", purpose.purpose),
+                bytes(purpose.planned_bytes),
+                bytes(purpose.measured_bytes),
+                String::new(),
+            ]);
+        }
     }
     table
 }

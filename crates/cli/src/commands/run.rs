@@ -48,6 +48,6 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     print("\n")?;
     drop(quiet);
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
-    say(&report::memory_table(model.loaded()).to_string());
+    say(&report::memory_table(&model.memory()).to_string());
     Ok(())
 }

@@ -4,15 +4,15 @@
 //! lists are not: where they find no memory, Rust aborts the process. Here it ends with one line and exit code
 //! 1 instead.
 
+use crate::is_handled;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// See the module.
-struct Allocator;
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
+/// The system's allocator. Where memory for something whose failure nobody handles is gone, it ends the process with
+/// one line on stderr and exit code 1, where Rust would abort; on systems other than Unix it aborts after that line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Allocator;
 
 // SAFETY: everything is the system's allocator; what it returns is passed on as it is, or the process ends.
 unsafe impl GlobalAlloc for Allocator {
@@ -37,26 +37,10 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// glibc reserves 64 MiB of address space for each thread's own arena. Where the address space is limited
-/// (`ulimit -v`), all threads share one. To be called before there are threads.
-pub fn share_arenas() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-        // SAFETY: `getrlimit` writes to the structure that it is given; `mallopt` sets a number.
-        unsafe {
-            libc::getrlimit(libc::RLIMIT_AS, &mut limit);
-            if limit.rlim_cur != libc::RLIM_INFINITY {
-                libc::mallopt(libc::M_ARENA_MAX, 1);
-            }
-        }
-    }
-}
-
 /// `found`, unless it is null and nobody handles that.
 #[inline(always)]
 fn checked(found: *mut u8, bytes: usize) -> *mut u8 {
-    if found.is_null() && !halfbyte::is_allocation_handled() {
+    if found.is_null() && !is_handled() {
         end(bytes);
     }
     found

@@ -11,7 +11,7 @@ thread_local! {
 /// Runs `allocate`, whose failed allocations come back as values.
 ///
 /// Rust's collections end the process when they find no memory, but for their `try_` methods. A program's
-/// allocator that wants to end it with more than an abort ([`is_handled`]) must not do so here.
+/// allocator that wants to end it with more than an abort, as [`Allocator`](crate::Allocator), must not do so here.
 pub fn handled<T>(allocate: impl FnOnce() -> T) -> T {
     struct Guard;
     impl Drop for Guard {
