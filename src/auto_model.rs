@@ -1,9 +1,9 @@
 //! A model of any kind, for those who do not know which it is.
 
 use crate::model_source::ModelSource;
+use crate::opened::Opened;
 use crate::{CausalLm, Embedder, Error, LoadOptions, Loaded, Progress, SequenceClassifier, TokenClassifier};
 use halfbyte_inference::{Task, families};
-use std::time::Instant;
 
 /// What a model turned out to be.
 #[derive(Debug)]
@@ -28,22 +28,15 @@ impl AutoModel {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        let found = families::task(model.config())?;
+        let opened = Opened::new(source, options, progress)?;
+        let found = families::task(opened.config())?;
         Ok(match options.task.unwrap_or(found) {
-            Task::Generate => {
-                Self::CausalLm(Box::new(CausalLm::from_model(&model, options, progress, start)?))
-            }
+            Task::Generate => Self::CausalLm(Box::new(CausalLm::from_opened(opened)?)),
             Task::ClassifySequence => {
-                let classifier = SequenceClassifier::from_model(&model, options, progress, start)?;
-                Self::SequenceClassifier(Box::new(classifier))
+                Self::SequenceClassifier(Box::new(SequenceClassifier::from_opened(opened)?))
             }
-            Task::Embed => Self::Embedder(Box::new(Embedder::from_model(&model, options, progress, start)?)),
-            Task::ClassifyTokens => {
-                let classifier = TokenClassifier::from_model(&model, options, progress, start)?;
-                Self::TokenClassifier(Box::new(classifier))
-            }
+            Task::ClassifyTokens => Self::TokenClassifier(Box::new(TokenClassifier::from_opened(opened)?)),
+            Task::Embed => Self::Embedder(Box::new(Embedder::from_opened(opened)?)),
         })
     }
 
@@ -57,14 +50,11 @@ impl AutoModel {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        if families::task(model.config())? == Task::ClassifyTokens {
-            let classifier = TokenClassifier::from_model(&model, options, progress, start)?;
-            return Ok(Self::TokenClassifier(Box::new(classifier)));
-        }
-        let classifier = SequenceClassifier::from_model(&model, options, progress, start)?;
-        Ok(Self::SequenceClassifier(Box::new(classifier)))
+        let opened = Opened::new(source, options, progress)?;
+        Ok(match families::task(opened.config())? {
+            Task::ClassifyTokens => Self::TokenClassifier(Box::new(TokenClassifier::from_opened(opened)?)),
+            _ => Self::SequenceClassifier(Box::new(SequenceClassifier::from_opened(opened)?)),
+        })
     }
 
     /// Where the model lives and what it holds.

@@ -3,14 +3,14 @@
 use crate::attempts::Attempts;
 use crate::chat::Chat;
 use crate::event::Event;
-use crate::loading::{Loaded, expect, tokenizer};
+use crate::loading::Loaded;
 use crate::memory_report::MemoryRow;
-use crate::model_source::{Model, ModelSource};
+use crate::model_source::ModelSource;
+use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
 use halfbyte_inference::{Finish, ModelError, Score, Session, Task};
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 /// How to generate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,25 +114,13 @@ impl CausalLm {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        Self::from_model(&model, options, progress, start)
+        Self::from_opened(Opened::new(source, options, progress)?)
     }
 
-    /// [`load`](Self::load) of an open model; `start` is when opening it began.
-    pub(crate) fn from_model(
-        model: &Model,
-        options: &LoadOptions,
-        progress: &mut dyn Progress,
-        start: Instant,
-    ) -> Result<Self, Error> {
-        expect(model, Task::Generate)?;
-        Ok(Self {
-            tokenizer: tokenizer(model)?,
-            loaded: Loaded::load(model, options, progress, start)?,
-            session: Session::new(0),
-            generation: model.checkpoint().map(|one| one.generation.clone()).unwrap_or_default(),
-        })
+    pub(crate) fn from_opened(opened: Opened<'_>) -> Result<Self, Error> {
+        let generation = opened.model().checkpoint().map(|one| one.generation.clone()).unwrap_or_default();
+        let (loaded, tokenizer) = opened.load(Task::Generate)?;
+        Ok(Self { loaded, tokenizer, session: Session::new(0), generation })
     }
 
     /// Where the model lives and what it holds.
@@ -407,11 +395,6 @@ impl CausalLm {
     }
 
     fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Error::Usage(format!(
-                "{} has no tokenizer.json, so text cannot be used; `halfbyte logits --ids` works without one",
-                self.name()
-            ))
-        })
+        self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(self.name()))
     }
 }

@@ -1,11 +1,11 @@
 //! Texts as vectors.
 
-use crate::loading::{Loaded, expect, tokenizer};
-use crate::model_source::{Model, ModelSource};
+use crate::loading::Loaded;
+use crate::model_source::ModelSource;
+use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{Encoded, Features, ModelError, Task, features};
-use std::time::Instant;
 
 /// How the vectors of a text's tokens become one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,20 +49,12 @@ impl Embedder {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        Self::from_model(&model, options, progress, start)
+        Self::from_opened(Opened::new(source, options, progress)?)
     }
 
-    pub(crate) fn from_model(
-        model: &Model,
-        options: &LoadOptions,
-        progress: &mut dyn Progress,
-        start: Instant,
-    ) -> Result<Self, Error> {
-        expect(model, Task::Embed)?;
-        let options = LoadOptions { task: Some(Task::Embed), ..options.clone() };
-        Ok(Self { tokenizer: tokenizer(model)?, loaded: Loaded::load(model, &options, progress, start)? })
+    pub(crate) fn from_opened(opened: Opened<'_>) -> Result<Self, Error> {
+        let (loaded, tokenizer) = opened.load(Task::Embed)?;
+        Ok(Self { loaded, tokenizer })
     }
 
     /// Where the model lives and what it holds.
@@ -106,11 +98,4 @@ impl Embedder {
             })
             .collect()
     }
-}
-
-/// Text was given to a model that only takes ids.
-pub(crate) fn no_tokenizer(name: &str) -> Error {
-    Error::Usage(format!(
-        "{name} has no tokenizer.json, so text cannot be used; `halfbyte logits --ids` works without one"
-    ))
 }

@@ -43,6 +43,7 @@ mod holdings;
 mod loading;
 mod memory_report;
 mod model_source;
+mod opened;
 mod options;
 mod planning;
 mod pressure;

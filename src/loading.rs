@@ -12,7 +12,6 @@ use crate::witness::private_resident;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_allocation::release_unused;
 use halfbyte_backend::{Backend, Fault, FaultCounts};
-use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -240,14 +239,6 @@ pub(crate) fn expect(model: &Model, wanted: Task) -> Result<(), Error> {
     };
     let architecture = model.config().architecture.clone();
     Err(ModelError::Task { architecture, found, wanted, instead: instead.into() }.into())
-}
-
-/// The model's tokenizer, if it came with one.
-pub(crate) fn tokenizer(model: &Model) -> Result<Option<Tokenizer>, Error> {
-    match model.checkpoint() {
-        Some(checkpoint) if checkpoint.has_tokenizer() => Ok(Some(checkpoint.tokenizer()?)),
-        _ => Ok(None),
-    }
 }
 
 /// Says which tensors no checkpoint gave.

@@ -153,6 +153,7 @@ impl Default for LoadOptions {
 
 impl LoadOptions {
     /// The most bytes that `device` may hold, by whichever limit is smaller.
+    #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cube"))]
     pub(crate) fn budget_of(&self, device: &str) -> Option<u64> {
         [&self.max_memory, &self.pretend_memory].iter().filter_map(|limits| limits.get(device).copied()).min()
     }

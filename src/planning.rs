@@ -7,9 +7,9 @@ use crate::options::{DeviceMap, LoadOptions};
 use crate::weight_report::{WeightReport, weights};
 use crate::{Error, KvType, Progress};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
-use halfbyte_checkpoint::Checkpoint;
+use halfbyte_checkpoint::{Checkpoint, ModelConfig};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
-use halfbyte_inference::{Blueprint, Settings, Task, build};
+use halfbyte_inference::{Blueprint, Settings, Task, Tensors, build, smaller_of_the_family};
 use halfbyte_placement::{
     Costs, Device, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
 };
@@ -81,7 +81,7 @@ pub struct PlanReport {
     pub download_bytes: u64,
     /// What the rates predict, where they are known.
     pub predicted_tokens_per_second: Option<f64>,
-    /// What would fit, each planned: options to give.
+    /// What would fit, each planned: options to give, and a smaller model of the same family by name.
     pub remedies: Vec<String>,
     /// Why it does not fit, in one line.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,7 +161,8 @@ impl Planning {
     /// Costs under other options.
     pub(crate) fn costs_with(&self, options: LoadOptions) -> ModelCosts<'_> {
         ModelCosts {
-            model: &self.model,
+            config: self.model.config(),
+            tensors: self.model.tensors(),
             options,
             candidates: &self.candidates,
             blueprints: RefCell::default(),
@@ -175,7 +176,7 @@ impl Planning {
     }
 
     /// Adds to a refusal's remedies what else would fit: smaller chunks, a smaller KV cache, a limit that is
-    /// raised.
+    /// raised, a smaller model of the same family by name.
     pub(crate) fn with_remedies(&self, refusal: Box<Refusal>, devices: &[Device]) -> Box<Refusal> {
         let smaller: &[(KvType, &str)] = match self.options.kv_cache {
             KvType::F32 => &[(KvType::F16, "f16"), (KvType::Q8, "q8"), (KvType::Q4, "q4")],
@@ -198,7 +199,26 @@ impl Planning {
             refusal = self.with_alternative(refusal, devices, format!("--kv-cache {name}"), options);
         }
         refusal.remedies.extend(raised);
+        refusal.remedies.extend(self.smaller_model(&refusal, devices));
         refusal
+    }
+
+    /// The largest well-known model of the same family that fits under the same options.
+    fn smaller_model(&self, refusal: &Refusal, devices: &[Device]) -> Option<Remedy> {
+        if matches!(refusal.reason, Reason::Invalid(_)) {
+            return None;
+        }
+        smaller_of_the_family(self.model.config(), self.model.name()).into_iter().find_map(|model| {
+            let costs = ModelCosts {
+                config: model.config(),
+                tensors: &model,
+                options: self.options.clone(),
+                candidates: &self.candidates,
+                blueprints: RefCell::default(),
+            };
+            let plan = halfbyte_placement::plan(devices, &costs, &self.request).ok()?;
+            Some(Remedy { options: model.name.to_owned(), context: plan.context })
+        })
     }
 
     /// Adds `name` to a refusal's remedies if the model fits with `options`.
@@ -349,7 +369,8 @@ pub(crate) fn caps(options: &LoadOptions, blueprint: &Blueprint) -> Caps {
 
 /// Exact costs: the blueprint's wants and programs by each backend's own layout.
 pub(crate) struct ModelCosts<'a> {
-    model: &'a Model,
+    config: &'a ModelConfig,
+    tensors: &'a dyn Tensors,
     options: LoadOptions,
     candidates: &'a [Candidate],
     blueprints: RefCell<BTreeMap<usize, Rc<Blueprint>>>,
@@ -362,7 +383,7 @@ impl ModelCosts<'_> {
             return Ok(Rc::clone(blueprint));
         }
         let settings = settings(&self.options, Some(context));
-        let blueprint = Rc::new(build(self.model.config(), self.model.tensors(), &settings)?);
+        let blueprint = Rc::new(build(self.config, self.tensors, &settings)?);
         self.blueprints.borrow_mut().insert(context, Rc::clone(&blueprint));
         Ok(blueprint)
     }

@@ -1,12 +1,11 @@
 //! A sequence classifier: loaded, and asked.
 
-use crate::embedder::no_tokenizer;
-use crate::loading::{Loaded, expect, tokenizer};
-use crate::model_source::{Model, ModelSource};
+use crate::loading::Loaded;
+use crate::model_source::ModelSource;
+use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::{ModelConfig, Tokenizer};
 use halfbyte_inference::{Encoded, Task, classify};
-use std::time::Instant;
 
 /// A label and how much the model is for it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -90,23 +89,15 @@ impl SequenceClassifier {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        Self::from_model(&model, options, progress, start)
+        Self::from_opened(Opened::new(source, options, progress)?)
     }
 
-    pub(crate) fn from_model(
-        model: &Model,
-        options: &LoadOptions,
-        progress: &mut dyn Progress,
-        start: Instant,
-    ) -> Result<Self, Error> {
-        expect(model, Task::ClassifySequence)?;
-        let options = LoadOptions { task: Some(Task::ClassifySequence), ..options.clone() };
-        let labels = model.config().labels()?;
-        let scoring = scoring(model.config(), labels.len())?;
-        let loaded = Loaded::load(model, &options, progress, start)?;
-        Ok(Self { tokenizer: tokenizer(model)?, loaded, labels, scoring })
+    pub(crate) fn from_opened(opened: Opened<'_>) -> Result<Self, Error> {
+        opened.expect(Task::ClassifySequence)?;
+        let labels = opened.config().labels()?;
+        let scoring = scoring(opened.config(), labels.len())?;
+        let (loaded, tokenizer) = opened.load(Task::ClassifySequence)?;
+        Ok(Self { tokenizer, loaded, labels, scoring })
     }
 
     /// Where the model lives and what it holds.

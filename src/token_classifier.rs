@@ -1,14 +1,13 @@
 //! A token classifier: names in a text, parts of speech.
 
-use crate::embedder::no_tokenizer;
-use crate::loading::{Loaded, expect, tokenizer};
-use crate::model_source::{Model, ModelSource};
+use crate::loading::Loaded;
+use crate::model_source::ModelSource;
+use crate::opened::{Opened, no_tokenizer};
 use crate::sequence_classifier::softmax;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{Encoded, Task, classify};
 use std::ops::Range;
-use std::time::Instant;
 
 /// What a token classifier says about one token of a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,22 +68,14 @@ impl TokenClassifier {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Self, Error> {
-        let start = Instant::now();
-        let model = source.open(options, progress)?;
-        Self::from_model(&model, options, progress, start)
+        Self::from_opened(Opened::new(source, options, progress)?)
     }
 
-    pub(crate) fn from_model(
-        model: &Model,
-        options: &LoadOptions,
-        progress: &mut dyn Progress,
-        start: Instant,
-    ) -> Result<Self, Error> {
-        expect(model, Task::ClassifyTokens)?;
-        let options = LoadOptions { task: Some(Task::ClassifyTokens), ..options.clone() };
-        let labels = model.config().labels()?;
-        let loaded = Loaded::load(model, &options, progress, start)?;
-        Ok(Self { tokenizer: tokenizer(model)?, loaded, labels })
+    pub(crate) fn from_opened(opened: Opened<'_>) -> Result<Self, Error> {
+        opened.expect(Task::ClassifyTokens)?;
+        let labels = opened.config().labels()?;
+        let (loaded, tokenizer) = opened.load(Task::ClassifyTokens)?;
+        Ok(Self { tokenizer, loaded, labels })
     }
 
     /// Where the model lives and what it holds.

@@ -2,37 +2,73 @@
 
 mod reference;
 
-use halfbyte::{DeviceMap, LoadOptions, Silent};
+use halfbyte::{AutoModel, DeviceMap, LoadOptions, ModelSource, Silent};
 use halfbyte_backend::{Backend, Caps};
 use halfbyte_checkpoint::Checkpoint;
 use halfbyte_inference::{CheckpointSource, Engine, Settings, build};
-use reference::{Fixture, MODELS, path, setups};
+use reference::{Fixture, path};
+use std::path::PathBuf;
 use std::rc::Rc;
 
+/// Every model among the fixtures, found by its `config.json`: a new one cannot be forgotten.
+fn all_fixtures() -> Vec<PathBuf> {
+    let folders = ["tests/fixtures/models", "tests/fixtures/bnb_ckpt"];
+    let entries = folders.iter().flat_map(|folder| std::fs::read_dir(path(folder)).unwrap());
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    found.retain(|folder| folder.join("config.json").exists());
+    found.sort();
+    found
+}
+
+/// The first half of a model's blocks on the CPU, the others on the GPU.
+fn halves(source: &ModelSource) -> DeviceMap {
+    let options = LoadOptions { device_map: DeviceMap::Only("cpu".into()), ..LoadOptions::default() };
+    let layers = halfbyte::plan(source, &options, &mut Silent).unwrap().layers;
+    let half = layers.len() / 2;
+    let device = |at: usize| if at < half { "cpu" } else { "wgpu:0" };
+    DeviceMap::Given(
+        layers.iter().enumerate().map(|(at, layer)| (layer.name.clone(), device(at).to_owned())).collect(),
+    )
+}
+
 #[test]
-fn planned_is_measured_for_every_model_and_device() {
-    for setup in setups() {
-        for model in MODELS {
-            let fixture = Fixture::open(model);
-            let options = setup.defaults();
-            let plan = halfbyte::plan(&fixture.source(), &options, &mut Silent).unwrap();
-            assert!(plan.fits);
-            let mut model = fixture.load(&options);
-            let rows = model.memory();
-            assert_eq!(rows.len(), setup.devices.len());
+fn planned_is_measured_for_every_fixture_and_placement() {
+    let mut checked = 0;
+    for folder in all_fixtures() {
+        let source = ModelSource::Named(folder.to_str().unwrap().into());
+        let mut maps = vec![(DeviceMap::Only("cpu".into()), 1)];
+        if cfg!(feature = "wgpu") {
+            maps.extend([(DeviceMap::Only("wgpu:0".into()), 1), (halves(&source), 2)]);
+        }
+        for (device_map, devices) in maps {
+            let what = format!("{} on {device_map:?}", folder.display());
+            let options = LoadOptions { device_map, chunk: 64, outputs: 64, ..LoadOptions::default() };
+            let plan = halfbyte::plan(&source, &options, &mut Silent).unwrap();
+            assert!(plan.fits, "{what}");
+            let mut model = AutoModel::load(&source, &options, &mut Silent)
+                .unwrap_or_else(|error| panic!("{what}: {error}"));
+            let rows = model.loaded().memory();
+            assert_eq!(rows.len(), devices, "{what}");
             for row in &rows {
                 let planned = plan.devices.iter().find(|device| device.device == row.device).unwrap();
-                let what = format!("{} on {}", fixture.name, row.device);
-                assert_eq!(row.planned_bytes, planned.planned_bytes, "{what}");
-                assert_eq!(row.measured_bytes, planned.planned_bytes, "{what}");
+                assert_eq!(row.planned_bytes, planned.planned_bytes, "{what}: {row:?}");
+                assert_eq!(row.measured_bytes, planned.planned_bytes, "{what}: {row:?}");
+                for purpose in &row.purposes {
+                    assert_eq!(purpose.planned_bytes, purpose.measured_bytes, "{what}: {row:?}");
+                }
             }
             // Nothing more is taken while it runs.
-            model.logits(&fixture.ids("input_ids")).unwrap();
-            for (before, after) in rows.iter().zip(model.memory()) {
-                assert_eq!(before.measured_bytes, after.measured_bytes, "{}", fixture.name);
+            if let AutoModel::CausalLm(model) = &mut model {
+                model.logits(&[1, 2, 3, 4, 5]).unwrap();
+                for (before, after) in rows.iter().zip(model.memory()) {
+                    assert_eq!(before.measured_bytes, after.measured_bytes, "{what}");
+                }
             }
+            checked += 1;
         }
     }
+    println!("{checked} fixtures and placements");
+    assert!(checked >= 20, "{checked}");
 }
 
 /// A backend of each kind.

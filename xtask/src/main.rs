@@ -53,7 +53,11 @@ enum Task {
     /// Serve a directory of models as the Hugging Face Hub would; `HF_ENDPOINT` points any command at it.
     Hub(hub::Args),
     /// Run Llama-2-7B in a control group of 2 GiB: from the disk, without being killed.
-    Memory,
+    Memory {
+        /// Leave the model's 4-bit form, 3.6 GiB under target/, for the next time.
+        #[arg(long)]
+        keep: bool,
+    },
     /// The burn module, whose dependencies only this compiles.
     Burn,
     /// Formatting and clippy, warnings denied.
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
         Task::Cpu { path } => cpu::test(path.as_deref()),
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
-        Task::Memory => memory::run(),
+        Task::Memory { keep } => memory::run(keep),
         Task::Burn => adapter::ensure().and_then(|()| cargo::burn()),
         Task::Check => cargo::check(),
     };

@@ -3,7 +3,7 @@
 use crate::cargo;
 use crate::cgroup::{Group, drop_cached_files};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -11,27 +11,39 @@ const MODEL: &str = "synthetic:llama-2-7b";
 const IDS: &str = "5,17,300,2,88,1000,31999,7";
 const GIB: u64 = 1 << 30;
 
-/// Builds the command, writes the 4-bit form if it is not there, and runs it in the group.
-pub fn run() -> Result<(), String> {
+/// Builds the command, writes the 4-bit form if it is not there, and runs it in the group. The form is removed
+/// afterwards unless it is to be kept.
+pub fn run(keep: bool) -> Result<(), String> {
+    // Said before anything is written.
+    let group = Group::new("halfbyte-memory", 2 * GIB)?;
     cargo::run(cargo::command().args(["build", "--release", "-p", "halfbyte-cli"]))?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let binary = target.join("release/halfbyte");
     let model = target.join("memory/llama-2-7b");
+    let outcome = in_group(&group, &binary, &model);
+    if !keep && let Err(error) = std::fs::remove_dir_all(&model) {
+        println!("{}: {error}", model.display());
+    }
+    outcome
+}
+
+fn in_group(group: &Group, binary: &Path, model: &Path) -> Result<(), String> {
     if !model.join("config.json").exists() {
         println!("writing {MODEL} in 4 bits to {}", model.display());
-        cargo::run(Command::new(&binary).args(["quantize", MODEL, "--output"]).arg(&model))?;
+        cargo::run(Command::new(binary).args(["quantize", MODEL, "--output"]).arg(model))?;
     }
     let folder = model.to_str().ok_or("the target directory has a name that is no text")?;
-    let context = ["--context", "512", "--json", "--max-memory", "wgpu:0=0"];
+    let no_gpu = without_gpus(&json(Command::new(binary).args(["devices", "--json"]))?);
+    let limits: Vec<&str> = no_gpu.iter().flat_map(|limit| ["--max-memory", limit]).collect();
+    let context = [&["--context", "512", "--json"][..], &limits].concat();
     let logits = [&["logits", folder, "--ids", IDS][..], &context].concat();
 
-    let wanted = json(Command::new(&binary).args(&logits))?;
-    let group = Group::new("halfbyte-memory", 2 * GIB)?;
-    drop_cached_files(&model);
-    let plan = json(group.command(&binary).args([&["plan", folder][..], &context].concat()))?;
+    let wanted = json(Command::new(binary).args(&logits))?;
+    drop_cached_files(model);
+    let plan = json(group.command(binary).args([&["plan", folder][..], &context].concat()))?;
     print_plan(&plan)?;
     let start = Instant::now();
-    let found = json(group.command(&binary).args(&logits))?;
+    let found = json(group.command(binary).args(&logits))?;
     println!("8 tokens, loading included: {:.1} s", start.elapsed().as_secs_f64());
     if found["argmax"] != wanted["argmax"] {
         return Err(format!("{} in the group, {} outside", found["argmax"], wanted["argmax"]));
@@ -41,13 +53,20 @@ pub fn run() -> Result<(), String> {
         &context[2..],
     ]
     .concat();
-    let rows = json(group.command(&binary).args(&bench))?;
+    let rows = json(group.command(binary).args(&bench))?;
     for row in rows["rows"].as_array().into_iter().flatten() {
         println!("{row}");
     }
     let kills = group.oom_kills()?;
     println!("the same tokens as outside; the group held {:?} bytes at most, oom_kill {kills}", group.peak());
     if kills == 0 { Ok(()) } else { Err(format!("{kills} processes were killed for want of memory")) }
+}
+
+/// A limit for each GPU that keeps the model off it.
+fn without_gpus(report: &Value) -> Vec<String> {
+    let devices = report["devices"].as_array().into_iter().flatten();
+    let names = devices.filter_map(|device| device["device"].as_str()).filter(|name| *name != "cpu");
+    names.map(|name| format!("{name}=0")).collect()
 }
 
 /// Says what the plan puts where; an error if nothing is on the disk.

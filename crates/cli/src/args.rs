@@ -7,9 +7,18 @@ use halfbyte::{
 };
 use std::path::PathBuf;
 
+/// What most people come for.
+const EXAMPLES: &str = "\
+Examples:
+  halfbyte run --prompt \"Once there was\"                     the bundled model: no download, no GPU
+  halfbyte plan meta-llama/Llama-2-7b-hf                      whether it fits here, before any download
+  halfbyte chat Qwen/Qwen2.5-7B-Instruct                      a conversation
+  halfbyte run ./my-model -p \"Hello\" --max-memory wgpu:0=6GiB  within 6 GiB of the GPU
+  halfbyte bench --shape llama-2-7b                           speed, beside the device's own limit";
+
 /// Run Hugging Face models in 4 bits on any GPU, the CPU, or both at once.
 #[derive(Debug, Parser)]
-#[command(name = "halfbyte", version, about, propagate_version = true, max_term_width = 100)]
+#[command(name = "halfbyte", version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

@@ -197,3 +197,20 @@ fn a_model_without_a_tokenizer_is_planned() {
     assert_eq!((json["fits"].as_bool(), json["context"].as_u64()), (Some(true), Some(128)));
     assert_eq!(json["max_context"], 128);
 }
+
+/// Llama-2-7B in 1 GiB: TinyLlama is of its family, was planned and fits; on 16 MiB nothing does.
+#[test]
+fn a_smaller_model_of_the_family_is_named_where_it_fits() {
+    let arguments = ["synthetic:llama-2-7b", "--context", "512", "--device-map", "cpu", "--json"];
+    let remedies = |limit: &str| {
+        let json = plan(&[&arguments[..], &["--max-memory", limit]].concat()).ok().json();
+        assert_eq!(json["fits"], false, "{limit}");
+        let all: Vec<String> = serde_json::from_value(json["remedies"].clone()).unwrap();
+        all
+    };
+    let tiny = "TinyLlama/TinyLlama-1.1B-Chat-v1.0".to_owned();
+    assert!(remedies("cpu=1GiB").contains(&tiny));
+    assert!(!remedies("cpu=16MiB").contains(&tiny));
+    let refused = plan(&[&arguments[..5], &["--max-memory", "cpu=1GiB"]].concat());
+    assert!(refused.refused().contains(&format!("{tiny} fits")), "{}", refused.stderr);
+}

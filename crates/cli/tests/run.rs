@@ -249,3 +249,12 @@ fn generation_defaults_are_the_models_own() {
     let ids = json["token_ids"].as_array().unwrap();
     assert!(ids.len() <= 10 && ids[..] == greedy["token_ids"].as_array().unwrap()[..ids.len()]);
 }
+
+#[test]
+fn help_says_what_it_is_and_shows_examples() {
+    let help = halfbyte(&["--help"]).ok().stdout;
+    assert!(help.starts_with("Run Hugging Face models in 4 bits"), "{help}");
+    for part in ["Examples:", "halfbyte plan meta-llama/Llama-2-7b-hf", "--max-memory wgpu:0=6GiB"] {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+}

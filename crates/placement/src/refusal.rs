@@ -75,7 +75,7 @@ pub struct Shortage {
 /// A change that was planned and found to fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Remedy {
-    /// The options to give, as in `--kv-cache q8`.
+    /// The options to give, as in `--kv-cache q8`, or the name of a model to take instead.
     pub options: String,
     /// The context in tokens that it was planned to hold.
     pub context: usize,

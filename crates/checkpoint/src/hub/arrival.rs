@@ -346,7 +346,7 @@ impl Shared {
             return Err(Refusal::Malformed(problem));
         }
         let mut body = response.into_body();
-        let mut reader = body.as_reader();
+        let mut reader = self.connection.steady(&mut body);
         let mut piece = vec![0; PIECE];
         while job.from + (bytes.len() as u64) < job.to {
             let left = job.to - job.from - bytes.len() as u64;

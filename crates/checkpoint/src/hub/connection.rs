@@ -2,11 +2,12 @@
 
 use super::options::Settings;
 use super::refusal::Refusal;
+use super::steady::Steady;
 use crate::error::CheckpointError;
 use std::time::Duration;
 use ureq::http::{Response, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, ResponseExt};
+use ureq::{Agent, Body, BodyReader, ResponseExt};
 
 /// The most redirects that are followed.
 const REDIRECTS: usize = 8;
@@ -124,6 +125,11 @@ impl Connection {
         retrying(note, &mut || self.ask(file, url, ask))
     }
 
+    /// A body's bytes, as long as they keep coming.
+    pub fn steady<'a>(&self, body: &'a mut Body) -> Steady<BodyReader<'a>> {
+        Steady::new(body.as_reader(), self.settings.patience)
+    }
+
     /// A refusal as an error, without the token.
     pub fn error(&self, model: &str, refusal: &Refusal) -> CheckpointError {
         let problem = self.settings.without_token(refusal.explain(model, &self.settings));
@@ -198,8 +204,8 @@ impl Way {
     /// # Errors
     /// The refusal, if there is to be no other try.
     pub fn broke(&mut self, refusal: Refusal, some: bool, note: &dyn Fn(String)) -> Result<(), Refusal> {
-        // What came counts: a connection that breaks every minute still gets there.
-        self.tries = if some { 1 } else { self.tries + 1 };
+        // What came counts, unless it trickles: a connection that breaks every minute still gets there.
+        self.tries = if some && !refusal.is_trickle() { 1 } else { self.tries + 1 };
         let expired = refusal.is_denied() && self.location != self.own;
         if !expired && !pause(&refusal, self.tries, note) {
             return Err(refusal);

@@ -10,6 +10,7 @@ mod options;
 mod outline;
 mod progress;
 mod refusal;
+mod steady;
 mod transfer;
 mod wanted;
 

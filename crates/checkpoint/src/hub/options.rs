@@ -21,7 +21,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Another server with the Hub's interface, such as a mirror.
     pub endpoint: Option<String>,
-    /// How long a server may say nothing before that counts as a broken connection; 30 seconds if not given.
+    /// How long a server may say nothing, or send less than 1 KiB a second, before that counts as a broken
+    /// connection; 30 seconds if not given.
     pub patience: Option<Duration>,
     /// The most bytes of original weights that are in memory while a model is quantized as it arrives, besides
     /// one tensor that is larger; 1 GiB if not given.

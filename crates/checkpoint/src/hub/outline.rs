@@ -74,7 +74,7 @@ impl Repo {
             Some(length) if length > LARGEST => {
                 Err(Refusal::Malformed(format!("{} is larger than {LARGEST} bytes", shown(file))))
             }
-            Some(length) => read(file, response, length),
+            Some(length) => read(&self.connection, file, response, length),
             None => whole_of_unknown_length(file, response),
         }
     }

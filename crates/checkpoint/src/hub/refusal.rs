@@ -2,6 +2,7 @@
 
 use super::connection::text;
 use super::options::Settings;
+use super::steady::Trickle;
 use crate::error::shown;
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +19,8 @@ pub(super) enum Refusal {
     Unreachable(String),
     /// The connection broke, or the server said nothing for too long.
     Broken(String),
+    /// Next to nothing came for too long.
+    Trickled(String),
     /// No trust in the server, or no TLS at all.
     Tls(String),
     /// The answer is not the Hub's.
@@ -86,13 +89,17 @@ impl Refusal {
 
     /// An error while the body of `file` was read.
     pub fn of_read(file: &str, error: io::Error) -> Refusal {
-        Refusal::broken(format!("{}: {error}", shown(file)))
+        let text = format!("{}: {error}", shown(file));
+        match error.downcast::<Trickle>() {
+            Ok(_) => Refusal::Trickled(text),
+            Err(_) => Refusal::Broken(text),
+        }
     }
 
     /// Whether another try may succeed.
     pub fn may_pass(&self) -> bool {
         match self {
-            Refusal::Broken(_) => true,
+            Refusal::Broken(_) | Refusal::Trickled(_) => true,
             Refusal::Status { status, .. } => *status == 429 || *status == 408 || *status >= 500,
             _ => false,
         }
@@ -106,6 +113,11 @@ impl Refusal {
         }
     }
 
+    /// Whether what came of a body is no reason to hope for more.
+    pub fn is_trickle(&self) -> bool {
+        matches!(self, Refusal::Trickled(_))
+    }
+
     /// Whether a link to another server is not, or no longer, good.
     pub fn is_denied(&self) -> bool {
         matches!(self, Refusal::Status { status: 400..=404 | 410, .. })
@@ -114,7 +126,7 @@ impl Refusal {
     /// Whether the cache may stand in: the Hub said nothing, rather than no.
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Refusal::Unreachable(_) | Refusal::Broken(_) | Refusal::Tls(_) => true,
+            Refusal::Unreachable(_) | Refusal::Broken(_) | Refusal::Trickled(_) | Refusal::Tls(_) => true,
             Refusal::Status { status, .. } => *status >= 500,
             _ => false,
         }
@@ -172,6 +184,10 @@ impl Refusal {
             ),
             Refusal::Broken(error) => format!(
                 "the connection broke again and again ({}); check {way} and run it again: it goes on where it was, or set HF_HUB_DOWNLOAD_TIMEOUT to more seconds",
+                shown(error)
+            ),
+            Refusal::Trickled(error) => format!(
+                "the server sends next to nothing ({}); check {way} and run it again later: it goes on where it was",
                 shown(error)
             ),
             Refusal::Tls(error) => format!(

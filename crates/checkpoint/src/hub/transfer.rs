@@ -175,7 +175,7 @@ impl<'a> Unfinished<'a> {
             self.restart().map_err(Refusal::Disk)?;
         }
         let mut body = response.into_body();
-        let mut reader = body.as_reader();
+        let mut reader = connection.steady(&mut body);
         let mut piece = vec![0; PIECE];
         while self.length < size {
             let most = piece.len().min(usize::try_from(size - self.length).unwrap_or(usize::MAX));
@@ -228,16 +228,21 @@ pub(super) fn range(
             return Err(Refusal::Malformed(format!("{}: the server knows no ranges", shown(file))));
         }
         let length = checked_range(file, &response, from)?;
-        let bytes = read(file, response, (to - from).min(length.saturating_sub(from)))?;
+        let bytes = read(connection, file, response, (to - from).min(length.saturating_sub(from)))?;
         Ok((bytes, length))
     })
 }
 
 /// The first `most` bytes of an answer; it is an error if it has fewer.
-pub(super) fn read(file: &str, response: Response<Body>, most: u64) -> Result<Vec<u8>, Refusal> {
+pub(super) fn read(
+    connection: &Connection,
+    file: &str,
+    response: Response<Body>,
+    most: u64,
+) -> Result<Vec<u8>, Refusal> {
     let mut bytes = Vec::new();
     let mut body = response.into_body();
-    let read = body.as_reader().take(most).read_to_end(&mut bytes);
+    let read = connection.steady(&mut body).take(most).read_to_end(&mut bytes);
     read.map_err(|error| Refusal::of_read(file, error))?;
     if (bytes.len() as u64) < most {
         return Err(Refusal::broken(format!("{} ended after {} of {most} bytes", shown(file), bytes.len())));

@@ -59,6 +59,19 @@ fn a_slow_server_is_not_a_silent_one() {
 }
 
 #[test]
+fn a_server_that_trickles_is_asked_again_and_not_for_ever() {
+    let (hub, _, result) = with_faults(vec![cdn(Fault::Slow(100)).times(1)]);
+    result.unwrap();
+    let asked: Vec<_> = hub.requests().into_iter().filter(|request| request.site == Site::Cdn).collect();
+    assert_eq!(asked.len(), 2);
+    assert!(asked[1].range.unwrap().0 > 0, "what trickled is kept");
+
+    let (_, _, result) = with_faults(vec![cdn(Fault::Slow(100))]);
+    let error = result.unwrap_err();
+    assert!(error.contains("sends next to nothing (model.safetensors: only "), "{error}");
+}
+
+#[test]
 fn limits_are_waited_for_as_long_as_the_hub_asks() {
     let start = std::time::Instant::now();
     let (_, bars, result) = with_faults(vec![Rule::new(Fault::Status(429, Some(1)), "resolve").times(1)]);

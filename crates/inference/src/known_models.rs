@@ -1,0 +1,490 @@
+//! Well-known families of the Hub and the shapes of their members, so that whoever asks for a model that does not fit
+//! can be told of a smaller one that does. The numbers are those of each model's `config.json`.
+
+use crate::{ModelError, Stored, Tensors};
+use halfbyte_checkpoint::{ModelConfig, TensorDtype};
+
+/// Models of one maker and one tokenizer.
+struct Family {
+    architecture: &'static str,
+    /// Rows of the embedding: what tells families of one architecture apart.
+    vocabularies: &'static [usize],
+    /// What its `config.json` has besides sizes.
+    config: &'static str,
+    /// From small to large.
+    members: &'static [Member],
+}
+
+struct Member {
+    /// The base model, and the one that was trained to talk; one of them may be missing.
+    base: Option<&'static str>,
+    chat: Option<&'static str>,
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    intermediate: usize,
+    vocabulary: usize,
+    positions: usize,
+    tied: bool,
+}
+
+/// A row of the table: names, then hidden size, layers, heads, heads of keys and values, head size, feed-forward
+/// size, vocabulary, positions, and whether the head is the embedding.
+const fn member(
+    [base, chat]: [&'static str; 2],
+    [hidden, layers, heads, kv_heads, head_dim, intermediate, vocabulary, positions]: [usize; 8],
+    tied: bool,
+) -> Member {
+    const fn there(name: &'static str) -> Option<&'static str> {
+        if name.is_empty() { None } else { Some(name) }
+    }
+    let (base, chat) = (there(base), there(chat));
+    Member {
+        base,
+        chat,
+        hidden,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        intermediate,
+        vocabulary,
+        positions,
+        tied,
+    }
+}
+
+const FAMILIES: &[Family] = &[
+    Family {
+        architecture: "LlamaForCausalLM",
+        vocabularies: &[128256],
+        config: r#""model_type": "llama", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"],
+                [2048, 16, 32, 8, 64, 8192, 128256, 131072],
+                true,
+            ),
+            member(
+                ["meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-3B-Instruct"],
+                [3072, 28, 24, 8, 128, 8192, 128256, 131072],
+                true,
+            ),
+            member(
+                ["meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct"],
+                [4096, 32, 32, 8, 128, 14336, 128256, 131072],
+                false,
+            ),
+            member(
+                ["meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct"],
+                [8192, 80, 64, 8, 128, 28672, 128256, 131072],
+                false,
+            ),
+        ],
+    },
+    Family {
+        architecture: "LlamaForCausalLM",
+        vocabularies: &[32000],
+        config: r#""model_type": "llama", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"],
+                [2048, 22, 32, 4, 64, 5632, 32000, 2048],
+                false,
+            ),
+            member(
+                ["meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf"],
+                [4096, 32, 32, 32, 128, 11008, 32000, 4096],
+                false,
+            ),
+            member(
+                ["meta-llama/Llama-2-13b-hf", "meta-llama/Llama-2-13b-chat-hf"],
+                [5120, 40, 40, 40, 128, 13824, 32000, 4096],
+                false,
+            ),
+            member(
+                ["meta-llama/Llama-2-70b-hf", "meta-llama/Llama-2-70b-chat-hf"],
+                [8192, 80, 64, 8, 128, 28672, 32000, 4096],
+                false,
+            ),
+        ],
+    },
+    Family {
+        architecture: "LlamaForCausalLM",
+        vocabularies: &[49152],
+        config: r#""model_type": "llama", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct"],
+                [576, 30, 9, 3, 64, 1536, 49152, 8192],
+                true,
+            ),
+            member(
+                ["HuggingFaceTB/SmolLM2-360M", "HuggingFaceTB/SmolLM2-360M-Instruct"],
+                [960, 32, 15, 5, 64, 2560, 49152, 8192],
+                true,
+            ),
+            member(
+                ["HuggingFaceTB/SmolLM2-1.7B", "HuggingFaceTB/SmolLM2-1.7B-Instruct"],
+                [2048, 24, 32, 32, 64, 8192, 49152, 8192],
+                true,
+            ),
+        ],
+    },
+    Family {
+        architecture: "Qwen2ForCausalLM",
+        vocabularies: &[151936, 152064],
+        config: r#""model_type": "qwen2", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct"],
+                [896, 24, 14, 2, 64, 4864, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B-Instruct"],
+                [1536, 28, 12, 2, 128, 8960, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen2.5-3B", "Qwen/Qwen2.5-3B-Instruct"],
+                [2048, 36, 16, 2, 128, 11008, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"],
+                [3584, 28, 28, 4, 128, 18944, 152064, 32768],
+                false,
+            ),
+            member(
+                ["Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct"],
+                [5120, 48, 40, 8, 128, 13824, 152064, 32768],
+                false,
+            ),
+            member(
+                ["Qwen/Qwen2.5-32B", "Qwen/Qwen2.5-32B-Instruct"],
+                [5120, 64, 40, 8, 128, 27648, 152064, 32768],
+                false,
+            ),
+            member(
+                ["Qwen/Qwen2.5-72B", "Qwen/Qwen2.5-72B-Instruct"],
+                [8192, 80, 64, 8, 128, 29568, 152064, 32768],
+                false,
+            ),
+        ],
+    },
+    Family {
+        // The names without `Base` are the ones that were trained to talk.
+        architecture: "Qwen3ForCausalLM",
+        vocabularies: &[151936],
+        config: r#""model_type": "qwen3", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["Qwen/Qwen3-0.6B-Base", "Qwen/Qwen3-0.6B"],
+                [1024, 28, 16, 8, 128, 3072, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-1.7B"],
+                [2048, 28, 16, 8, 128, 6144, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen3-4B-Base", "Qwen/Qwen3-4B"],
+                [2560, 36, 32, 8, 128, 9728, 151936, 32768],
+                true,
+            ),
+            member(
+                ["Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B"],
+                [4096, 36, 32, 8, 128, 12288, 151936, 32768],
+                false,
+            ),
+            member(
+                ["Qwen/Qwen3-14B-Base", "Qwen/Qwen3-14B"],
+                [5120, 40, 40, 8, 128, 17408, 151936, 32768],
+                false,
+            ),
+            member(["", "Qwen/Qwen3-32B"], [5120, 64, 64, 8, 128, 25600, 151936, 40960], false),
+        ],
+    },
+    Family {
+        architecture: "MistralForCausalLM",
+        vocabularies: &[131072],
+        config: r#""model_type": "mistral", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["mistralai/Mistral-Nemo-Base-2407", "mistralai/Mistral-Nemo-Instruct-2407"],
+                [5120, 40, 32, 8, 128, 14336, 131072, 131072],
+                false,
+            ),
+            member(
+                ["mistralai/Mistral-Small-24B-Base-2501", "mistralai/Mistral-Small-24B-Instruct-2501"],
+                [5120, 40, 32, 8, 128, 32768, 131072, 32768],
+                false,
+            ),
+        ],
+    },
+    Family {
+        architecture: "Phi3ForCausalLM",
+        vocabularies: &[32064],
+        config: r#""model_type": "phi3", "hidden_act": "silu""#,
+        members: &[
+            member(
+                ["", "microsoft/Phi-3-mini-4k-instruct"],
+                [3072, 32, 32, 32, 96, 8192, 32064, 4096],
+                false,
+            ),
+            member(
+                ["", "microsoft/Phi-3-medium-4k-instruct"],
+                [5120, 40, 40, 10, 128, 17920, 32064, 4096],
+                false,
+            ),
+        ],
+    },
+    Family {
+        architecture: "Gemma2ForCausalLM",
+        vocabularies: &[256000],
+        config: r#""model_type": "gemma2", "sliding_window": 4096"#,
+        members: &[
+            member(
+                ["google/gemma-2-2b", "google/gemma-2-2b-it"],
+                [2304, 26, 8, 4, 256, 9216, 256000, 8192],
+                true,
+            ),
+            member(
+                ["google/gemma-2-9b", "google/gemma-2-9b-it"],
+                [3584, 42, 16, 8, 256, 14336, 256000, 8192],
+                true,
+            ),
+            member(
+                ["google/gemma-2-27b", "google/gemma-2-27b-it"],
+                [4608, 46, 32, 16, 128, 36864, 256000, 8192],
+                true,
+            ),
+        ],
+    },
+    Family {
+        architecture: "Gemma3ForCausalLM",
+        vocabularies: &[262144],
+        config: r#""model_type": "gemma3_text", "sliding_window": 512, "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0"#,
+        members: &[
+            member(
+                ["google/gemma-3-270m", "google/gemma-3-270m-it"],
+                [640, 18, 4, 1, 256, 2048, 262144, 32768],
+                true,
+            ),
+            member(
+                ["google/gemma-3-1b-pt", "google/gemma-3-1b-it"],
+                [1152, 26, 4, 1, 256, 6912, 262144, 32768],
+                true,
+            ),
+        ],
+    },
+];
+
+/// A model of the table: its configuration and the headers that its tensors have, in 16 bits.
+#[derive(Debug, Clone)]
+pub struct KnownModel {
+    /// Its name on the Hub.
+    pub name: &'static str,
+    config: ModelConfig,
+    fused: bool,
+}
+
+impl KnownModel {
+    /// Its configuration, as far as memory goes.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn of(family: &Family, member: &Member, name: &'static str) -> Result<Self, ModelError> {
+        let json = format!(
+            r#"{{"architectures": ["{}"], {}, "hidden_size": {}, "num_hidden_layers": {},
+            "num_attention_heads": {}, "num_key_value_heads": {}, "head_dim": {}, "intermediate_size": {},
+            "vocab_size": {}, "max_position_embeddings": {}, "rms_norm_eps": 1e-6, "tie_word_embeddings": {}}}"#,
+            family.architecture,
+            family.config,
+            member.hidden,
+            member.layers,
+            member.heads,
+            member.kv_heads,
+            member.head_dim,
+            member.intermediate,
+            member.vocabulary,
+            member.positions,
+            member.tied,
+        );
+        let fused = family.architecture == "Phi3ForCausalLM";
+        Ok(Self { name, config: ModelConfig::parse(name, json.as_bytes())?, fused })
+    }
+
+    /// The shape of a tensor by its name; `None` if the model has no such tensor.
+    fn shape(&self, name: &str) -> Result<Option<Vec<usize>>, ModelError> {
+        let size = |key: &str| self.config.usize(key);
+        let (hidden, intermediate) = (size("hidden_size")?, size("intermediate_size")?);
+        let head_dim = size("head_dim")?;
+        let q = size("num_attention_heads")? * head_dim;
+        let kv = size("num_key_value_heads")? * head_dim;
+        let Some((module, kind)) = name.rsplit_once('.') else { return Ok(None) };
+        let (rows, cols) = match module.rsplit('.').next().unwrap_or(module) {
+            "lm_head" if self.config.bool_or("tie_word_embeddings", false)? => return Ok(None),
+            "embed_tokens" | "lm_head" => (size("vocab_size")?, Some(hidden)),
+            "qkv_proj" if self.fused => (q + 2 * kv, Some(hidden)),
+            "gate_up_proj" if self.fused => (2 * intermediate, Some(hidden)),
+            "o_proj" => (hidden, Some(q)),
+            "down_proj" => (hidden, Some(intermediate)),
+            "q_proj" if !self.fused => (q, Some(hidden)),
+            "k_proj" | "v_proj" if !self.fused => (kv, Some(hidden)),
+            "gate_proj" | "up_proj" if !self.fused => (intermediate, Some(hidden)),
+            "q_norm" | "k_norm" => (head_dim, None),
+            norm if norm.ends_with("norm") => (hidden, None),
+            _ => return Ok(None),
+        };
+        Ok(match (kind, cols) {
+            ("weight", Some(cols)) => Some(vec![rows, cols]),
+            ("weight" | "bias", _) => Some(vec![rows]),
+            _ => None,
+        })
+    }
+}
+
+impl Tensors for KnownModel {
+    fn find(&self, name: &str) -> Option<Stored> {
+        self.get(name).ok()
+    }
+
+    fn get(&self, name: &str) -> Result<Stored, ModelError> {
+        match self.shape(name)? {
+            Some(shape) => {
+                Ok(Stored { dtype: TensorDtype::BF16, shape, file: format!("{}/config.json", self.name) })
+            }
+            None => Err(ModelError::Invalid(format!("{} has no tensor {name}", self.name))),
+        }
+    }
+}
+
+/// The members of a model's family that are smaller than it, the largest first. Each is the base model or the one
+/// that talks, as `name` is. None for a family that is not known.
+pub fn smaller_of_the_family(config: &ModelConfig, name: &str) -> Vec<KnownModel> {
+    let size = |key: &str| config.usize(key).unwrap_or(0);
+    let vocabulary = size("vocab_size");
+    let family = FAMILIES
+        .iter()
+        .find(|one| one.architecture == config.architecture && one.vocabularies.contains(&vocabulary));
+    let Some(family) = family else { return Vec::new() };
+    let name = name.to_lowercase();
+    let by_name = ["instruct", "chat", "-it"].iter().any(|part| name.contains(part));
+    // Qwen 3 has it the other way round.
+    let talks = by_name || (name.contains("qwen3") && !name.contains("base"));
+    // Depth and width: what memory grows with.
+    let own = size("num_hidden_layers") * size("hidden_size") * size("intermediate_size");
+    let named = |member: &Member| match talks {
+        true => member.chat.or(member.base),
+        false => member.base.or(member.chat),
+    };
+    let smaller = family.members.iter().rev().filter(|one| one.layers * one.hidden * one.intermediate < own);
+    smaller.filter_map(|member| KnownModel::of(family, member, named(member)?).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Settings, build};
+    use halfbyte_backend::Kind;
+
+    /// Billions of parameters, as a model's name rounds them: "8B", "135M".
+    fn billions(name: &str) -> Option<f64> {
+        let parts = name.split(['-', '/']);
+        let sized = |part: &str| {
+            let (number, unit) = part.split_at_checked(part.len().checked_sub(1)?)?;
+            let number: f64 = number.parse().ok()?;
+            match unit {
+                "B" | "b" => Some(number),
+                "M" | "m" => Some(number / 1000.0),
+                _ => None,
+            }
+        };
+        parts.filter_map(sized).next_back()
+    }
+
+    #[test]
+    fn every_member_is_a_model_of_the_size_that_its_name_says() {
+        let mut named = 0;
+        for family in FAMILIES {
+            let mut before = 0;
+            for member in family.members {
+                for name in [member.base, member.chat].into_iter().flatten() {
+                    let model = KnownModel::of(family, member, name).unwrap();
+                    let blueprint = build(model.config(), &model, &Settings::default())
+                        .unwrap_or_else(|error| panic!("{name}: {error}"));
+                    assert_eq!(blueprint.blocks.len(), member.layers + 2, "{name}");
+                    let elements = |want: &halfbyte_backend::Want| match &want.kind {
+                        Kind::Linear(shape) => shape.rows() as u64 * shape.cols() as u64,
+                        _ => 0,
+                    };
+                    let found: u64 = blueprint.wants.iter().map(elements).sum();
+                    assert!(found >= before, "{name} is smaller than the one before it");
+                    before = found;
+                    let Some(wanted) = billions(name) else { continue };
+                    named += 1;
+                    // Names round generously: 0.5 for 0.49, 1 for 1.24, 2 for 2.6, 3 for 3.2.
+                    let ratio = found as f64 / 1e9 / wanted;
+                    assert!((0.9..1.35).contains(&ratio), "{name}: {found} weights");
+                    assert!(family.vocabularies.contains(&member.vocabulary), "{name}");
+                }
+            }
+        }
+        assert!(named > 40, "{named}");
+    }
+
+    #[test]
+    fn known_counts() {
+        // As the Hub's safetensors headers sum them, norms and biases apart.
+        for (name, wanted) in [
+            ("meta-llama/Llama-3.2-1B", 1_235_746_816_u64),
+            ("meta-llama/Llama-3.1-8B", 8_029_995_008),
+            ("meta-llama/Llama-2-7b-hf", 6_738_149_376),
+        ] {
+            let (family, member) = FAMILIES
+                .iter()
+                .flat_map(|family| family.members.iter().map(move |member| (family, member)))
+                .find(|(_, member)| member.base == Some(name))
+                .unwrap();
+            let model = KnownModel::of(family, member, name).unwrap();
+            let blueprint = build(model.config(), &model, &Settings::default()).unwrap();
+            let elements = |want: &halfbyte_backend::Want| match &want.kind {
+                Kind::Linear(shape) => shape.rows() as u64 * shape.cols() as u64,
+                _ => 0,
+            };
+            let found: u64 = blueprint.wants.iter().map(elements).sum();
+            assert_eq!(found, wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn smaller_ones_are_of_the_same_kind_and_the_largest_comes_first() {
+        let names = |json: &str, name: &str| -> Vec<&str> {
+            let config = ModelConfig::parse("config.json", json.as_bytes()).unwrap();
+            smaller_of_the_family(&config, name).iter().map(|one| one.name).collect()
+        };
+        let llama = |layers: usize, hidden: usize, intermediate: usize, vocabulary: usize| {
+            format!(
+                r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": {layers},
+                "hidden_size": {hidden}, "intermediate_size": {intermediate}, "vocab_size": {vocabulary}}}"#
+            )
+        };
+        let eight = llama(32, 4096, 14336, 128256);
+        assert_eq!(
+            names(&eight, "meta-llama/Llama-3.1-8B"),
+            ["meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.2-1B"]
+        );
+        assert_eq!(names(&eight, "someone/Llama-3-8b-Chat")[0], "meta-llama/Llama-3.2-3B-Instruct");
+        let thirteen = names(&llama(40, 5120, 13824, 32000), "meta-llama/Llama-2-13b-hf");
+        assert_eq!(thirteen, ["meta-llama/Llama-2-7b-hf", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"]);
+        assert!(names(&llama(22, 2048, 5632, 32000), "TinyLlama/TinyLlama_v1.1").is_empty());
+        assert!(names(&llama(32, 4096, 14336, 7), "nobody/knows").is_empty());
+    }
+}
