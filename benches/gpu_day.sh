@@ -1,13 +1,18 @@
 #!/bin/sh
 # Everything that is to be measured on a machine with a GPU, with a prebuilt `halfbyte` and nothing else.
 #
-# Usage: gpu_day.sh HALFBYTE [--device wgpu:0]... [--shapes "tinyllama-1.1b llama-2-7b"] [--out DIR] [--quick]
+# Usage: gpu_day.sh HALFBYTE [--device wgpu:0]... [--shapes "llama-2-7b tinyllama-1.1b"] [--out DIR] [--minutes 25] [--quick]
 #
-# For every GPU (or the devices that are named, a software one included): `doctor`, then `bench --profile` of each shape,
-# prompts of 512 and 2048, contexts of 0 and 4096. JSON and what was said on stderr go to DIR/NAME (benches/results), NAME
-# being the maker's name for the device, with `summary.txt` for people. `--quick` is for trying the script: short prompts
-# and few tokens. Where `llama-bench` is on the PATH and Python has `gguf` ($PYTHON, else python3), llama.cpp's Vulkan
-# is measured on Q4_0 files of the same shapes. A step that fails is named and the others go on; the exit code is 1 then.
+# For every GPU (or the devices that are named, a software one included): `doctor`, then `bench` of each shape. A device
+# of CUDA (`cuda:N`; `cube:0` runs the same kernels on a wgpu adapter) is also measured by each way to launch and to look
+# up, and in turns with the same card under wgpu and with transformers over bitsandbytes, where `$PYTHON` (else python3)
+# has them. Where `llama-bench` is on the PATH and Python has `gguf`, llama.cpp is measured on Q4_0 files of the same
+# shapes. CUDA's devices come first, and of each what matters most.
+#
+# JSON and what was said on stderr go to DIR/NAME/KIND (benches/results), NAME being the maker's name for the device, with
+# `summary.txt` for people, to which every step adds its line as it ends: a run that is cut off can be read. Every step
+# has a limit of time, all together have `--minutes`; a step that fails, or for which there is no time, is named and the
+# others go on; the exit code is 1 then. `--quick` is for trying the script: short prompts and few tokens.
 set -u
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -15,54 +20,153 @@ usage() { sed -n '4p' "$0" | cut -c3-; exit 2; }
 [ $# -ge 1 ] || usage
 halfbyte=$1
 shift
-devices="" shapes="tinyllama-1.1b llama-2-7b" out=$here/results quick=""
+devices="" shapes="llama-2-7b tinyllama-1.1b" out=$here/results minutes=25 quick=""
 while [ $# -gt 0 ]; do
     case $1 in
         --device) [ $# -ge 2 ] || usage; devices="$devices $2"; shift 2 ;;
         --shapes) [ $# -ge 2 ] || usage; shapes=$2; shift 2 ;;
         --out) [ $# -ge 2 ] || usage; out=$2; shift 2 ;;
+        --minutes) [ $# -ge 2 ] || usage; minutes=$2; shift 2 ;;
         --quick) quick=1; shift ;;
         *) usage ;;
     esac
 done
+deadline=$(($(date +%s) + minutes * 60))
 
-prefill=512,2048 decode_at=0,4096 tokens=64 repeats=5
-if [ -n "$quick" ]; then prefill=16 decode_at=0,64 tokens=4 repeats=1; fi
+prefill=512,2048 decode_at=0,4096 tokens=64 repeats=5 prompt=512
+if [ -n "$quick" ]; then prefill=16 decode_at=0,64 tokens=4 repeats=1 prompt=16; fi
 
 # One line for each device: NAME|ADAPTER|KIND.
-listed=$("$halfbyte" devices --json | tr '{' '\n' |
-    sed -n 's/.*"device":"\([^"]*\)","adapter":"\([^"]*\)".*"kind":"\([^"]*\)".*/\1|\2|\3/p') || exit 1
+listed=$("$halfbyte" devices --json 2>/dev/null | tr '{' '\n' |
+    sed -n 's/.*"device":"\([^"]*\)","adapter":"\([^"]*\)".*"kind":"\([^"]*\)".*/\1|\2|\3/p')
 [ -n "$listed" ] || { echo "error: \`$halfbyte devices --json\` lists no device" >&2; exit 1; }
 if [ -z "$devices" ]; then
-    devices=$(echo "$listed" | sed -n 's/^\([^|]*\)|.*|\(discrete_gpu\|integrated_gpu\)$/\1/p')
-    [ -n "$devices" ] || { echo "error: no GPU here; name a software one with --device to try the script" >&2; exit 1; }
+    gpus=$(echo "$listed" | sed -n 's/^\([^|]*\)|.*|\(discrete_gpu\|integrated_gpu\)$/\1/p')
+    devices="$(echo "$gpus" | grep '^cuda:') $(echo "$gpus" | grep -v '^cuda:')"
+    [ -n "$gpus" ] || { echo "error: no GPU here; name a software one with --device to try the script" >&2; exit 1; }
 fi
 
-failed=""
-# step NAME COMMAND...: its stdout to NAME.json, its stderr to NAME.log.
-step() {
-    name=$1
+failed="" setting=""
+# with VARIABLE=VALUE COMMAND...: one of the functions below, whose `halfbyte` gets this setting.
+with() {
+    setting=$1
     shift
-    echo "$device: $name"
-    if ! "$@" >"$dir/$name.json" 2>"$dir/$name.log"; then
-        echo "  failed: $(tail -n 1 "$dir/$name.log")"
+    "$@"
+    setting=""
+}
+say() { echo "$1" >>"$dir/summary.txt"; echo "$device: $1"; }
+
+# step SECONDS NAME COMMAND...: its stdout to NAME.json, its stderr to NAME.log.
+step() {
+    limit=$1 name=$2
+    shift 2
+    left=$((deadline - $(date +%s)))
+    if [ "$left" -lt 10 ]; then
+        say "$name: no time left"
         failed="$failed $device:$name"
+        return 1
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
+    timeout -k 5 "$limit" env $setting "$@" >"$dir/$name.json" 2>"$dir/$name.log"
+    code=$?
+    if [ "$code" -ne 0 ]; then
+        say "$name: FAILED ($code): $(tail -n 1 "$dir/$name.log")"
+        failed="$failed $device:$name"
+        return 1
     fi
 }
 
+# figures NAME: the rows of a bench, one line each.
+figures() {
+    tr '{' '\n' <"$dir/$1.json" | sed -n \
+        -e 's/.*"prefill_tokens":\([0-9]*\),"prefill_tokens_per_second":\([0-9]*\.[0-9]\).*/prefill \1: \2 tokens\/s/p' \
+        -e 's/.*"context":\([0-9]*\),"decode_tokens_per_second":\([0-9]*\.[0-9]\).*"share_of_limit":\([0-9.]*\).*"dispatches_per_token":\([0-9.]*\).*/decode at \1: \2 tokens\/s, \3 of the read bandwidth, \4 launches/p' \
+        -e 's/.*"context":\([0-9]*\),"decode_tokens_per_second":\([0-9]*\.[0-9]\).*"share_of_limit":\([0-9.]*\).*/decode at \1: \2 tokens\/s, \3 of the read bandwidth/p' \
+        -e 's/.*"host_seconds_per_token":\([0-9.e-]*\).*/host seconds a token: \1/p' |
+        while read -r line; do say "$1: $line"; done
+}
+
+# bench NAME DEVICE SHAPE MORE...: all figures of a shape.
+bench() {
+    name=$1 on=$2 shape=$3
+    shift 3
+    step 240 "$name" "$halfbyte" bench --shape "$shape" --device-map "$on" --tokens "$tokens" --repeats "$repeats" \
+        "$@" --json && figures "$name"
+}
+
+doctor() {
+    step 180 "$1" "$halfbyte" doctor --device "$device" --json &&
+        say "$1: $(sed -n 's/.*"passed":\([0-9]*\),"failed":\([0-9]*\).*/\1 passed, \2 failed/p' "$dir/$1.json" | head -n 1)"
+}
+
 # llama.cpp beside it, if it is there.
-peer() {
-    shape=$1
+llama() {
     command -v llama-bench >/dev/null 2>&1 || return 0
-    file=${TMPDIR:-/tmp}/halfbyte-$shape-q4_0.gguf
+    file=${TMPDIR:-/tmp}/halfbyte-$1-q4_0.gguf
     if [ ! -f "$file" ]; then
-        "${PYTHON:-python3}" "$here/make_gguf.py" "$shape" "$file" >"$dir/gguf-$shape.log" 2>&1 || {
-            echo "$device: llama-bench is here, but no Python with gguf: pip install -r $here/requirements.txt"
+        timeout 180 "${PYTHON:-python3}" "$here/make_gguf.py" "$1" "$file" >"$dir/gguf-$1.log" 2>&1 || {
+            rm -f "$file"
+            say "llama-bench is here, but no file for it: pip install -r benches/requirements.txt, and see gguf-$1.log"
             return 0
         }
     fi
-    step "llama-bench-$shape-prefill" llama-bench -m "$file" -ngl 99 -p "$prefill" -n 0 -r "$repeats" -o json
-    step "llama-bench-$shape-decode" llama-bench -m "$file" -ngl 99 -p 0 -n "$tokens" -d "$decode_at" -r "$repeats" -o json
+    for part in "prefill -p $prefill -n 0" "decode -p 0 -n $tokens -d $decode_at"; do
+        # shellcheck disable=SC2086
+        set -- "$1" $part
+        shape=$1 kind=$2
+        shift 2
+        step 180 "llama-bench-$shape-$kind" llama-bench -m "$file" -ngl 99 "$@" -r "$repeats" -o json &&
+            sed -n 's/.*"avg_ts": \([0-9.]*\).*/\1/p' "$dir/llama-bench-$shape-$kind.json" |
+            while read -r rate; do say "llama-bench-$shape-$kind: $rate tokens/s"; done
+        set -- "$shape"
+    done
+}
+
+# transformers over bitsandbytes between two runs of ours, if a Python has both.
+bitsandbytes() {
+    "${PYTHON:-python3}" -c 'import bitsandbytes, torch, transformers' 2>/dev/null || return 0
+    on=$device
+    [ "${on%%:*}" = cuda ] || return 0
+    step 240 "bitsandbytes-$1" "${PYTHON:-python3}" "$here/bitsandbytes_cuda.py" "$halfbyte" --device "$on" --shape "$1" \
+        --prompt "$prompt" --tokens "$tokens" --runs "$repeats" --json || return 0
+    tr '{' '\n' <"$dir/bitsandbytes-$1.json" |
+        sed -n 's/.*"name": "\([^"]*\)".*second": \([0-9.]*\).*second": \([0-9.]*\).*/\1: prefill \2, decode \3 tokens\/s/p' |
+        while read -r line; do say "bitsandbytes-$1: $line"; done
+}
+
+# What only CUDA's kernels have: ways to launch, to look up, and to multiply in prompts.
+cuda() {
+    first=${shapes%% *}
+    doctor doctor
+    with HALFBYTE_CUDA_LAUNCH=graph doctor doctor-graph
+    bench "bench-$first" "$device" "$first" --prefill "$prefill" --decode-at "$decode_at"
+    # In turns with the same card under wgpu.
+    twin=$(echo "$listed" | grep -v "^$device|" | sed -n 's/^\(wgpu:[0-9]*\)|.*/\1/p' | head -n 1)
+    if [ -n "$twin" ]; then
+        for turn in 1 2; do
+            bench "turn-$turn-cuda-$first" "$device" "$first" --decode-at 0
+            bench "turn-$turn-wgpu-$first" "$twin" "$first" --decode-at 0
+        done
+    fi
+    bitsandbytes "$first"
+    llama "$first"
+    for way in cubecl stream graph; do
+        with HALFBYTE_CUDA_LAUNCH=$way bench "launch-$way-$first" "$device" "$first" --decode-at 0
+    done
+    with HALFBYTE_CUDA_LOOKUP=pairs bench "lookup-pairs-$first" "$device" "$first" --decode-at 0
+    with HALFBYTE_CUDA_LOOKUP=pairs doctor doctor-pairs
+    with HALFBYTE_CUDA_CORES=off bench "cores-off-$first" "$device" "$first" --prefill "$prefill"
+    for shape in $shapes; do
+        [ "$shape" = "$first" ] || bench "bench-$shape" "$device" "$shape" --prefill "$prefill" --decode-at "$decode_at"
+    done
+}
+
+any_gpu() {
+    doctor doctor
+    for shape in $shapes; do
+        bench "bench-$shape" "$device" "$shape" --prefill "$prefill" --decode-at "$decode_at" --profile
+        llama "$shape"
+    done
 }
 
 for device in $devices; do
@@ -71,26 +175,15 @@ for device in $devices; do
     name=$(echo "$adapter" | tr 'A-Z' 'a-z' | sed 's/[^a-z0-9]\{1,\}/-/g; s/^-//; s/-$//')
     dir=$out/$name/$(echo "$device" | sed 's/:.*//')
     mkdir -p "$dir" || exit 1
+    echo "$adapter ($device), $(date -u +%Y-%m-%d), $("$halfbyte" --version)" >"$dir/summary.txt"
     "$halfbyte" devices --json >"$dir/devices.json" 2>/dev/null
     if command -v nvidia-smi >/dev/null 2>&1; then
-        nvidia-smi -q >"$dir/nvidia-smi.txt" 2>&1
+        timeout 20 nvidia-smi -q >"$dir/nvidia-smi.txt" 2>&1
     fi
-    step doctor "$halfbyte" doctor --device "$device" --json
-    for shape in $shapes; do
-        step "bench-$shape" "$halfbyte" bench --shape "$shape" --device-map "$device" --prefill "$prefill" \
-            --decode-at "$decode_at" --tokens "$tokens" --repeats "$repeats" --profile --json
-        peer "$shape"
-    done
-    {
-        echo "$adapter ($device), $(date -u +%Y-%m-%d)"
-        for shape in $shapes; do
-            echo "$shape"
-            tr '{' '\n' <"$dir/bench-$shape.json" | sed -n \
-                -e 's/.*"prefill_tokens":\([0-9]*\),"prefill_tokens_per_second":\([0-9]*\.[0-9]\).*/  prefill \1: \2 tokens\/s/p' \
-                -e 's/.*"context":\([0-9]*\),"decode_tokens_per_second":\([0-9]*\.[0-9]\).*"share_of_limit":\([0-9.]*\).*/  decode at \1: \2 tokens\/s, \3 of the read bandwidth/p' \
-                -e 's/.*"host_seconds_per_token":\([0-9.e-]*\).*/  host seconds a token: \1/p'
-        done
-    } >"$dir/summary.txt"
+    case $device in
+        cuda:* | cube:*) cuda ;;
+        *) any_gpu ;;
+    esac
     echo "$device: results in $dir"
 done
 [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

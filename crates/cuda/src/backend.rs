@@ -7,7 +7,7 @@ use crate::kernels::variant::{Lookup, Team};
 use crate::layout::{CubeLayout, STAGING};
 use crate::program::CubeProgram;
 use crate::program_plan::{ProgramPlan, Role};
-use crate::recording::{OneByOne, Recorder};
+use crate::recording::{OneByOne, Recorder, Trial};
 use crate::staging::{Uploader, persistent};
 use crate::weight::{WeightLayout, aligned};
 use cubecl::prelude::*;
@@ -96,12 +96,24 @@ impl<R: Runtime> CubeBackend<R> {
         self
     }
 
-    /// The same backend, whose decode steps are recorded and replayed through CubeCL: for tests.
+    /// The same backend, whose decode steps are recorded and replayed through CubeCL, on `trial` or trusted: for
+    /// tests.
     #[doc(hidden)]
     #[must_use]
-    pub fn with_recordings(self) -> Self {
-        let recorder = OneByOne { device: self.device().to_owned(), client: self.client };
+    pub fn with_recordings(self, trial: Option<Trial>) -> Self {
+        let recorder = OneByOne {
+            device: self.device().to_owned(),
+            client: self.client,
+            trial,
+            verdicts: RefCell::default(),
+        };
         self.with_recorder(Rc::new(recorder))
+    }
+
+    /// How the trials of recorded steps ended, in words: for tests.
+    #[doc(hidden)]
+    pub fn trials(&self) -> Vec<String> {
+        self.recorder.as_ref().map(|recorder| recorder.verdicts()).unwrap_or_default()
     }
 
     /// The same backend with decode steps recorded by `recorder`.

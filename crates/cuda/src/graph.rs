@@ -5,22 +5,36 @@
 //! over the very buffers that CubeCL allocated, and a stream can be captured.
 //!
 //! # The arithmetic
-//! An H200 reads Llama-2-7B's 3.6 GiB in 0.81 ms (4.8 TB/s); 60 % of that is 1.35 ms a token. A token is 163
-//! launches (five a layer, `embed`, head, `argmax`), so a launch may cost 8.3 µs in all, its part of the work
-//! included, of which 5 µs are reading:
+//! A token of Llama-2-7B reads 3.60 GB: 3.34 of codes and scales, 0.26 of the head in 16 bits. At their nominal rates an
+//! H100 takes 1.08 ms for that (3.35 TB/s), an H200 0.75 (4.8 TB/s); kernels that reach 85 % of it take 1.27 and 0.88.
+//! A token is 163 launches (five a layer, `embed`, head, the choice). What a launch costs the host, and what it leaves
+//! idle between two kernels on the device, decides the rest:
 //!
-//! | way | host time of a launch | host time of a token | can it reach 60 %? |
-//! |---|---|---|---|
-//! | through CubeCL | 18 to 45 µs | 2.9 to 7.3 ms | no: 11 to 28 % |
-//! | `cuLaunchKernel` | 2 to 4 µs | 0.3 to 0.7 ms | just: the host keeps ahead, 3 µs of drain and fill a launch |
-//! | a graph | about 10 µs for all | 0.01 ms | yes: 1 to 1.5 µs between nodes, 0.16 to 0.25 ms a token |
-//! | one persistent kernel | about 5 µs for all | 0.01 ms | yes: a grid barrier is 1 to 2 µs, 163 of them |
+//! | way | host, a launch | idle, a launch | H100, a token | H200, a token | of the bandwidth |
+//! |---|---|---|---|---|---|
+//! | through CubeCL | 18 to 45 µs | | 2.9 to 7.3 ms | 2.9 to 7.3 ms | 15 to 37 %, 10 to 26 % |
+//! | `cuLaunchKernel` | 2 to 4 µs, hidden | 3 µs | 1.75 ms | 1.37 ms | 61 %, 55 % |
+//! | a graph | 10 µs for all | 1 to 1.5 µs | 1.43 to 1.51 ms | 1.04 to 1.12 ms | 71 to 75 %, 67 to 72 % |
+//! | one persistent kernel | 5 µs for all | 1 to 2 µs, a grid barrier | 1.43 to 1.59 ms | 1.04 to 1.20 ms | 68 to 75 %, 62 to 72 % |
 //!
 //! A graph and a persistent kernel leave the same gaps between steps. The graph runs the kernels that the
 //! conformance table runs, one by one; a persistent kernel would be a second copy of all of them in one, with its
-//! registers and shared memory those of the worst step. So the graph is the choice, as soon as it has been measured:
-//! `HALFBYTE_CUDA_LAUNCH=graph` (or `stream`, for separate launches on the own stream; `cubecl` is the default).
-//! All of this is arithmetic from published costs: none of it was measured on a GPU yet.
+//! registers and shared memory those of the worst step. So the graph is the choice.
+//!
+//! All of this is arithmetic from published costs: none of it was measured on a GPU yet. So the graph is on trial: the
+//! first step of each kind runs through CubeCL and as a graph, and the graph is kept if it says the same sooner (module
+//! `trial`). `HALFBYTE_CUDA_LAUNCH` decides without a trial: `cubecl`, `stream` (one `cuLaunchKernel` each) or `graph`.
+//!
+//! # What capture asks for
+//! - Between begin and end only launches go to the stream, from this thread: nothing is allocated, copied or waited for,
+//!   so the thread-local mode refuses nothing that other threads do. Buffers are CubeCL's and stay where they are.
+//! - Kernels are loaded before: the driver may load a function when it is first launched, so the first replay launches
+//!   one by one, and the second captures.
+//! - The driver copies a launch's parameters into the graph; only buffers' contents change, the row metadata among them.
+//! - Metadata goes up and answers come down through page-locked memory: with other memory the driver may wait for the
+//!   stream before it copies.
+//! - CubeCL's allocations are stream-ordered on its own stream. Ours starts after CubeCL was waited for, and CubeCL goes
+//!   on after ours has ended (`Recorder::finish`), so neither meets the other's work.
 
 use crate::guard::caught;
 use crate::launch::{Arg, Counts, Element, Kernel, Launch, Visitor};
@@ -32,7 +46,7 @@ use cubecl::{Compiler, CubeTask, InfoBuilder};
 use cudarc::driver::sys;
 use cudarc::driver::{DriverError, result as driver};
 use halfbyte_backend::{Fault, Fut};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_void};
 use std::rc::Rc;
 
@@ -45,15 +59,18 @@ pub(crate) enum Way {
     Stream,
     /// As one graph.
     Graph,
+    /// As one graph, if that says the same as CubeCL's launches, sooner.
+    Trial,
 }
 
 impl Way {
     /// What `HALFBYTE_CUDA_LAUNCH` asks for.
     pub(crate) fn wanted(wanted: Option<&str>) -> Self {
         match wanted {
+            Some("cubecl") => Way::Cubecl,
             Some("stream") => Way::Stream,
             Some("graph") => Way::Graph,
-            _ => Way::Cubecl,
+            _ => Way::Trial,
         }
     }
 }
@@ -149,12 +166,13 @@ struct Stream {
     device: String,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// Page-locked answers that are free.
-    answers: RefCell<Vec<Answer>>,
+    /// Page-locked memory that is free.
+    pages: RefCell<Vec<Pages>>,
 }
 
-/// Page-locked host memory for an answer, and the event that says that it is there.
-struct Answer {
+/// Page-locked host memory for a step, its metadata and behind it its answer, and the event that says that the answer
+/// is there.
+struct Pages {
     bytes: *mut u8,
     len: usize,
     event: sys::CUevent,
@@ -177,18 +195,18 @@ impl Stream {
         self.call("waiting for the device", || unsafe { driver::stream::synchronize(self.stream) })
     }
 
-    /// An answer of `len` bytes that nobody uses.
-    fn answer(&self, len: usize) -> Result<Answer, Fault> {
-        let mut free = self.answers.borrow_mut();
-        if let Some(index) = free.iter().position(|answer| answer.len >= len) {
+    /// `len` bytes that nobody uses.
+    fn pages(&self, len: usize) -> Result<Pages, Fault> {
+        let mut free = self.pages.borrow_mut();
+        if let Some(index) = free.iter().position(|pages| pages.len >= len) {
             return Ok(free.swap_remove(index));
         }
         self.call("page-locked memory", || {
             let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
             let event = driver::event::create(flags)?;
-            // SAFETY: plain bytes, read only after the device has written them.
+            // SAFETY: plain bytes, read only after somebody has written them.
             match unsafe { driver::malloc_host(len, 0) } {
-                Ok(bytes) => Ok(Answer { bytes: bytes.cast(), len, event }),
+                Ok(bytes) => Ok(Pages { bytes: bytes.cast(), len, event }),
                 Err(error) => {
                     // SAFETY: the event was just made and nobody waits for it.
                     let _ = unsafe { driver::event::destroy(event) };
@@ -203,11 +221,11 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // Errors of a device that is lost change nothing here.
         let _ = self.finish();
-        for answer in self.answers.borrow_mut().drain(..) {
-            // SAFETY: both were made by `answer`, and all work that used them has ended.
+        for pages in self.pages.borrow_mut().drain(..) {
+            // SAFETY: both were made by `pages`, and all work that used them has ended.
             unsafe {
-                let _ = driver::free_host(answer.bytes.cast());
-                let _ = driver::event::destroy(answer.event);
+                let _ = driver::free_host(pages.bytes.cast());
+                let _ = driver::event::destroy(pages.event);
             }
         }
         // SAFETY: the stream is ours, and idle.
@@ -246,7 +264,7 @@ impl CudaRecorder {
             let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking).map_err(lost)?;
             (context, stream, major * 10 + minor)
         };
-        let stream = Stream { device: device.to_owned(), context, stream, answers: RefCell::default() };
+        let stream = Stream { device: device.to_owned(), context, stream, pages: RefCell::default() };
         let architecture = format!("sm_{version}{}", if version >= 90 { "a" } else { "" });
         Ok(Self { client, stream: Rc::new(stream), architecture, functions: RefCell::default(), way })
     }
@@ -326,20 +344,73 @@ impl Prepared {
 struct Recorded {
     stream: Rc<Stream>,
     launches: Vec<Prepared>,
-    graph: Option<sys::CUgraphExec>,
+    graph: Cell<Graph>,
     places: u64,
-    places_bytes: u64,
+    places_bytes: usize,
     answer: u64,
     answer_bytes: usize,
+}
+
+/// What becomes of a list.
+#[derive(Clone, Copy)]
+enum Graph {
+    /// It is launched one by one.
+    Not,
+    /// It is captured once it has been launched, which loads its kernels.
+    Next {
+        launched: bool,
+    },
+    Is(sys::CUgraphExec),
 }
 
 impl Drop for Recorded {
     fn drop(&mut self) {
         let _ = self.stream.finish();
-        if let Some(graph) = self.graph {
+        if let Graph::Is(graph) = self.graph.get() {
             // SAFETY: the graph is ours and does not run any more.
-            let _ = unsafe { driver::graph::exec_destroy(graph) };
+            let _ = self.stream.call("a graph", || unsafe { driver::graph::exec_destroy(graph) });
         }
+    }
+}
+
+impl Recorded {
+    /// The launches as a graph.
+    fn capture(&self) -> Result<sys::CUgraphExec, Fault> {
+        let stream = self.stream.stream;
+        self.stream.call("capturing a graph", || {
+            // SAFETY: the stream is ours; only launches go to it between begin and end, and the graph that they become
+            // is destroyed once it is instantiated.
+            unsafe {
+                let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+                driver::stream::begin_capture(stream, mode)?;
+                let launched = self.launches.iter().try_for_each(|launch| launch.launch(stream));
+                // Also where a launch failed: a capture that does not end would break the stream.
+                let graph = driver::stream::end_capture(stream);
+                launched?;
+                let graph = graph?;
+                let exec = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+                driver::graph::destroy(graph)?;
+                exec
+            }
+        })
+    }
+
+    /// How this replay is launched. A graph that cannot be captured is done without.
+    fn graph(&self) -> Option<sys::CUgraphExec> {
+        let (next, now) = match self.graph.get() {
+            Graph::Not => (Graph::Not, None),
+            Graph::Is(graph) => (Graph::Is(graph), Some(graph)),
+            Graph::Next { launched: false } => (Graph::Next { launched: true }, None),
+            Graph::Next { launched: true } => match self.capture() {
+                Ok(graph) => (Graph::Is(graph), Some(graph)),
+                Err(fault) => {
+                    tracing::warn!("{fault}: kernels are launched one by one");
+                    (Graph::Not, None)
+                }
+            },
+        };
+        self.graph.set(next);
+        now
     }
 }
 
@@ -353,33 +424,23 @@ impl Recorder for CudaRecorder {
     ) -> Result<Box<dyn Recording>, Fault> {
         let prepare = |launch| self.prepare(launch, places, counts);
         let launches = launches.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-        let stream = self.stream.stream;
         let graph = match self.way {
-            Way::Graph => Some(self.stream.call("capturing a graph", || {
-                // SAFETY: the stream is ours; only launches go to it between begin and end, and the graph that they
-                // become is destroyed once it is instantiated.
-                unsafe {
-                    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-                    driver::stream::begin_capture(stream, mode)?;
-                    let launched = launches.iter().try_for_each(|launch| launch.launch(stream));
-                    let graph = driver::stream::end_capture(stream)?;
-                    launched?;
-                    let exec = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-                    driver::graph::destroy(graph)?;
-                    exec
-                }
-            })?),
-            Way::Stream | Way::Cubecl => None,
+            Way::Graph | Way::Trial => Graph::Next { launched: false },
+            Way::Stream | Way::Cubecl => Graph::Not,
         };
         Ok(Box::new(Recorded {
             stream: Rc::clone(&self.stream),
             launches,
-            graph,
+            graph: Cell::new(graph),
             places: self.pointer(places)?,
-            places_bytes: places.size_in_used(),
+            places_bytes: places.size_in_used() as usize,
             answer: self.pointer(answer)?,
             answer_bytes: answer.size_in_used() as usize,
         }))
+    }
+
+    fn on_trial(&self) -> bool {
+        self.way == Way::Trial
     }
 
     fn finish(&self) -> Result<(), Fault> {
@@ -389,27 +450,35 @@ impl Recorder for CudaRecorder {
 
 impl Recording for Recorded {
     fn replay(&self, words: &[u32]) -> Result<Fut<'static, Vec<u8>>, Fault> {
-        if std::mem::size_of_val(words) as u64 > self.places_bytes {
+        let sent: &[u8] = bytemuck::cast_slice(words);
+        if sent.len() > self.places_bytes {
             return Err(Fault::Internal(format!("{} words of metadata", words.len())));
         }
         let len = self.answer_bytes;
-        let to = self.stream.answer(len)?;
+        let pages = self.stream.pages(self.places_bytes + len)?;
+        // SAFETY: `sent` fits before `places_bytes`, where the answer begins; nobody else has these pages.
+        let (up, down) = unsafe {
+            std::ptr::copy_nonoverlapping(sent.as_ptr(), pages.bytes, sent.len());
+            let down = std::slice::from_raw_parts_mut(pages.bytes.add(self.places_bytes), len);
+            (std::slice::from_raw_parts(pages.bytes, sent.len()), down)
+        };
         let stream = self.stream.stream;
+        let graph = self.graph();
         let started = self.stream.call("replaying a step", || {
-            // SAFETY: `places` holds `words` (checked above); the driver has taken pageable memory of this size in
-            // before it returns. `to` is as long as `len` and stays until its event has come.
+            // SAFETY: `places` holds as many bytes as `up` (checked above), `answer` holds `len`; the pages stay until
+            // their event has come.
             unsafe {
-                driver::memcpy_htod_async(self.places, words, stream)?;
-                match self.graph {
+                driver::memcpy_htod_async(self.places, up, stream)?;
+                match graph {
                     Some(graph) => driver::graph::launch(graph, stream)?,
                     None => self.launches.iter().try_for_each(|launch| launch.launch(stream))?,
                 }
-                let bytes = std::slice::from_raw_parts_mut(to.bytes, len);
-                driver::memcpy_dtoh_async(bytes, self.answer, stream)?;
-                driver::event::record(to.event, stream)
+                driver::memcpy_dtoh_async(down, self.answer, stream)?;
+                driver::event::record(pages.event, stream)
             }
         });
-        let pending = Pending { stream: Rc::clone(&self.stream), answer: Some(to), len };
+        let stream = Rc::clone(&self.stream);
+        let pending = Pending { stream, pages: Some(pages), at: self.places_bytes, len };
         started?;
         Ok(Box::pin(async move { pending.bytes() }))
     }
@@ -418,27 +487,29 @@ impl Recording for Recorded {
 /// An answer on its way. Whether it is awaited or not, its memory goes back when it has come.
 struct Pending {
     stream: Rc<Stream>,
-    answer: Option<Answer>,
+    pages: Option<Pages>,
+    /// Where the answer begins, and its bytes.
+    at: usize,
     len: usize,
 }
 
 impl Pending {
     fn bytes(&self) -> Result<Vec<u8>, Fault> {
-        let Some(answer) = &self.answer else { return Ok(Vec::new()) };
+        let Some(pages) = &self.pages else { return Ok(Vec::new()) };
         // SAFETY: the event is ours; after it the device has written `len` bytes, and writes no more.
         unsafe {
-            self.stream.call("reading an answer", || driver::event::synchronize(answer.event))?;
-            Ok(std::slice::from_raw_parts(answer.bytes, self.len).to_vec())
+            self.stream.call("reading an answer", || driver::event::synchronize(pages.event))?;
+            Ok(std::slice::from_raw_parts(pages.bytes.add(self.at), self.len).to_vec())
         }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        let Some(answer) = self.answer.take() else { return };
+        let Some(pages) = self.pages.take() else { return };
         // SAFETY: as above; an event that was never recorded is there at once.
-        let _ = self.stream.call("an answer", || unsafe { driver::event::synchronize(answer.event) });
-        self.stream.answers.borrow_mut().push(answer);
+        let _ = self.stream.call("an answer", || unsafe { driver::event::synchronize(pages.event) });
+        self.stream.pages.borrow_mut().push(pages);
     }
 }
 
@@ -450,7 +521,8 @@ mod tests {
 
     #[test]
     fn the_way_is_asked_for() {
-        assert_eq!(Way::wanted(None), Way::Cubecl);
+        assert_eq!(Way::wanted(None), Way::Trial);
+        assert_eq!(Way::wanted(Some("cubecl")), Way::Cubecl);
         assert_eq!(Way::wanted(Some("stream")), Way::Stream);
         assert_eq!(Way::wanted(Some("graph")), Way::Graph);
     }

@@ -19,6 +19,8 @@ pub(crate) struct Hardware {
     pub multiprocessors: Option<u32>,
     /// Units of the widest cubes.
     pub wide_units: usize,
+    /// Units of a cube that draws: its histograms are 64 bytes of shared memory a unit.
+    pub draw_units: usize,
     /// Rows of `x` in a tile of the tiled product.
     pub tile_batch: usize,
     /// Cubes along each dimension at most.
@@ -37,6 +39,7 @@ impl Hardware {
             team: Team::of(planes),
             multiprocessors: hardware.num_streaming_multiprocessors,
             wide_units: if hardware.max_units_per_cube >= 1024 && planes.is_some() { 1024 } else { 256 },
+            draw_units: if hardware.max_shared_memory_size >= 44 << 10 { 512 } else { 128 },
             tile_batch: if roomy { 64 } else { 32 },
             cubes: hardware.max_cube_count.into(),
             lookup: wanted_lookup(std::env::var("HALFBYTE_CUDA_LOOKUP").ok().as_deref(), planes),
@@ -94,6 +97,7 @@ mod tests {
             team: Team::of(Some(32)),
             multiprocessors: Some(132),
             wide_units: 1024,
+            draw_units: 512,
             tile_batch: 64,
             cubes: [u32::MAX, 65535, 65535],
             lookup: Lookup::Table,

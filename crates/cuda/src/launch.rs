@@ -19,6 +19,7 @@ use crate::kernels::norm_linear::norm_linear::NormLinear;
 use crate::kernels::pre::PreVariant;
 use crate::kernels::pre::pre::Pre;
 use crate::kernels::route::route::Route;
+use crate::kernels::sample::sample::Sample;
 use crate::kernels::variant::{Team, Variant};
 use cubecl::frontend::ArrayCompilationArg;
 use cubecl::prelude::*;
@@ -37,6 +38,8 @@ pub(crate) enum Kernel {
     Route(Team),
     /// With this many units.
     Argmax(usize),
+    /// With this many units.
+    Sample(usize),
 }
 
 /// What an array's elements are.
@@ -132,7 +135,7 @@ impl Kernel {
             Kernel::KvStore(_) => kv_store::UNITS,
             Kernel::Attend(_) => attend::UNITS,
             Kernel::Route(team) => team.units(),
-            Kernel::Argmax(units) => *units,
+            Kernel::Argmax(units) | Kernel::Sample(units) => *units,
         }
     }
 
@@ -173,6 +176,9 @@ impl Kernel {
                 s, c, a(), a(), a(), a(), (), (), (), (), (), (), (), (), v,
             )),
             Kernel::Argmax(v) => visitor.visit(Argmax::<R>::new(s, c, a(), a(), (), (), v)),
+            Kernel::Sample(v) => visitor.visit(Sample::<R>::new(
+                s, c, a(), a(), a(), a(), a(), (), (), (), v,
+            )),
         }
     }
 }

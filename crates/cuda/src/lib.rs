@@ -22,12 +22,13 @@
 //! absmax is decoded in the kernel rather than by a launch of its own. In decode a dense Llama layer is five:
 //! `norm_linear` (norm, q|k|v), `attend` (rope, KV write, split softmax), `norm_linear` (merge, o-projection,
 //! residual), `norm_linear` (norm, gate and up, activation), `norm_linear` (down, residual). Around `L` layers are
-//! `embed`, the head and `argmax`: `5 L + 3`, for Llama-2-7B 163. What precedes a norm (Gemma's and BERT's residuals
+//! `embed`, the head and the choice (`argmax` or `sample`): `5 L + 3`, for Llama-2-7B 163. What precedes a norm (Gemma's and BERT's residuals
 //! and post-norms) is a launch of its own; a mixture of `n` experts is `3 + 2n`, of which those end at once that no row
 //! takes. Prompts take `kv_store` and a norm for each product besides.
 //!
 //! 163 launches through CubeCL are 3 to 7 ms, where an H200 reads the weights in 0.8: the module `graph` has the
-//! arithmetic and the way out, a CUDA graph of the same kernels (`HALFBYTE_CUDA_LAUNCH=graph`).
+//! arithmetic and the way out, a CUDA graph of the same kernels. It has to prove itself on each device: the module
+//! `trial`.
 //!
 //! # Memory
 //! Every buffer is a persistent allocation of CubeCL's, of exactly the bytes that [`CubeLayout`] says; what is
@@ -56,6 +57,7 @@ mod recording;
 mod rows;
 mod sequence;
 mod staging;
+mod trial;
 mod upload;
 mod weight;
 #[cfg(feature = "wgpu")]
@@ -70,3 +72,5 @@ pub use cubecl::wgpu::WgpuRuntime;
 pub use cuda::cuda_devices;
 pub use layout::CubeLayout;
 pub use linear::{CubeLinear, PackedLinear};
+#[doc(hidden)]
+pub use recording::Trial;

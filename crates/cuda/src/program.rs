@@ -1,20 +1,22 @@
 //! A compiled stretch.
 
+mod replay;
+
 use crate::guard::{caught, fault};
 use crate::hardware::Hardware;
 use crate::held::{Held, Wants};
 use crate::launch::{Counts, Launch};
 use crate::pack::pad_rows;
-use crate::program_plan::{ProgramPlan, Role, stride};
+use crate::program_plan::{ProgramPlan, Role, seen_words, stride};
 use crate::recording::{Recorder, Recording};
 use crate::rows::encode;
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::staging::Uploader;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
-use halfbyte_backend::gpu::{Reach, all_apart};
+use halfbyte_backend::gpu::{Reach, all_apart, seen_bits};
 use halfbyte_backend::{
-    Answer, Caps, Fault, Fut, Input, Ledger, Output, Program, Rows, Step, Stretch, Ticket,
+    Answer, Caps, Draw, Fault, Fut, Input, Ledger, Output, Place, Program, Rows, Step, Stretch, Ticket,
 };
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -33,10 +35,10 @@ pub(crate) struct CubeProgram<R: Runtime> {
     reach: Reach,
     bodies: BTreeMap<Manners, Rc<Vec<Launch>>>,
     heads: BTreeMap<Columns, Rc<Vec<Launch>>>,
-    argmax: Option<Rc<Vec<Launch>>>,
+    choices: BTreeMap<Choice, Rc<Vec<Launch>>>,
     /// Before the buffers that they use. None where recording failed once.
-    recordings: BTreeMap<(Counts, bool), Option<Box<dyn Recording>>>,
-    /// How many tokens the last greedy output chose.
+    recordings: BTreeMap<(Counts, Choice), Option<Box<dyn Recording>>>,
+    /// How many tokens the last output chose that chose some.
     chosen: usize,
     dispatches: u64,
     submissions: u64,
@@ -45,6 +47,27 @@ pub(crate) struct CubeProgram<R: Runtime> {
     replayed: bool,
     ledger: Rc<Ledger>,
     tickets: Vec<u64>,
+}
+
+/// What follows the logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Choice {
+    /// They are the answer.
+    None,
+    Greedy,
+    Draw,
+}
+
+impl Choice {
+    /// That of an output that needs logits.
+    fn of(output: &Output<'_>) -> Option<Self> {
+        match output {
+            Output::Logits(_) => Some(Choice::None),
+            Output::Greedy(_) => Some(Choice::Greedy),
+            Output::Sample { .. } => Some(Choice::Draw),
+            Output::Nothing | Output::Hidden => None,
+        }
+    }
 }
 
 /// What comes back, and how it lies.
@@ -93,7 +116,7 @@ impl<R: Runtime> CubeProgram<R> {
             reach,
             bodies: BTreeMap::new(),
             heads: BTreeMap::new(),
-            argmax: None,
+            choices: BTreeMap::new(),
             recordings: BTreeMap::new(),
             chosen: 0,
             dispatches: 0,
@@ -143,13 +166,39 @@ impl<R: Runtime> CubeProgram<R> {
         Ok(head)
     }
 
-    fn argmax(&mut self) -> Result<Rc<Vec<Launch>>, Fault> {
-        if let Some(argmax) = &self.argmax {
-            return Ok(Rc::clone(argmax));
+    fn choice(&mut self, choice: Choice) -> Result<Rc<Vec<Launch>>, Fault> {
+        if let Some(launches) = self.choices.get(&choice) {
+            return Ok(Rc::clone(launches));
         }
-        let argmax = Rc::new(vec![self.sequence().argmax()?]);
-        self.argmax = Some(Rc::clone(&argmax));
-        Ok(argmax)
+        let launches = Rc::new(match choice {
+            Choice::None => Vec::new(),
+            Choice::Greedy => vec![self.sequence().argmax()?],
+            Choice::Draw => vec![self.sequence().sample()?],
+        });
+        self.choices.insert(choice, Rc::clone(&launches));
+        Ok(launches)
+    }
+
+    /// Replaces what sequences have seen where a draw says so, and counts the launches.
+    fn write_seen(&self, places: &[Place], rows: &[u32], draws: &[Draw<'_>]) -> Result<u64, Fault> {
+        let words = seen_words(self.plan.vocabulary);
+        let mut launches = 0;
+        for (&row, draw) in rows.iter().zip(draws) {
+            let Some(seen) = draw.seen else { continue };
+            let bits = seen_bits(seen, words);
+            let sequence = places[row as usize].sequence as usize;
+            let to = self.buffer(Role::Seen)?;
+            launches +=
+                self.uploader().write_rows(to, bytemuck::cast_slice(&bits), words / 4, sequence, 1)?;
+        }
+        Ok(launches)
+    }
+
+    /// What the next [`Input::Chosen`] may take.
+    fn remember_chosen(&mut self, output: &Output<'_>) {
+        if let Output::Greedy(outputs) | Output::Sample { rows: outputs, .. } = output {
+            self.chosen = outputs.len();
+        }
     }
 
     fn buffer(&self, role: Role) -> Result<&Handle, Fault> {
@@ -179,12 +228,18 @@ impl<R: Runtime> CubeProgram<R> {
             _ => {}
         }
         match rows.output {
-            Output::Sample { .. } => Err(Fault::Unsupported {
-                device: self.hardware.device.clone(),
-                what: "a drawn token: the host draws from the logits".into(),
-            }),
             output if output.wants_head() && self.plan.vocabulary == 0 => {
                 Err(Fault::Invalid("logits of a stretch without a head".into()))
+            }
+            Output::Sample { .. } if self.plan.drawn == 0 => {
+                Err(Fault::Invalid("a token is drawn where tokens go in and logits come out".into()))
+            }
+            Output::Sample { rows: wanted, .. }
+                if wanted
+                    .iter()
+                    .any(|&row| rows.places[row as usize].sequence as usize >= self.plan.drawn) =>
+            {
+                Err(Fault::Invalid(format!("draws of more than {} sequences", self.plan.drawn)))
             }
             Output::Hidden if self.stretch.outputs.is_empty() => {
                 Err(Fault::Invalid("hidden states of a stretch that gives none".into()))
@@ -218,8 +273,10 @@ impl<R: Runtime> CubeProgram<R> {
     /// What is read back for `output`, and how it lies.
     fn reply(&self, output: &Output<'_>, rows: usize) -> Result<Option<(Reply, Vec<Handle>)>, Fault> {
         Ok(match *output {
-            Output::Nothing | Output::Greedy([]) | Output::Logits([]) | Output::Sample { .. } => None,
-            Output::Greedy(outputs) => {
+            Output::Nothing | Output::Greedy([]) | Output::Logits([]) | Output::Sample { rows: [], .. } => {
+                None
+            }
+            Output::Greedy(outputs) | Output::Sample { rows: outputs, .. } => {
                 Some((Reply::Tokens, vec![self.beginning(Role::Chosen, outputs.len() * 4)?]))
             }
             Output::Logits(outputs) => {
@@ -237,57 +294,6 @@ impl<R: Runtime> CubeProgram<R> {
                 Some((Reply::Floats { rows, widths, hidden: true }, handles))
             }
         })
-    }
-
-    /// Waits for what was replayed, before CubeCL works on the same buffers.
-    fn finish_replays(&mut self) -> Result<(), Fault> {
-        match &self.recorder {
-            Some(recorder) if self.replayed => recorder.finish()?,
-            _ => {}
-        }
-        self.replayed = false;
-        Ok(())
-    }
-
-    /// Replays a decode step, recording it where this is the first of its kind; nothing where it cannot be.
-    fn replay(&mut self, rows: &Rows<'_>, words: &[u32], counts: Counts) -> Result<Option<Ticket>, Fault> {
-        let Some(recorder) = self.recorder.clone() else { return Ok(None) };
-        let (greedy, outputs) = match rows.output {
-            Output::Greedy(outputs) => (true, outputs),
-            Output::Logits(outputs) => (false, outputs),
-            Output::Nothing | Output::Hidden | Output::Sample { .. } => return Ok(None),
-        };
-        let Some((reply, handles)) = self.reply(&rows.output, rows.places.len())? else { return Ok(None) };
-        let ([answer], false) = (handles.as_slice(), matches!(rows.input, Input::Hidden(_))) else {
-            return Ok(None);
-        };
-        if !self.recordings.contains_key(&(counts, greedy)) {
-            let manners = Manners { columns: Columns::for_rows(rows.places.len()), fresh: true };
-            let mut launches = self.body(manners)?.to_vec();
-            launches.extend_from_slice(&self.head(Columns::for_rows(outputs.len()))?);
-            if greedy {
-                launches.extend_from_slice(&self.argmax()?);
-            }
-            let recording = recorder.record(launches, self.buffer(Role::Places)?, answer, counts);
-            if let Err(fault) = &recording {
-                tracing::warn!("{fault}: this step is launched through CubeCL");
-            }
-            self.recordings.insert((counts, greedy), recording.ok());
-        }
-        if !self.replayed && self.recordings.get(&(counts, greedy)).is_some_and(Option::is_some) {
-            let device = &self.hardware.device;
-            let sync = cubecl::future::block_on(caught(device, || self.client.sync())?);
-            sync.map_err(|error| fault(device, "sync", &error))?;
-        }
-        let Some(Some(recording)) = self.recordings.get(&(counts, greedy)) else { return Ok(None) };
-        self.replayed = true;
-        let read = recording.replay(words)?;
-        self.dispatches += 1;
-        self.submissions += 1;
-        if greedy {
-            self.chosen = outputs.len();
-        }
-        Ok(Some(Box::pin(async move { Ok(reply.answer(&[read.await?])) })))
     }
 
     fn launch(&mut self, launches: &[Launch], places: &Handle, counts: Counts) -> Result<(), Fault> {
@@ -342,26 +348,25 @@ impl<R: Runtime> Program for CubeProgram<R> {
             self.dispatches += self.write_hidden(values, count)?;
         }
         self.launch(&body, &places, counts)?;
-        if let Output::Logits([_, ..]) | Output::Greedy([_, ..]) = rows.output {
+        if let Some(choice) = Choice::of(&rows.output).filter(|_| counts.outputs > 0) {
+            if let Output::Sample { rows: wanted, draws } = rows.output {
+                self.dispatches += self.write_seen(rows.places, wanted, draws)?;
+            }
             let head = self.head(Columns::for_rows(counts.outputs as usize))?;
             self.launch(&head, &places, counts)?;
+            let choice = self.choice(choice)?;
+            self.launch(&choice, &places, counts)?;
         }
-        if let Output::Greedy(outputs) = rows.output {
-            if !outputs.is_empty() {
-                let argmax = self.argmax()?;
-                self.launch(&argmax, &places, counts)?;
-            }
-            self.chosen = outputs.len();
-        }
+        self.remember_chosen(&rows.output);
         self.submissions += 1;
 
         let client = self.client;
         let Some((reply, handles)) = self.reply(&rows.output, count)? else {
             caught(&device, || client.flush())?.map_err(|error| fault(&device, "flush", &error))?;
             let empty = match rows.output {
-                Output::Greedy(_) => Answer::Tokens(Vec::new()),
+                Output::Greedy(_) | Output::Sample { .. } => Answer::Tokens(Vec::new()),
                 Output::Logits(_) => Answer::Logits(Vec::new()),
-                Output::Nothing | Output::Hidden | Output::Sample { .. } => Answer::Nothing,
+                Output::Nothing | Output::Hidden => Answer::Nothing,
             };
             return Ok(Box::pin(async { Ok(empty) }));
         };
@@ -370,6 +375,10 @@ impl<R: Runtime> Program for CubeProgram<R> {
             let registers = read.await.map_err(|error| fault(&device, "reading an answer", &error))?;
             Ok(reply.answer(&registers))
         }))
+    }
+
+    fn samples(&self) -> bool {
+        self.plan.drawn > 0
     }
 
     fn drain(&mut self) -> Fut<'_, ()> {

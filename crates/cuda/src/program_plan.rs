@@ -2,7 +2,7 @@
 
 use crate::attend_plan::LIMITS;
 use crate::kernels::GROUP;
-use crate::kernels::places::{HEADER, ROW, TILE};
+use crate::kernels::places::{DRAW, HEADER, ROW, TILE};
 use crate::kernels::variant::Elements;
 use crate::weight::{WeightLayout, aligned, unsupported};
 use halfbyte_backend::gpu::AttendSizes;
@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 
 /// More rows than this go through the tiled product.
 pub(crate) const MAX_FEW: usize = 8;
+
+/// Units of a cube that draws, at most.
+pub(crate) const MAX_DRAW_UNITS: usize = 512;
 
 /// The role of a program's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +38,12 @@ pub(crate) enum Role {
     Values,
     /// Row metadata of submissions that are recorded.
     Places,
-    /// Tokens of the last greedy output.
+    /// Tokens of the last output that chose some.
     Chosen,
+    /// A bit for each token that a sequence has seen, `[sequences, words]`.
+    Seen,
+    /// Tokens that may still be drawn, `[outputs, stride]`.
+    Candidates,
     /// `[outputs, vocabulary]`
     Logits,
 }
@@ -63,11 +70,28 @@ pub(crate) struct ProgramPlan {
     pub fresh: bool,
     /// Logits of a row; 0 without a head.
     pub vocabulary: usize,
+    /// Sequences whose seen tokens are remembered; 0 where no token is drawn: without a head or without an
+    /// embedding, which knows what goes in.
+    pub drawn: usize,
 }
 
 /// Elements of a row of `width` columns.
 pub(crate) fn stride(width: usize) -> usize {
     width.next_multiple_of(GROUP)
+}
+
+/// Words of a sequence's set of seen tokens, in whole quads.
+pub(crate) fn seen_words(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(32).next_multiple_of(4)
+}
+
+/// The most sequences of a cache, if there is one.
+fn sequences(stretch: &Stretch) -> Option<usize> {
+    let of = |want: &halfbyte_backend::Want| match &want.kind {
+        Kind::Kv(shape) => Some(shape.sequences),
+        _ => None,
+    };
+    stretch.wants.iter().filter_map(of).max()
 }
 
 /// Whether a pre needs a launch of its own even where products can norm their input.
@@ -89,7 +113,7 @@ impl ProgramPlan {
             )));
         }
         let (buffers, attends) = (BTreeMap::new(), BTreeMap::new());
-        let mut plan = Self { buffers, attends, tile_rows: 16, fresh: true, vocabulary: 0 };
+        let mut plan = Self { buffers, attends, tile_rows: 16, fresh: true, vocabulary: 0, drawn: 0 };
         for (index, &width) in stretch.widths.iter().enumerate() {
             plan.rows(Role::Register(index as u16), Purpose::Activations, caps.rows, width);
         }
@@ -97,10 +121,19 @@ impl ProgramPlan {
             plan.step(device, stretch, caps, index, step)?;
         }
         let outputs = caps.outputs.max(1);
-        plan.words(Role::Places, Purpose::Scratch, HEADER + MAX_FEW * (ROW + 1 + TILE));
+        plan.words(Role::Places, Purpose::Scratch, HEADER + MAX_FEW * (ROW + 1 + TILE + DRAW));
         plan.words(Role::Chosen, Purpose::Logits, outputs);
         if plan.vocabulary > 0 {
             plan.rows(Role::Logits, Purpose::Logits, outputs, plan.vocabulary);
+        }
+        if stretch.steps.iter().any(|step| matches!(step, Step::Embed(_))) && plan.vocabulary > 0 {
+            plan.drawn = sequences(stretch).unwrap_or(outputs);
+        }
+        if plan.drawn > 0 {
+            plan.words(Role::Seen, Purpose::Logits, plan.drawn * seen_words(plan.vocabulary));
+            // Draws are of different sequences; whole cubes of either size.
+            let row = stride(plan.vocabulary).next_multiple_of(MAX_DRAW_UNITS);
+            plan.words(Role::Candidates, Purpose::Logits, outputs.min(plan.drawn) * row);
         }
         Ok(plan)
     }

@@ -2,8 +2,8 @@
 
 use crate::kernels::places::{HEADER, ROW, TILE};
 use crate::launch::Counts;
-use halfbyte_backend::gpu::tiles;
-use halfbyte_backend::{Input, Rows};
+use halfbyte_backend::gpu::{draw_words, tiles};
+use halfbyte_backend::{Input, Output, Rows};
 
 /// The metadata's words and what they count. Tiles hold up to `tile_rows` rows of one sequence.
 pub(crate) fn encode(rows: &Rows<'_>, tile_rows: usize) -> (Vec<u32>, Counts) {
@@ -27,14 +27,19 @@ pub(crate) fn encode(rows: &Rows<'_>, tile_rows: usize) -> (Vec<u32>, Counts) {
         outputs: outputs.len() as u32,
         tiles: ((words.len() - tiles_at) / TILE) as u32,
     };
+    let draws_at = words.len() as u32;
+    if let Output::Sample { draws, .. } = rows.output {
+        draws.iter().for_each(|draw| words.extend(draw_words(&draw.params)));
+    }
     let chosen = u32::from(rows.input == Input::Chosen);
-    words[..6].copy_from_slice(&[
+    words[..7].copy_from_slice(&[
         counts.rows,
         counts.outputs,
         counts.tiles,
         chosen,
         outputs_at as u32,
         tiles_at as u32,
+        draws_at,
     ]);
     (words, counts)
 }
@@ -42,7 +47,7 @@ pub(crate) fn encode(rows: &Rows<'_>, tile_rows: usize) -> (Vec<u32>, Counts) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use halfbyte_backend::{Output, Place};
+    use halfbyte_backend::Place;
 
     #[test]
     fn tiles_cut_runs_of_one_sequence() {
@@ -52,7 +57,7 @@ mod tests {
         let rows = Rows { input, places: &places, output: Output::Greedy(&[3]) };
         let (words, counts) = encode(&rows, 2);
         assert_eq!(counts, Counts { rows: 4, outputs: 1, tiles: 3 });
-        assert_eq!(words[4..6], [24, 25]);
+        assert_eq!(words[4..7], [24, 25, 43]);
         assert_eq!(words[8..12], [1, 2, 5, 0]);
         assert_eq!(words[24], 3);
         assert_eq!(words[25..31], [0, 2, 2, 5, 0, 3]);

@@ -12,7 +12,7 @@ use crate::kernels::pre::PreVariant;
 use crate::kernels::variant::{Merge, Norming, Sharing};
 use crate::launch::{Arg, Element, Extent, Kernel, Launch};
 use crate::product::{Product, Share, Splits};
-use crate::program_plan::{MAX_FEW, ProgramPlan, Role, needs_launch, stride};
+use crate::program_plan::{MAX_FEW, ProgramPlan, Role, needs_launch, seen_words, stride};
 use crate::weight::unsupported;
 use cubecl::server::Handle;
 use halfbyte_backend::gpu::{SPLIT_KEYS, parts_of};
@@ -105,6 +105,23 @@ impl Sequence<'_> {
             Arg::U32(stride(self.plan.vocabulary) as u32),
         ];
         let kernel = Kernel::Argmax(self.hardware.wide_units);
+        Ok(Launch { kernel, args, grid: [Extent::Outputs(1), Extent::Fixed(1), Extent::Fixed(1)] })
+    }
+
+    /// The draw from the logits.
+    pub(crate) fn sample(&self) -> Result<Launch, Fault> {
+        let words = |role| Ok(Arg::Array(self.buffer(role)?.clone(), Element::U32));
+        let args = vec![
+            floats(self.buffer(Role::Logits)?),
+            Arg::Places,
+            words(Role::Chosen)?,
+            words(Role::Seen)?,
+            words(Role::Candidates)?,
+            Arg::U32(self.plan.vocabulary as u32),
+            Arg::U32(stride(self.plan.vocabulary) as u32),
+            Arg::U32(seen_words(self.plan.vocabulary) as u32),
+        ];
+        let kernel = Kernel::Sample(self.hardware.draw_units);
         Ok(Launch { kernel, args, grid: [Extent::Outputs(1), Extent::Fixed(1), Extent::Fixed(1)] })
     }
 

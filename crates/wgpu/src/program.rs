@@ -11,7 +11,7 @@ use crate::program_plan::{ProgramPlan, RING, Role};
 use crate::rows::encode;
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
-use halfbyte_backend::gpu::{Reach, all_apart};
+use halfbyte_backend::gpu::{Reach, all_apart, seen_bits};
 use halfbyte_backend::{
     Answer, Caps, Draw, Fault, Fut, Input, Output, Place, Program, Rows, Step, StepCost, Stretch, Ticket,
 };
@@ -169,12 +169,7 @@ impl WgpuProgram {
         let words = seen_words(self.plan.vocabulary);
         for (&row, draw) in rows.iter().zip(draws) {
             let Some(seen) = draw.seen else { continue };
-            let mut bits = vec![0u32; words];
-            for &token in seen {
-                if let Some(word) = bits.get_mut(token as usize / 32) {
-                    *word |= 1 << (token % 32);
-                }
-            }
+            let bits = seen_bits(seen, words);
             let sequence = places[row as usize].sequence as usize;
             let at = (sequence * words * 4) as u64;
             self.gpu.queue.write_buffer(self.buffer(Role::Seen)?, at, bytemuck::cast_slice(&bits));

@@ -2,22 +2,8 @@
 
 use crate::pipeline::Counts;
 use crate::program_plan::{draws_at, places_words};
-use halfbyte_backend::gpu::tiles;
-use halfbyte_backend::{Caps, Input, Output, Rows, SampleParams};
-
-/// How a token is drawn, as `sample.wgsl` reads it.
-fn draw_words(params: &SampleParams) -> [u32; 8] {
-    [
-        params.temperature.to_bits(),
-        u32::try_from(params.top_k).unwrap_or(0),
-        params.top_p.to_bits(),
-        params.repetition_penalty.to_bits(),
-        params.seed as u32,
-        (params.seed >> 32) as u32,
-        0,
-        0,
-    ]
-}
+use halfbyte_backend::gpu::{draw_words, tiles};
+use halfbyte_backend::{Caps, Input, Output, Rows};
 
 /// The metadata's words and what they count. Tiles hold up to `tile_rows` rows of one sequence.
 pub(crate) fn encode(rows: &Rows<'_>, caps: &Caps, tile_rows: usize) -> (Vec<u32>, Counts) {

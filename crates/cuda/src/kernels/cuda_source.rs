@@ -93,6 +93,7 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
         ("attend", Kernel::Attend(AttendVariant { fresh: false, parts: false, tile_rows: 2, ..attend })),
         ("route", Kernel::Route(team)),
         ("argmax", Kernel::Argmax(1024)),
+        ("sample", Kernel::Sample(512)),
     ]
 }
 

@@ -15,8 +15,10 @@ pub(crate) mod moments;
 pub(crate) mod norm_linear;
 pub(crate) mod places;
 pub(crate) mod pre;
+pub(crate) mod random;
 pub(crate) mod read_bandwidth;
 pub(crate) mod route;
+pub(crate) mod sample;
 pub(crate) mod scatter;
 pub(crate) mod variant;
 
