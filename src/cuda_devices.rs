@@ -1,4 +1,4 @@
-//! NVIDIA GPUs through CUDA; and, to test their kernels without one, CubeCL's wgpu runtime as `cube:0`.
+//! NVIDIA GPUs through CUDA; and, to test their kernels without one, CubeCL's wgpu runtime as `cube:0` and `cube:1`.
 
 use crate::devices::Found;
 use crate::options::LoadOptions;
@@ -38,19 +38,21 @@ pub(crate) fn open_cuda(
     found.absent.push(absent.to_owned());
 }
 
-/// Opens `cube:0` if it is `wanted`: the kernels of `cuda:N` on wgpu's best adapter.
+/// Opens `cube:0` if it is `wanted`: the kernels of `cuda:N` on wgpu's best adapter. `cube:1`, a second device, is for
+/// who gives it memory.
 #[cfg(feature = "cube")]
 pub(crate) fn open_cube(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions, found: &mut Found) {
     use halfbyte_cuda::{CubeBackend, WgpuRuntime};
-    let name = "cube:0";
-    if !wanted(name, DeviceKind::Software) {
-        return;
-    }
-    match CubeBackend::<WgpuRuntime>::open() {
-        Ok(backend) => {
-            found.backends.push(std::rc::Rc::new(backend.with_budget(options.budget_of(name))));
+    for index in 0..2 {
+        let name = format!("cube:{index}");
+        let budget = options.budget_of(&name);
+        if !wanted(&name, DeviceKind::Software) || (index > 0 && budget.is_none()) {
+            continue;
         }
-        Err(fault) => found.failed.push((name.to_owned(), fault)),
+        match CubeBackend::<WgpuRuntime>::open_nth(index) {
+            Ok(backend) => found.backends.push(std::rc::Rc::new(backend.with_budget(budget))),
+            Err(fault) => found.failed.push((name, fault)),
+        }
     }
 }
 

@@ -282,6 +282,21 @@ fn is_limited(options: &LoadOptions, name: &str) -> bool {
     options.max_memory.contains_key(name) || options.pretend_memory.contains_key(name)
 }
 
+impl Found {
+    /// Why there is no device `name`.
+    pub(crate) fn lacks(&self, name: &str) -> Error {
+        if let Some((_, fault)) = self.failed.iter().find(|(failed, _)| failed == name) {
+            return fault.clone().into();
+        }
+        let there: Vec<&str> = self.backends.iter().map(|backend| backend.info().name.as_str()).collect();
+        // Rather what is said of its own kind.
+        let (kind, _) = name.split_once(':').unwrap_or((name, ""));
+        let own = self.absent.iter().find(|why| why.to_lowercase().contains(kind));
+        let why = own.or(self.absent.first()).map(|why| format!(" ({why})")).unwrap_or_default();
+        Error::Usage(format!("there is no {name} here, only {}{why}", there.join(", ")))
+    }
+}
+
 /// What the options name must be there. A limit for a device that the map leaves out limits nothing, and a
 /// device that cannot even be opened within its limit is one that holds nothing.
 fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
@@ -301,14 +316,7 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
         match found.failed.iter().find(|(failed, _)| failed == name) {
             Some((_, fault)) if must_open => return Err(fault.clone().into()),
             Some((_, fault)) => tracing::warn!("{fault}: not used"),
-            None => {
-                let there: Vec<&str> = found.backends.iter().map(|b| b.info().name.as_str()).collect();
-                // Rather what is said of its own kind.
-                let (kind, _) = name.split_once(':').unwrap_or((name, ""));
-                let own = found.absent.iter().find(|why| why.to_lowercase().contains(kind));
-                let why = own.or(found.absent.first()).map(|why| format!(" ({why})")).unwrap_or_default();
-                return Err(Error::Usage(format!("there is no {name} here, only {}{why}", there.join(", "))));
-            }
+            None => return Err(found.lacks(name)),
         }
     }
     Ok(())

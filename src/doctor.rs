@@ -104,11 +104,7 @@ pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Res
             });
         }
         match (report.devices.is_empty(), device) {
-            (true, Some(name)) => {
-                let there: Vec<&str> =
-                    found.backends.iter().map(|backend| backend.info().name.as_str()).collect();
-                Err(Error::Usage(format!("there is no {name} here, only {}", there.join(", "))))
-            }
+            (true, Some(name)) => Err(found.lacks(name)),
             _ => Ok(report),
         }
     })

@@ -164,7 +164,7 @@ pub(crate) fn is_device_name(name: &str) -> bool {
     match name.split_once(':') {
         Some(("wgpu" | "cuda", index)) => index.parse::<u32>().is_ok(),
         // CUDA's kernels on a wgpu adapter, for tests.
-        Some(("cube", index)) => cfg!(feature = "cube") && index == "0",
+        Some(("cube", index)) => cfg!(feature = "cube") && matches!(index, "0" | "1"),
         Some(_) => false,
         None => name == "cpu" || name == "disk",
     }

@@ -80,6 +80,35 @@ fn tell(model: &mut CausalLm) -> String {
 }
 
 #[test]
+fn layers_over_two_devices_say_the_same() {
+    let mut whole = load(&limited(1 << 30));
+    let wanted = tell(&mut whole);
+    let all = whole.memory().iter().find(|row| row.device == "cube:0").unwrap().measured_bytes;
+    drop(whole);
+
+    // Each a device, a queue and a server of its own, as two GPUs: hidden states go through the host.
+    let mut options = limited(all - 1);
+    options.max_memory.insert("cube:1".into(), all - 1);
+    let mut shared = load(&options);
+    let blocks = |device: &str| shared.blocks_on(device);
+    assert!(blocks("cube:0") > 0 && blocks("cube:1") > 0, "{:?}", shared.device_map());
+    assert_eq!(blocks("cpu"), 0);
+    for row in shared.memory() {
+        assert_eq!(row.planned_bytes, row.measured_bytes, "{}", row.device);
+    }
+    assert_eq!(tell(&mut shared), wanted);
+    // Draws, too: by the host, from logits.
+    let drawn = |model: &mut CausalLm| {
+        let sample = SampleParams { temperature: 1.0, seed: 5, ..SampleParams::default() };
+        let options = GenerateOptions { max_new_tokens: 12, sample };
+        model.generate("Once there was", &options, &mut |_| Flow::Continue).unwrap().text
+    };
+    let across = drawn(&mut shared);
+    drop(shared);
+    assert_eq!(drawn(&mut load(&limited(1 << 30))), across);
+}
+
+#[test]
 fn out_of_memory_is_a_value_and_the_ladder_goes_on() {
     let mut whole = load(&limited(1 << 30));
     assert_eq!(whole.blocks_on("cpu"), 0);

@@ -1,8 +1,10 @@
 //! The backend on any CubeCL runtime.
 
+use crate::cores::{self, TOLERANCE};
 use crate::guard::{caught, fault};
-use crate::hardware::{Hardware, plane_size};
+use crate::hardware::{Hardware, offered_cores, plane_size};
 use crate::held::{Held, WeightBuffers, kv_bytes};
+use crate::kernels::linear_cores::Cores;
 use crate::kernels::variant::{Lookup, Team};
 use crate::layout::{CubeLayout, STAGING};
 use crate::program::CubeProgram;
@@ -49,7 +51,8 @@ impl<R: Runtime> CubeBackend<R> {
     ///
     /// `pool` names the memory as [`Memory::pool`] does, `probe` asks the driver for it.
     pub fn on(client: ComputeClient<R>, info: DeviceInfo, pool: String, probe: Probe) -> Self {
-        let hardware = Hardware::of(&info.name, &client);
+        let mut hardware = Hardware::of(&info.name, &client);
+        hardware.cores = trusted_cores(&client, &hardware);
         let ledger = Rc::new(Ledger::new());
         ledger.enter("staging", Purpose::Staging, STAGING);
         Self {
@@ -86,6 +89,14 @@ impl<R: Runtime> CubeBackend<R> {
         }
         self.hardware.team = Team::of(size.filter(|_| planes));
         Ok(self)
+    }
+
+    /// The same backend, whose products of many rows are tensor cores', but multiplied by loops: for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_plain_cores(mut self) -> Self {
+        self.hardware.cores = Some(Cores::PLAIN);
+        self
     }
 
     /// The same backend with this many copies of the table of pairs in place of the codebook of 16: for tests.
@@ -251,6 +262,29 @@ impl<R: Runtime> CubeBackend<R> {
     /// Back to the driver with what was dropped; a device that is lost has nothing to clean up.
     pub(crate) fn clean_up(&self) {
         let _ = caught(self.device(), || self.client.memory_cleanup());
+    }
+}
+
+/// How products use tensor cores, if the device has any and they give what the host gives.
+fn trusted_cores<R: Runtime>(client: &ComputeClient<R>, hardware: &Hardware) -> Option<Cores> {
+    let wanted = std::env::var("HALFBYTE_CUDA_CORES").ok();
+    let cores = offered_cores(client, wanted.as_deref())?;
+    let tried = Hardware { cores: Some(cores), ..hardware.clone() };
+    // One half a number was asked for by who knows what it costs.
+    let most = if cores.split { TOLERANCE } else { 1e-2 };
+    let device = &hardware.device;
+    match cores::error(client, &tried) {
+        Ok(error) if error <= most => Some(cores),
+        Ok(error) => {
+            tracing::warn!(
+                "{device}: a product on tensor cores is off by {error:.1e}: they are not used; please report this"
+            );
+            None
+        }
+        Err(fault) => {
+            tracing::warn!("{fault}: tensor cores are not used");
+            None
+        }
     }
 }
 

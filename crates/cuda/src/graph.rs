@@ -537,6 +537,14 @@ mod tests {
                 let source = kernel.visit(backend.client(), ToSource).unwrap();
                 let ptx = compile(&source.text, architecture, &include.to_string_lossy());
                 let ptx = ptx.unwrap_or_else(|error| panic!("{name} for {architecture}: {error}"));
+                if let Some(to) = std::env::var_os("HALFBYTE_PTX") {
+                    let file = format!("{name}-{units}-{architecture}.ptx", units = kernel.units());
+                    std::fs::write(
+                        std::path::Path::new(&to).join(file),
+                        ptx.strip_suffix(&[0]).unwrap_or(&ptx),
+                    )
+                    .unwrap();
+                }
                 let ptx = String::from_utf8_lossy(&ptx);
                 assert!(ptx.contains(&format!(".entry {}", source.entry)), "{name}");
                 // One parameter a buffer, and one with all scalars: as `Prepared::launch` passes them.

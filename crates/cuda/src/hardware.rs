@@ -1,7 +1,9 @@
 //! What kernels are fitted to.
 
+use crate::kernels::linear_cores::Cores;
 use crate::kernels::variant::{Lookup, Team};
-use cubecl::ir::features::Plane;
+use cubecl::ir::features::{MmaConfig, Plane};
+use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
 /// Rows of the matrix for each team where multiprocessors are unknown: those are wgpu's adapters, here mostly
@@ -26,6 +28,8 @@ pub(crate) struct Hardware {
     /// Cubes along each dimension at most.
     pub cubes: [u32; 3],
     pub lookup: Lookup,
+    /// How products of many rows use tensor cores, where they do.
+    pub cores: Option<Cores>,
 }
 
 impl Hardware {
@@ -43,6 +47,7 @@ impl Hardware {
             tile_batch: if roomy { 64 } else { 32 },
             cubes: hardware.max_cube_count.into(),
             lookup: wanted_lookup(std::env::var("HALFBYTE_CUDA_LOOKUP").ok().as_deref(), planes),
+            cores: None,
         }
     }
 
@@ -58,6 +63,20 @@ impl Hardware {
     pub(crate) fn few_rows(&self) -> usize {
         if self.multiprocessors.is_some() { 2 } else { 1 }
     }
+}
+
+/// How products of many rows may use tensor cores, where the device has any for halves and planes of 32 (NVIDIA's and
+/// AMD's). `wanted` is `off`, or `half` for numbers in one half each, which is faster and rounds to 11 bits.
+pub(crate) fn offered_cores<R: Runtime>(client: &ComputeClient<R>, wanted: Option<&str>) -> Option<Cores> {
+    let float = |kind| StorageType::Scalar(ElemType::Float(kind));
+    let (half, single) = (float(FloatKind::F16), float(FloatKind::F32));
+    let product = MmaConfig { a_type: half, b_type: half, cd_type: single, m: 16, n: 16, k: 16 };
+    let hardware = &client.properties().hardware;
+    let offered = client.features().matmul.cmma.contains(&product)
+        && plane_size(client) == Some(32)
+        && hardware.max_shared_memory_size >= 44 << 10;
+    let split = wanted != Some("half");
+    (offered && wanted != Some("off")).then_some(Cores { split, ..Cores::GPU })
 }
 
 /// Copies of the table of pairs for planes of 32: a pair is two banks, so 16 fill all.
@@ -101,6 +120,7 @@ mod tests {
             tile_batch: 64,
             cubes: [u32::MAX, 65535, 65535],
             lookup: Lookup::Table,
+            cores: None,
         };
         assert_eq!([4096, 11008, 22016, 128_256].map(|rows| hardware.tile_rows(rows)), [1, 2, 4, 4]);
         hardware.multiprocessors = None;

@@ -13,6 +13,8 @@ use crate::kernels::embed::EmbedVariant;
 use crate::kernels::embed::embed::Embed;
 use crate::kernels::kv_store::kv_store::KvStore;
 use crate::kernels::kv_store::{self, StoreVariant};
+use crate::kernels::linear_cores::CoreTile;
+use crate::kernels::linear_cores::linear_cores::LinearCores;
 use crate::kernels::linear_tiled::linear_tiled::LinearTiled;
 use crate::kernels::linear_tiled::{self, Tile};
 use crate::kernels::norm_linear::norm_linear::NormLinear;
@@ -24,6 +26,7 @@ use crate::kernels::variant::{Team, Variant};
 use cubecl::frontend::ArrayCompilationArg;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
+use half::f16;
 use halfbyte_backend::Fault;
 
 /// A kernel and what it is compiled for.
@@ -33,6 +36,7 @@ pub(crate) enum Kernel {
     Pre(PreVariant),
     NormLinear(Variant),
     LinearTiled(Tile),
+    LinearCores(CoreTile),
     KvStore(StoreVariant),
     Attend(AttendVariant),
     Route(Team),
@@ -132,6 +136,7 @@ impl Kernel {
             Kernel::Pre(variant) => variant.team.units(),
             Kernel::NormLinear(variant) => variant.units(),
             Kernel::LinearTiled(_) => linear_tiled::UNITS,
+            Kernel::LinearCores(tile) => tile.cores.units(),
             Kernel::KvStore(_) => kv_store::UNITS,
             Kernel::Attend(_) => attend::UNITS,
             Kernel::Route(team) => team.units(),
@@ -162,6 +167,14 @@ impl Kernel {
                 (), (), (), (), (), (), (), (), (), (), (), (), (), (), (), (), v,
             )),
             Kernel::LinearTiled(v) => visitor.visit(LinearTiled::<R>::new(
+                s, c, a(), a(), a(), a(), a(), a(), a(), a(),
+                (), (), (), (), (), (), (), (), (), (), (), (), (), (), v,
+            )),
+            Kernel::LinearCores(v) if v.cores.plain => visitor.visit(LinearCores::<f32, R>::new(
+                s, c, a(), a(), a(), a(), a(), a(), a(), a(),
+                (), (), (), (), (), (), (), (), (), (), (), (), (), (), v,
+            )),
+            Kernel::LinearCores(v) => visitor.visit(LinearCores::<f16, R>::new(
                 s, c, a(), a(), a(), a(), a(), a(), a(), a(),
                 (), (), (), (), (), (), (), (), (), (), (), (), (), (), v,
             )),

@@ -22,13 +22,20 @@
 //! absmax is decoded in the kernel rather than by a launch of its own. In decode a dense Llama layer is five:
 //! `norm_linear` (norm, q|k|v), `attend` (rope, KV write, split softmax), `norm_linear` (merge, o-projection,
 //! residual), `norm_linear` (norm, gate and up, activation), `norm_linear` (down, residual). Around `L` layers are
-//! `embed`, the head and the choice (`argmax` or `sample`): `5 L + 3`, for Llama-2-7B 163. What precedes a norm (Gemma's and BERT's residuals
-//! and post-norms) is a launch of its own; a mixture of `n` experts is `3 + 2n`, of which those end at once that no row
-//! takes. Prompts take `kv_store` and a norm for each product besides.
+//! `embed`, the head and the choice (`argmax` or `sample`): `5 L + 3`, for Llama-2-7B 163. What precedes a norm
+//! (Gemma's and BERT's residuals and post-norms) is a launch of its own; a mixture of `n` experts is `3 + 2n`, of which
+//! those end at once that no row takes. Prompts take `kv_store` and a norm for each product besides.
 //!
 //! 163 launches through CubeCL are 3 to 7 ms, where an H200 reads the weights in 0.8: the module `graph` has the
 //! arithmetic and the way out, a CUDA graph of the same kernels. It has to prove itself on each device: the module
 //! `trial`.
+//!
+//! # Prompts
+//! Products of many rows use tensor cores where the device has any for halves: `linear_cores` takes each number in two
+//! halves, so that the results are those of the other kernels within the table's tolerance, and a device whose first
+//! product differs from the host's goes without. `HALFBYTE_CUDA_CORES=off` is without, `half` takes one half a number,
+//! which is faster, rounds to 11 bits and fails the table. Tensor cores have not run yet: NVRTC takes the kernel, and its
+//! indices, layouts and numbers are tested with loops in place of the fragments.
 //!
 //! # Memory
 //! Every buffer is a persistent allocation of CubeCL's, of exactly the bytes that [`CubeLayout`] says; what is
@@ -38,6 +45,7 @@
 mod attend_plan;
 mod backend;
 mod bandwidth;
+mod cores;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]

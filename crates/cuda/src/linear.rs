@@ -108,6 +108,19 @@ impl CubeLinear {
         out: Handle,
         rows: usize,
     ) -> Result<(), Fault> {
+        self.launch_on(&Hardware::of(DEVICE, client), client, [codes, scales, state], input, out, rows)
+    }
+
+    /// The same as `hardware` has it.
+    pub(crate) fn launch_on<R: Runtime>(
+        &self,
+        hardware: &Hardware,
+        client: &ComputeClient<R>,
+        [codes, scales, state]: [Handle; 3],
+        input: Handle,
+        out: Handle,
+        rows: usize,
+    ) -> Result<(), Fault> {
         let layout = &self.layout;
         let needed = [
             ("codes", &codes, layout.rows * layout.row_quads() * 16),
@@ -123,11 +136,10 @@ impl CubeLinear {
         if rows == 0 {
             return Ok(());
         }
-        let hardware = Hardware::of(DEVICE, client);
         let weight = WeightBuffers { codes, scales, state };
         let places = weight.scales.clone(); // not read: every row is asked for
         let product = Product::new((layout, &weight), input, out, layout.rows);
-        let launch = product.launch(&hardware, Columns::for_rows(rows));
+        let launch = product.launch(hardware, Columns::for_rows(rows));
         launch.submit(DEVICE, client, &places, Counts { rows: rows as u32, outputs: 0, tiles: 0 })
     }
 }

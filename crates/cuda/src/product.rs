@@ -3,6 +3,7 @@
 use crate::hardware::Hardware;
 use crate::held::{NormUse, WeightBuffers};
 use crate::kernels::epilogue::{self, NO_BIAS, Residual};
+use crate::kernels::linear_cores::CoreTile;
 use crate::kernels::linear_tiled::{ROWS, Tile};
 use crate::kernels::variant::{Merge, Norming, Sharing, Variant};
 use crate::launch::{Arg, Element, Extent, Kernel, Launch};
@@ -81,9 +82,18 @@ impl<'a> Product<'a> {
         let sharing = self.share.as_ref().map_or(Sharing::None, |share| share.sharing);
         let (kernel, rows, batch) = match columns {
             Columns::Many => {
-                let batch = hardware.tile_batch;
-                let tile = Tile { elements: self.layout.elements, batch, select: self.select, sharing };
-                (Kernel::LinearTiled(tile), ROWS, batch)
+                let (elements, select) = (self.layout.elements, self.select);
+                match hardware.cores {
+                    Some(cores) => {
+                        let tile = CoreTile { elements, select, sharing, cores };
+                        (Kernel::LinearCores(tile), cores.rows(), cores.batch())
+                    }
+                    None => {
+                        let batch = hardware.tile_batch;
+                        let tile = Tile { elements, batch, select, sharing };
+                        (Kernel::LinearTiled(tile), ROWS, batch)
+                    }
+                }
             }
             Columns::One | Columns::Few => {
                 let variant = self.variant(hardware, columns, sharing);

@@ -2,14 +2,12 @@
 
 use crate::CubeBackend;
 use crate::guard::caught;
+use crate::weight::unsupported;
 use cubecl::prelude::*;
 use cubecl::wgpu::{AutoGraphicsApi, RuntimeOptions, WgpuDevice, WgpuRuntime, init_setup};
 use halfbyte_backend::{DeviceInfo, DeviceKind, Fault};
 use std::sync::OnceLock;
 use wgpu::DeviceType;
-
-/// The name of the device: CubeCL's, not the wgpu backend's `wgpu:0`.
-const NAME: &str = "cube:0";
 
 impl CubeBackend<WgpuRuntime> {
     /// Opens wgpu's best adapter.
@@ -17,21 +15,34 @@ impl CubeBackend<WgpuRuntime> {
     /// # Errors
     /// [`Fault::Lost`] with wgpu's words if there is none.
     pub fn open() -> Result<Self, Fault> {
+        Self::open_nth(0)
+    }
+
+    /// Opens wgpu's best adapter as `cube:0`, or the processor's as `cube:1`: each a wgpu device of its own with a
+    /// server of CubeCL's of its own, so that two of them stand for two GPUs.
+    ///
+    /// # Errors
+    /// [`Fault::Lost`] with wgpu's words if there is none; [`Fault::Unsupported`] for a third.
+    pub fn open_nth(index: usize) -> Result<Self, Fault> {
         // CubeCL has one server for a device and process, and refuses to set it up twice.
-        static ADAPTER: OnceLock<Result<DeviceInfo, Fault>> = OnceLock::new();
-        let info = ADAPTER.get_or_init(|| caught(NAME, set_up)).clone()?;
-        let client = caught(NAME, || WgpuRuntime::client(&WgpuDevice::DefaultDevice))?;
+        static ADAPTERS: [OnceLock<Result<DeviceInfo, Fault>>; 2] = [OnceLock::new(), OnceLock::new()];
+        // CubeCL's, not the wgpu backend's `wgpu:0`.
+        let name = format!("cube:{index}");
+        let device = if index == 0 { WgpuDevice::DefaultDevice } else { WgpuDevice::Cpu };
+        let adapter = ADAPTERS.get(index).ok_or_else(|| unsupported(&name, "more than two devices"))?;
+        let info = adapter.get_or_init(|| caught(&name, || set_up(&name, &device))).clone()?;
+        let client = caught(&name, || WgpuRuntime::client(&device))?;
         // Software adapters and many integrated ones use the host's memory, which is counted elsewhere.
-        let pool = if info.kind == DeviceKind::DiscreteGpu { NAME } else { "host" };
-        Ok(Self::on(client, info, pool.to_owned(), Box::new(|| None)))
+        let pool = if info.kind == DeviceKind::DiscreteGpu { name } else { "host".to_owned() };
+        Ok(Self::on(client, info, pool, Box::new(|| None)))
     }
 }
 
-fn set_up() -> DeviceInfo {
-    let setup = init_setup::<AutoGraphicsApi>(&WgpuDevice::DefaultDevice, RuntimeOptions::default());
+fn set_up(name: &str, device: &WgpuDevice) -> DeviceInfo {
+    let setup = init_setup::<AutoGraphicsApi>(device, RuntimeOptions::default());
     let adapter = setup.adapter.get_info();
     DeviceInfo {
-        name: NAME.to_owned(),
+        name: name.to_owned(),
         adapter: adapter.name,
         driver: format!("{}, {} {}", adapter.backend, adapter.driver, adapter.driver_info),
         kind: match adapter.device_type {

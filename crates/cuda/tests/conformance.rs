@@ -54,3 +54,22 @@ fn recorded_steps_say_the_same() {
         assert!(trial.is_none() || verdicts.len() >= 3, "{trial:?}: only {} trials", verdicts.len());
     }
 }
+
+#[test]
+fn prompts_through_tensor_cores_say_the_same() {
+    // With loops in place of the fragments: what is left are decoding, layouts, indices and numbers.
+    let subject = CubeBackend::<WgpuRuntime>::open().unwrap().with_plain_cores();
+    let reference = CpuBackend::scalar();
+    let mut many = 0;
+    for case in cases() {
+        // Many rows go through tiles.
+        let tiled = case.submissions.iter().any(|submission| submission.places.len() > 8);
+        if !tiled || matches!(case.step, "attend" | "embed" | "pre") {
+            continue;
+        }
+        let outcome = pollster::block_on(run_case(&case, &reference, &subject));
+        assert_eq!(outcome.result, Verdict::Passed, "{}: {}", case.step, case.name);
+        many += 1;
+    }
+    assert!(many > 20, "only {many} cases have many rows");
+}

@@ -4,6 +4,7 @@ use super::attend::AttendVariant;
 use super::embed::EmbedVariant;
 use super::heads::Rotary;
 use super::kv_store::StoreVariant;
+use super::linear_cores::{CoreTile, Cores};
 use super::linear_tiled::Tile;
 use super::pre::PreVariant;
 use super::variant::{Elements, Lookup, Merge, Norming, Sharing, Team, Variant};
@@ -77,6 +78,8 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
         split_keys: 256,
     };
     let tile = Tile { elements: product().elements, batch: 64, select: false, sharing: Sharing::None };
+    let cores =
+        CoreTile { elements: product().elements, select: false, sharing: Sharing::None, cores: Cores::GPU };
     let embed =
         EmbedVariant { table: Elements::F16, positions: None, types: None, norm: Norming::None, team };
     let pre = PreVariant { post: Norming::None, norm: Norming::Rms, residual: true, emit: Some(false), team };
@@ -88,6 +91,11 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
         ("norm_linear", Kernel::NormLinear(Variant { norm: Norming::None, merge, ..product() })),
         ("norm_linear", Kernel::NormLinear(Variant { lookup: Lookup::Pairs { copies: 16 }, ..product() })),
         ("linear_tiled", Kernel::LinearTiled(tile)),
+        ("linear_cores", Kernel::LinearCores(cores)),
+        (
+            "linear_cores",
+            Kernel::LinearCores(CoreTile { cores: Cores { split: false, ..Cores::GPU }, ..cores }),
+        ),
         ("kv_store", Kernel::KvStore(store)),
         ("attend", Kernel::Attend(attend)),
         ("attend", Kernel::Attend(AttendVariant { fresh: false, parts: false, tile_rows: 2, ..attend })),

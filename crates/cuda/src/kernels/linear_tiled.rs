@@ -4,10 +4,9 @@
 //! Both are brought to shared memory 32 columns at a time, the weights decoded and scaled once for all rows of
 //! `x`; each of 256 units then owns four rows of the matrix and every sixteenth row of `x`.
 
-use super::codebook::{Pair, absmax, decode_word, load, load_codebook, word_of};
-use super::dense::dense_quad;
-use super::epilogue::{Residual, activate, soft_cap, with_bias};
+use super::codebook::{Pair, load, load_codebook};
 use super::places::output_row;
+use super::tile::{Epilogue, Matrix, finish, nobody_takes, weights_of};
 use super::variant::{Elements, Lookup, Sharing};
 use super::{GROUP, Quad};
 use cubecl::prelude::*;
@@ -64,16 +63,14 @@ pub(crate) fn linear_tiled(
     let own_batch = comptime!(tile.batch / ACROSS);
     let unit = UNIT_POS as usize;
     let groups = (cols as usize).div_ceil(GROUP);
+    let matrix = Matrix { rows, cols, groups, shift, last_block };
+    let epilogue = Epilogue { stride, at, bias_at, act, gated, added, share_at, scale, cap };
     let first_row = CUBE_POS_X as usize * ROWS;
     let first_input = CUBE_POS_Y as usize * comptime!(tile.batch);
     let last_input = batch as usize - 1;
 
     if comptime!(tile.sharing != Sharing::None) {
-        let mut taken = 0.0f32;
-        for m in 0..comptime!(tile.batch) {
-            taken += shares[share_at as usize + min(first_input + m, last_input)];
-        }
-        if taken == 0.0f32 {
+        if nobody_takes(shares, share_at, first_input, last_input, comptime!(tile.batch)) {
             terminate!();
         }
     }
@@ -106,38 +103,25 @@ pub(crate) fn linear_tiled(
     for group in 0..groups {
         sync_cube();
         let to = decoded_row * PITCH + decoded_word * 8;
-        if comptime!(elements.is_codes()) {
-            let element = row_start + (group * GROUP) as u32;
-            let block = element >> shift;
-            let factor = absmax(scales, state, &map, rows, block, elements);
-            let mut weights = Array::<f32>::new(8usize);
-            let word = word_of(codes[row * groups + group], decoded_word);
-            decode_word(word, &table, &pairs, &mut weights, Lookup::Table);
-            if comptime!(elements.straddles()) {
-                let split = ((block + 1) << shift) - element;
-                let factor_after = absmax(scales, state, &map, rows, min(block + 1, last_block), elements);
-                #[unroll]
-                for i in 0..8usize {
-                    let place = (decoded_word * 8 + i) as u32;
-                    let scaled = weights[i] * select(place < split, factor, factor_after);
-                    // Code 0 of the padding is not the number 0.
-                    weights_tile[to + i] = select((group * GROUP) as u32 + place < cols, scaled, 0.0f32);
-                }
-            } else {
-                #[unroll]
-                for i in 0..8usize {
-                    weights_tile[to + i] = weights[i] * factor;
-                }
-            }
-        } else {
-            #[unroll]
-            for half in 0..2usize {
-                let quad = dense_quad(codes, (row * groups + group) * 8 + decoded_word * 2 + half, elements);
-                #[unroll]
-                for i in 0..4usize {
-                    weights_tile[to + half * 4 + i] = quad[i];
-                }
-            }
+        let mut weights = Array::<f32>::new(8usize);
+        weights_of(
+            codes,
+            scales,
+            state,
+            &table,
+            &pairs,
+            &map,
+            &matrix,
+            row,
+            row_start,
+            group,
+            decoded_word,
+            &mut weights,
+            elements,
+        );
+        #[unroll]
+        for i in 0..8usize {
+            weights_tile[to + i] = weights[i];
         }
         let mut i = unit;
         while i < comptime!(tile.batch * 8) {
@@ -173,37 +157,26 @@ pub(crate) fn linear_tiled(
         }
     }
 
-    let merged = gated as usize + 1;
     #[unroll]
     for m in 0..own_batch {
         let batch_row = first_input + unit % ACROSS + m * ACROSS;
         #[unroll]
         for r in 0..OWN {
             let row = first_row + unit / ACROSS * OWN + r;
-            // Of a pair of rows, gate and up, the first unit row writes.
+            // Of a pair of rows, gate and up, the first unit row writes: only even rows, whose next is here, too.
             if row < rows as usize && batch_row < batch as usize && (gated == 0u32 || comptime!(r % 2 == 0)) {
-                let place = batch_row * stride as usize + at as usize + row / merged;
-                let bias = with_bias(0.0f32, state, bias_at, row) * scale;
-                let mut y = soft_cap(activate(sums[m * OWN + r] * scale + bias, act), cap);
-                if gated == 1u32 {
-                    // Only even rows come here, so this is the row after.
-                    y *= with_bias(sums[comptime!(m * OWN + (r | 1))], state, bias_at, row + 1);
-                }
-                let mut share = 1.0f32;
-                if comptime!(tile.sharing != Sharing::None) {
-                    share = shares[share_at as usize + batch_row];
-                }
-                if comptime!(tile.sharing == Sharing::Weigh) {
-                    y *= share;
-                }
-                if added == comptime!(Residual::Read as u32) {
-                    y += residual[place];
-                } else if added == comptime!(Residual::Accumulate as u32) {
-                    y += out[place];
-                }
-                if share != 0.0f32 {
-                    out[place] = y;
-                }
+                finish(
+                    sums[m * OWN + r],
+                    sums[comptime!(m * OWN + (r | 1))],
+                    row,
+                    batch_row,
+                    state,
+                    residual,
+                    shares,
+                    out,
+                    &epilogue,
+                    tile.sharing,
+                );
             }
         }
     }

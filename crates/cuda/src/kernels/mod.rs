@@ -9,6 +9,7 @@ pub(crate) mod epilogue;
 pub(crate) mod heads;
 pub(crate) mod kv;
 pub(crate) mod kv_store;
+pub(crate) mod linear_cores;
 pub(crate) mod linear_tiled;
 pub(crate) mod merge;
 pub(crate) mod moments;
@@ -20,6 +21,7 @@ pub(crate) mod read_bandwidth;
 pub(crate) mod route;
 pub(crate) mod sample;
 pub(crate) mod scatter;
+pub(crate) mod tile;
 pub(crate) mod variant;
 
 use cubecl::prelude::*;
