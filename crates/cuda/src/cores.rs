@@ -74,9 +74,9 @@ mod tests {
     fn two_halves_are_as_good_as_32_bits_and_one_is_not() {
         let backend = CubeBackend::<WgpuRuntime>::open().unwrap();
         let error = |cores: Option<Cores>| {
-            let mut hardware = Hardware::of("cube:0", backend.client());
+            let mut hardware = Hardware::of("cube:0", backend.client);
             hardware.cores = cores;
-            super::error(backend.client(), &hardware).unwrap()
+            super::error(backend.client, &hardware).unwrap()
         };
         let (tiled, two) = (error(None), error(Some(Cores::PLAIN)));
         let turned = error(Some(Cores { fragments: [2, 1], planes: [1, 2], ..Cores::PLAIN }));
