@@ -12,6 +12,12 @@
 //! planes multiply the same tiles in loops, with numbers that are rounded as halves are: for devices without tensor
 //! cores, which test all but the fragments' loads, products and stores.
 
+#![allow(
+    clippy::collapsible_if,
+    clippy::manual_is_multiple_of,
+    reason = "what a kernel decides when it is compiled, and says, stands apart"
+)]
+
 use super::codebook::{Pair, load, load_codebook};
 use super::dense::{narrow_f16, widen_f16};
 use super::places::output_row;

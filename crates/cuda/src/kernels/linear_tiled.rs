@@ -4,6 +4,8 @@
 //! Both are brought to shared memory 32 columns at a time, the weights decoded and scaled once for all rows of
 //! `x`; each of 256 units then owns four rows of the matrix and every sixteenth row of `x`.
 
+#![allow(clippy::collapsible_if, reason = "what is decided when the kernel is compiled stands apart")]
+
 use super::codebook::{Pair, load, load_codebook};
 use super::places::output_row;
 use super::tile::{Epilogue, Matrix, finish, nobody_takes, weights_of};

@@ -14,6 +14,9 @@ use cubecl::server::Handle;
 use halfbyte_backend::{Fault, Input, Output, Rows, Ticket};
 use std::time::Instant;
 
+/// A recording, if it was kept, and the bytes of the step's answer.
+type Tried = (Option<Box<dyn Recording>>, Vec<u8>);
+
 impl<R: Runtime> CubeProgram<R> {
     /// Waits for what was replayed, before CubeCL works on the same buffers.
     pub(super) fn finish_replays(&mut self) -> Result<(), Fault> {
@@ -98,7 +101,7 @@ impl<R: Runtime> CubeProgram<R> {
         answer: &Handle,
         counts: Counts,
         choice: Choice,
-    ) -> Result<(Option<Box<dyn Recording>>, Vec<u8>), Fault> {
+    ) -> Result<Tried, Fault> {
         if words[3] == 1 {
             let chosen = self.read(self.beginning(Role::Chosen, counts.rows as usize * 4)?)?;
             for (row, token) in chosen.as_chunks::<4>().0.iter().enumerate() {
