@@ -104,7 +104,7 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
     let memory_limit = options.pretend_memory.get("cpu").copied();
     let cpu = CpuBackend::with(CpuOptions {
         memory_limit,
-        math: options.cpu_math,
+        math: Some(options.arithmetic()?),
         threads: options.threads,
         ..CpuOptions::default()
     })?;

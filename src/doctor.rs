@@ -2,13 +2,15 @@
 
 use crate::devices::open_all;
 use crate::{Error, LoadOptions};
-use halfbyte_backend::conformance::{self, Verdict};
-use halfbyte_cpu::{CpuBackend, Math};
+use halfbyte_backend::Backend;
+use halfbyte_backend::conformance::{self, Outcome, Verdict};
+use halfbyte_cpu::{CpuBackend, CpuOptions, Math};
+use std::rc::Rc;
 
 /// One case on one device.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct DoctorCase {
-    /// The device.
+    /// The device; the CPU's fast arithmetic is `cpu fast`.
     pub device: String,
     /// The step, a row of the table.
     pub step: String,
@@ -62,21 +64,26 @@ pub struct DoctorReport {
 pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Result<DoctorReport, Error> {
     pollster::block_on(async {
         let reference = CpuBackend::scalar();
-        // The table's tolerances are those of exact arithmetic.
         let options = LoadOptions { cpu_math: Some(Math::Exact), ..LoadOptions::default() };
         let found = open_all(&options).await?;
+        // The table's tolerances are those of exact arithmetic; the CPU is looked at in both.
+        let fast: Rc<dyn Backend> =
+            Rc::new(CpuBackend::with(CpuOptions { math: Some(Math::Fast), ..CpuOptions::default() })?);
+        let subjects = found.backends.iter().map(|backend| (backend, None));
+        let subjects = subjects.chain([(&fast, Some(Math::Fast))]);
         let mut report = DoctorReport::default();
         report.absent.clone_from(&found.absent);
         report.absent.extend(found.failed.iter().map(|(_, fault)| fault.to_string()));
-        for backend in &found.backends {
-            let info = backend.info().clone();
+        for (backend, math) in subjects {
+            let info = backend.info();
             if device.is_some_and(|name| name != info.name) {
                 continue;
             }
+            let name = math.map_or_else(|| info.name.clone(), |math| format!("{} {math}", info.name));
             let mut cases = Vec::new();
-            let table = conformance::run(&reference, &**backend, &mut |outcome| {
+            let mut seen = |outcome: &Outcome| {
                 let case = DoctorCase {
-                    device: info.name.clone(),
+                    device: name.clone(),
                     step: outcome.step.to_owned(),
                     case: outcome.case.clone(),
                     result: match &outcome.result {
@@ -89,15 +96,20 @@ pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Res
                 };
                 on_case(&case);
                 cases.push(case);
-            })
-            .await;
+            };
+            let table = match math {
+                None => conformance::run(&reference, &**backend, &mut seen).await,
+                Some(_) => {
+                    conformance::run_products(Math::FAST_TOLERANCE, &reference, &**backend, &mut seen).await
+                }
+            };
             report.passed += table.passed();
             report.failed += table.failed();
             report.unsupported += table.unsupported();
             report.cases.append(&mut cases);
             report.devices.push(DoctorDevice {
-                device: info.name,
-                adapter: info.adapter,
+                device: name,
+                adapter: info.adapter.clone(),
                 passed: table.passed(),
                 failed: table.failed(),
                 unsupported: table.unsupported(),

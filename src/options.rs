@@ -1,7 +1,7 @@
 //! How a model is loaded: the counterpart of `from_pretrained`'s arguments.
 
 use crate::{Error, FourBitCache};
-use halfbyte_backend::{FaultSpec, KvType};
+use halfbyte_backend::{Fault, FaultSpec, KvType};
 pub use halfbyte_cpu::Math as CpuMath;
 use halfbyte_inference::Task;
 use halfbyte_quant::QuantSpec;
@@ -26,8 +26,11 @@ pub enum DeviceMap {
     Given(BTreeMap<String, String>),
 }
 
-/// The least precision that arithmetic is done in. The kernels of today accumulate and multiply in
-/// float32 whatever is asked for, but for those of [`CpuMath::Fast`].
+/// The least precision that arithmetic is done in.
+///
+/// [`Float32`](Self::Float32) gives the same greedy text wherever layers live and move to. With the others the CPU
+/// multiplies 4-bit weights in [`CpuMath::Fast`] unless it is told otherwise; all other kernels of today multiply and
+/// add in float32 whatever is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ComputeDtype {
@@ -80,8 +83,8 @@ pub struct LoadOptions {
     pub quant: Option<QuantSpec>,
     /// The least precision of arithmetic.
     pub compute_dtype: ComputeDtype,
-    /// Arithmetic of 4-bit products on the CPU. `None`: what `HALFBYTE_CPU_MATH` says, or exact: the same text on
-    /// every device and tier.
+    /// Arithmetic of 4-bit products on the CPU. `None`: what `HALFBYTE_CPU_MATH` says, or exact with a
+    /// [`compute_dtype`](Self::compute_dtype) of float32, and else fast.
     pub cpu_math: Option<CpuMath>,
     /// Threads of the CPU. `None`: one for each physical core that the process may use.
     pub threads: Option<usize>,
@@ -152,6 +155,15 @@ impl Default for LoadOptions {
 }
 
 impl LoadOptions {
+    /// The CPU's arithmetic: what is asked for, what the environment says, or what the precision allows.
+    pub(crate) fn arithmetic(&self) -> Result<CpuMath, Fault> {
+        let allowed = match self.compute_dtype {
+            ComputeDtype::Float32 => CpuMath::Exact,
+            ComputeDtype::Float16 | ComputeDtype::Bfloat16 => CpuMath::Fast,
+        };
+        self.cpu_math.map_or_else(|| CpuMath::from_env_or(allowed), Ok)
+    }
+
     /// The most bytes that `device` may hold, by whichever limit is smaller.
     #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cube"))]
     pub(crate) fn budget_of(&self, device: &str) -> Option<u64> {

@@ -3,8 +3,8 @@
 mod reference;
 
 use halfbyte::{
-    CausalLm, DeviceMap, Error, FaultSpec, Flow, GenerateOptions, KvType, LoadOptions, ModelSource,
-    SampleParams, Silent,
+    CausalLm, ComputeDtype, DeviceMap, Error, FaultSpec, Flow, GenerateOptions, KvType, LoadOptions,
+    ModelSource, SampleParams, Silent,
 };
 use reference::setups;
 
@@ -15,7 +15,12 @@ fn stories() -> ModelSource {
 }
 
 fn exact(device_map: &DeviceMap) -> LoadOptions {
-    LoadOptions { device_map: device_map.clone(), kv_cache: KvType::F32, ..LoadOptions::default() }
+    LoadOptions {
+        device_map: device_map.clone(),
+        kv_cache: KvType::F32,
+        compute_dtype: ComputeDtype::Float32,
+        ..LoadOptions::default()
+    }
 }
 
 /// Sequentially, with this limit on the GPU.

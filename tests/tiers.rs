@@ -4,8 +4,8 @@
 mod reference;
 
 use halfbyte::{
-    CausalLm, Flow, FourBitCache, GenerateOptions, KvType, LoadOptions, ModelSource, Progress, QuantSpec,
-    SampleParams, Silent,
+    CausalLm, ComputeDtype, Flow, FourBitCache, GenerateOptions, KvType, LoadOptions, ModelSource, Progress,
+    QuantSpec, SampleParams, Silent,
 };
 use reference::{Fixture, MODELS, distance};
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ fn exact(quant: Option<QuantSpec>, device_map: &str) -> LoadOptions {
     LoadOptions {
         quant,
         kv_cache: KvType::F32,
+        compute_dtype: ComputeDtype::Float32,
         device_map: device_map.parse().unwrap(),
         cache_dir: Some(cache()),
         chunk: 64,

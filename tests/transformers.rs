@@ -55,9 +55,13 @@ fn the_defaults_are_near() {
         for model in models(&setup) {
             let fixture = Fixture::open(model);
             let logits = fixture.load(&setup.defaults()).logits(&fixture.ids("input_ids")).unwrap();
-            let distance = distance(&logits, &fixture.floats("logits.nf4dq"));
-            println!("{model} on {}: {distance:.1e}", setup.name);
-            assert!(distance < 5e-3, "{model} on {}: {distance:e}", setup.name);
+            let wanted = fixture.floats("logits.nf4dq");
+            let found = distance(&logits, &wanted);
+            // The CPU's arithmetic is the fast one: less than a fifth of what 4 bits themselves cost.
+            let on_cpu = setup.devices.contains(&"cpu");
+            let near = if on_cpu { 0.2 * distance(&wanted, &fixture.floats("logits")) } else { 5e-3 };
+            println!("{model} on {}: {found:.1e}", setup.name);
+            assert!(found < near, "{model} on {}: {found:e} of {near:e}", setup.name);
         }
     }
 }

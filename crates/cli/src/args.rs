@@ -78,11 +78,12 @@ pub struct ModelArgs {
     /// Weights that share a scale.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub blocksize: usize,
-    /// The least precision of arithmetic: float16, bfloat16 or float32.
-    #[arg(long, default_value = "float16", value_name = "TYPE")]
-    pub compute_dtype: String,
+    /// The least precision of arithmetic: float16, bfloat16, or float32: the same text on every device
+    /// [default: float16; for logits and perplexity float32].
+    #[arg(long, value_name = "TYPE")]
+    pub compute_dtype: Option<String>,
     /// Arithmetic of 4-bit products on the CPU: exact (float32) or fast (activations in bytes)
-    /// [default: HALFBYTE_CPU_MATH, or exact].
+    /// [default: HALFBYTE_CPU_MATH, or fast, and exact with --compute-dtype float32].
     #[arg(long, value_name = "MATH")]
     pub cpu_math: Option<String>,
     /// Threads of the CPU [default: its physical cores].
@@ -167,7 +168,7 @@ impl ModelArgs {
             pretend_memory_file,
             allow_lossy: self.allow_lossy,
             quant: self.quant()?,
-            compute_dtype: self.compute_dtype.parse::<ComputeDtype>()?,
+            compute_dtype: self.compute_dtype.as_deref().map_or(Ok(ComputeDtype::Float16), str::parse)?,
             cpu_math: self.cpu_math.as_deref().map(cpu_math).transpose()?,
             threads: match self.threads {
                 Some(0) => return Err(Error::Usage("--threads 0: one thread at least must work".into())),
@@ -188,6 +189,15 @@ impl ModelArgs {
             offline: self.offline,
             cache_dir: self.cache_dir.clone(),
         })
+    }
+
+    /// As [`options`](Self::options), for numbers that are compared with those of other runtimes.
+    pub fn options_for_numbers(&self) -> Result<LoadOptions, Error> {
+        let mut options = LoadOptions { outputs: 32, ..self.options()? };
+        if self.compute_dtype.is_none() {
+            options.compute_dtype = ComputeDtype::Float32;
+        }
+        Ok(options)
     }
 
     fn fault(&self) -> Result<Option<FaultSpec>, Error> {

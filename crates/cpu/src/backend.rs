@@ -87,7 +87,7 @@ impl CpuBackend {
             Some(path) => path,
             None => Path::from_env()?,
         };
-        let math = options.math.map_or_else(Math::from_env, Ok)?;
+        let math = options.math.map_or_else(|| Math::from_env_or(Math::Exact), Ok)?;
         let kernels = path.detect(math)?;
         if path == Path::Scalar {
             return Ok(Self::assemble(options, path, kernels, Team::solo()));

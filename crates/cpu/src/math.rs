@@ -20,14 +20,19 @@ pub enum Math {
 }
 
 impl Math {
-    /// What [`MATH_VARIABLE`] says, or [`Math::Exact`].
+    /// The largest relative error `‖out - exact‖ / ‖out‖` of [`Math::Fast`] in a step of the conformance table,
+    /// whose inputs are normal: bytes round activations to a 127th of the largest of 64, about 0.6 %, and the
+    /// codebook to a 127th of its largest level, about as much. Measured: 0.75 %.
+    pub const FAST_TOLERANCE: f64 = 1e-2;
+
+    /// What [`MATH_VARIABLE`] says, or `otherwise`.
     ///
     /// # Errors
     /// [`Fault::Invalid`] for an unknown name.
-    pub fn from_env() -> Result<Self, Fault> {
+    pub fn from_env_or(otherwise: Self) -> Result<Self, Fault> {
         match std::env::var(MATH_VARIABLE) {
             Ok(name) if !name.is_empty() => name.parse(),
-            _ => Ok(Self::default()),
+            _ => Ok(otherwise),
         }
     }
 }

@@ -44,8 +44,33 @@ pub async fn run_case(case: &Case, reference: &dyn Backend, subject: &dyn Backen
 
 /// Runs all cases; `on` sees each outcome as it comes.
 pub async fn run(reference: &dyn Backend, subject: &dyn Backend, on: &mut dyn FnMut(&Outcome)) -> Report {
+    run_all(cases(), reference, subject, on).await
+}
+
+/// Runs the cases that multiply with weights, for a subject whose products are rougher than float32: a relative
+/// error of `tolerance` passes everywhere.
+pub async fn run_products(
+    tolerance: f64,
+    reference: &dyn Backend,
+    subject: &dyn Backend,
+    on: &mut dyn FnMut(&Outcome),
+) -> Report {
+    let mut products = cases();
+    products.retain(|case| !["embed", "attend", "encoder", "sample"].contains(&case.step));
+    for case in &mut products {
+        case.tolerance = case.tolerance.max(tolerance);
+    }
+    run_all(products, reference, subject, on).await
+}
+
+async fn run_all(
+    cases: Vec<Case>,
+    reference: &dyn Backend,
+    subject: &dyn Backend,
+    on: &mut dyn FnMut(&Outcome),
+) -> Report {
     let mut report = Report::default();
-    for case in cases() {
+    for case in cases {
         let outcome = run_case(&case, reference, subject).await;
         on(&outcome);
         report.outcomes.push(outcome);

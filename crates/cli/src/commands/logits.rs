@@ -13,11 +13,8 @@ use std::path::Path;
 /// Computes the logits of every position, or a classifier's of the whole text, and writes them as a
 /// safetensors file.
 pub fn run(args: &LogitsArgs) -> Result<(), Error> {
-    let mut model = AutoModel::load(
-        &args.model.source(),
-        &halfbyte::LoadOptions { outputs: 32, ..args.model.options()? },
-        &mut Bars::new(),
-    )?;
+    let options = args.model.options_for_numbers()?;
+    let mut model = AutoModel::load(&args.model.source(), &options, &mut Bars::new())?;
     let (logits, shape) = match &mut model {
         AutoModel::CausalLm(model) => {
             let logits = model.logits(&args.ids)?;

@@ -9,11 +9,8 @@ use serde_json::json;
 /// Computes and prints it.
 pub fn run(args: &PerplexityArgs) -> Result<(), Error> {
     let text = report::read_text(&args.text_file)?;
-    let mut model = CausalLm::load(
-        &args.model.source(),
-        &halfbyte::LoadOptions { outputs: 32, ..args.model.options()? },
-        &mut Bars::new(),
-    )?;
+    let options = args.model.options_for_numbers()?;
+    let mut model = CausalLm::load(&args.model.source(), &options, &mut Bars::new())?;
     let score = model.perplexity(&text)?;
     if args.model.json {
         return print_json(&json!({
