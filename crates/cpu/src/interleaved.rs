@@ -133,6 +133,12 @@ impl Interleaved {
         }
     }
 
+    /// The values of the codes of nested scales, and what is added to all of them; zeros where scales are plain.
+    pub fn nested(&self) -> (&[f32; 256], f32) {
+        let LaneScales::Nested { map, offset, .. } = &self.scales else { return (&[0.0; 256], 0.0) };
+        (map.first_chunk().unwrap_or(&[0.0; 256]), *offset)
+    }
+
     /// Takes the canonical form in.
     pub fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
         let (rows, cols, blocks) = (self.rows, self.cols, self.blocks());

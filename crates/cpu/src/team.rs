@@ -125,9 +125,23 @@ impl Team {
     /// # Panics
     /// If `work` did, on any thread.
     pub fn each(&self, count: usize, work: impl Fn(usize, usize) + Sync) {
+        self.each_with(count, |thread| thread, |&mut thread, item| work(thread, item));
+    }
+
+    /// [`each`](Self::each), where a thread keeps what `begin(thread)` made from one item to the next.
+    ///
+    /// # Panics
+    /// As [`each`](Self::each).
+    pub fn each_with<S>(
+        &self,
+        count: usize,
+        begin: impl Fn(usize) -> S + Sync,
+        work: impl Fn(&mut S, usize) + Sync,
+    ) {
         let threads = self.threads();
         if threads == 1 || count <= 1 {
-            return (0..count).for_each(|item| work(0, item));
+            let mut state = begin(0);
+            return (0..count).for_each(|item| work(&mut state, item));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let cursors = &self.shared.cursors;
@@ -135,6 +149,7 @@ impl Team {
             cursor.0.store(count * thread / threads, Ordering::Relaxed);
         }
         self.lead(&|thread| {
+            let mut state = begin(thread);
             for turn in 0..threads {
                 let owner = (thread + turn) % threads;
                 let end = count * (owner + 1) / threads;
@@ -143,7 +158,7 @@ impl Team {
                     if item >= end {
                         break;
                     }
-                    work(thread, item);
+                    work(&mut state, item);
                 }
             }
         });

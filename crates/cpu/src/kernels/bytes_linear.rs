@@ -31,11 +31,13 @@ pub(crate) fn takes(weight: &Matrix) -> bool {
 }
 
 /// One group of a matrix, and where its rows go.
-struct Group<'a> {
-    tensor: &'a Interleaved,
-    group: usize,
+pub(super) struct Group<'a> {
+    pub tensor: &'a Interleaved,
+    /// The tensor's number in the matrix.
+    pub segment: usize,
+    pub group: usize,
     /// Layer row of each lane.
-    rows: [usize; LANES],
+    pub rows: [usize; LANES],
 }
 
 /// Group `index` of all groups of `weight`.
@@ -58,7 +60,7 @@ fn group(weight: &Matrix, index: usize) -> Option<Group<'_>> {
                 (Arrangement::Interleaved, _) => 2 * at + segment,
             };
         }
-        return Some(Group { tensor, group: index, rows });
+        return Some(Group { tensor, segment, group: index, rows });
     }
     None
 }
@@ -82,18 +84,30 @@ pub(crate) fn product<L: Bytes>(
     let groups = weight.rows / LANES;
     let out = Scatter::new(y);
     if rows == 1 {
-        team.each(groups, |_, index| {
-            let Some(group) = group(weight, index) else { return };
-            let mut sums = [0.0; LANES];
-            lanes.run_bytes(
-                #[inline(always)]
-                || lanes.store(one_row(lanes, &group, quants.row(0, cols)), &mut sums),
-            );
-            for (row, sum) in group.rows.into_iter().zip(sums) {
-                // SAFETY: a layer row belongs to one group, and `each` gives a group to one thread.
-                unsafe { out.range(row, 1) }.fill(sum);
-            }
-        });
+        let x = quants.row(0, cols);
+        // What a thread looks weights up with stays from one group to the next of a segment.
+        team.each_with(
+            groups,
+            |_| None,
+            |tables: &mut Option<(usize, Tables<L>)>, index| {
+                let Some(group) = group(weight, index) else { return };
+                let mut sums = [0.0; LANES];
+                lanes.run_bytes(
+                    #[inline(always)]
+                    || {
+                        let (_, tables) = match tables {
+                            Some(tables) if tables.0 == group.segment => tables,
+                            tables => tables.insert((group.segment, Tables::of(lanes, group.tensor))),
+                        };
+                        lanes.store(one_row(lanes, &group, tables, x), &mut sums);
+                    },
+                );
+                for (row, sum) in group.rows.into_iter().zip(sums) {
+                    // SAFETY: a layer row belongs to one group, and `each_with` gives a group to one thread.
+                    unsafe { out.range(row, 1) }.fill(sum);
+                }
+            },
+        );
     } else {
         team.each(groups.div_ceil(PANEL_GROUPS), |thread, index| {
             let mut panel = scratch.panels[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,28 +150,49 @@ fn quantize<L: Bytes>(lanes: L, team: &Team, rows: usize, cols: usize, x: &[f32]
     });
 }
 
+/// What the codes of a tensor are looked up in, as registers hold it.
+pub(super) struct Tables<L: Bytes> {
+    levels: L::Levels,
+    map: L::Map,
+    offset: L::V,
+}
+
+impl<L: Bytes> Tables<L> {
+    #[inline(always)]
+    pub(super) fn of(lanes: L, tensor: &Interleaved) -> Self {
+        let (map, offset) = tensor.nested();
+        Self { levels: lanes.levels(&tensor.levels), map: lanes.map(map), offset: lanes.splat(offset) }
+    }
+}
+
 /// Calls `work(block, scales)` for every block of a group, with the scales of its sixteen rows.
 #[inline(always)]
-fn each_block<L: Bytes>(lanes: L, group: &Group<'_>, mut work: impl FnMut(usize, L::V)) {
+fn each_block<L: Bytes>(lanes: L, group: &Group<'_>, tables: &Tables<L>, mut work: impl FnMut(usize, L::V)) {
     match group.tensor.scales(group.group) {
         GroupScales::Plain(scales) => {
             for (block, scales) in scales.iter().enumerate() {
                 work(block, lanes.load(scales));
             }
         }
-        scales @ GroupScales::Nested { codes, map, offset, .. } => {
-            let (map, offset) = (lanes.map(map), lanes.splat(offset));
+        scales @ GroupScales::Nested { codes, .. } => {
             let mut start = 0;
             while start < codes.len() {
                 let (nested, until) = scales.nested(start);
                 let (nested, until) = (lanes.load(&nested), until.min(codes.len()));
-                while start < until {
-                    let count = (until - start).min(4);
+                let (fours, rest) = codes[start..until].as_chunks::<4>();
+                for four in fours {
+                    let values = lanes.scales(&tables.map, bytemuck::cast_ref(four));
+                    for value in values {
+                        work(start, lanes.mul_add(value, nested, tables.offset));
+                        start += 1;
+                    }
+                }
+                if !rest.is_empty() {
                     let mut four = [[0; LANES]; 4];
-                    four[..count].copy_from_slice(&codes[start..start + count]);
-                    let values = lanes.scales(&map, bytemuck::cast_ref(&four));
-                    for value in &values[..count] {
-                        work(start, lanes.mul_add(*value, nested, offset));
+                    four[..rest.len()].copy_from_slice(rest);
+                    let values = lanes.scales(&tables.map, bytemuck::cast_ref(&four));
+                    for value in &values[..rest.len()] {
+                        work(start, lanes.mul_add(*value, nested, tables.offset));
                         start += 1;
                     }
                 }
@@ -168,22 +203,24 @@ fn each_block<L: Bytes>(lanes: L, group: &Group<'_>, mut work: impl FnMut(usize,
 
 /// Sixteen rows of weights times one row of activations.
 #[inline(always)]
-fn one_row<L: Bytes>(lanes: L, group: &Group<'_>, x: QuantRow<'_>) -> L::V {
-    let levels = lanes.levels(&group.tensor.levels);
+pub(super) fn one_row<L: Bytes>(lanes: L, group: &Group<'_>, tables: &Tables<L>, x: QuantRow<'_>) -> L::V {
     let lines = group.tensor.group(group.group);
+    // Lengths are checked here, not at each block.
+    let (coarse, fine, scales) = (&x.coarse[..lines.len()], &x.fine[..lines.len()], &x.scales[..lines.len()]);
     let mut total = lanes.splat(0.0);
     each_block(
         lanes,
         group,
+        tables,
         #[inline(always)]
-        |block, scales| {
-            let of = &x.scales[block];
-            let sums = block_sums(lanes, &lines[block], levels, &x.coarse[block], of.coarse_sum);
-            let factor = lanes.mul(scales, lanes.splat(of.coarse));
+        |block, scale| {
+            let of = &scales[block];
+            let sums = block_sums(lanes, &lines[block], tables.levels, &coarse[block], of.coarse_sum);
+            let factor = lanes.mul(scale, lanes.splat(of.coarse));
             total = lanes.mul_add(lanes.floats(sums), factor, total);
             if of.fine != 0.0 {
-                let sums = block_sums(lanes, &lines[block], levels, &x.fine[block], of.fine_sum);
-                let factor = lanes.mul(scales, lanes.splat(of.fine));
+                let sums = block_sums(lanes, &lines[block], tables.levels, &fine[block], of.fine_sum);
+                let factor = lanes.mul(scale, lanes.splat(of.fine));
                 total = lanes.mul_add(lanes.floats(sums), factor, total);
             }
         },
@@ -204,7 +241,6 @@ fn block_sums<L: Bytes>(
     let (mut low, mut high) = (lanes.start(total), lanes.nothing());
     let x: &[[i8; 4]] = x.as_chunks().0;
     for (line, x) in lines.iter().zip(x.as_chunks::<2>().0) {
-        lanes.prefetch(line);
         let (first, second) = lanes.unpack(line, levels);
         low = lanes.dot(low, first, x[0]);
         high = lanes.dot(high, second, x[1]);
@@ -230,18 +266,19 @@ fn many_rows<L: Bytes>(
     for (at, group) in groups.iter().enumerate() {
         // An odd group has no companion: its sums are not stored.
         let Some(group) = group else { continue };
-        let levels = lanes.levels(&group.tensor.levels);
+        let tables = Tables::of(lanes, group.tensor);
         let codes = group.tensor.group(group.group);
         each_block(
             lanes,
             group,
+            &tables,
             #[inline(always)]
             |block, scale| {
                 if let Some(to) = scales[block][at * LANES..].first_chunk_mut() {
                     lanes.store(scale, to);
                 }
                 for (j, line) in codes[block].iter().enumerate() {
-                    let (first, second) = lanes.unpack(line, levels);
+                    let (first, second) = lanes.unpack(line, tables.levels);
                     lanes.put(first, &mut lines[block][2 * j * PANEL_GROUPS + at]);
                     lanes.put(second, &mut lines[block][(2 * j + 1) * PANEL_GROUPS + at]);
                 }

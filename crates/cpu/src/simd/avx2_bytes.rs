@@ -8,9 +8,6 @@ use crate::kernels::Fast;
 use crate::program::Kernels;
 use std::arch::x86_64::*;
 
-/// How far ahead weights are asked for, in lines.
-const AHEAD: usize = 64;
-
 impl Avx2 {
     /// The kernels with fast arithmetic, if this processor can run them.
     pub fn fast_kernels() -> Option<&'static dyn Kernels> {
@@ -121,11 +118,5 @@ impl Bytes for Avx2 {
         }
         let load = |block: &[f32; 16]| super::Lanes::load(self, block);
         [load(&values[0]), load(&values[1]), load(&values[2]), load(&values[3])]
-    }
-
-    #[inline(always)]
-    fn prefetch(self, line: &Line) {
-        // SAFETY: a prefetch reads nothing that the program sees, and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast()) }
     }
 }

@@ -10,9 +10,6 @@ use std::arch::x86_64::*;
 /// `vpdpbusd` multiplies unsigned bytes with signed ones: weights are held this much higher.
 const RAISED: i32 = 128;
 
-/// How far ahead weights are asked for, in lines: more than a page, whose end stops the processor's own guesses.
-const AHEAD: usize = 64;
-
 impl Avx512 {
     /// The kernels with fast arithmetic, if this processor can run them.
     pub fn fast_kernels() -> Option<&'static dyn Kernels> {
@@ -160,11 +157,5 @@ impl Bytes for Avx512 {
                 _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0xdd>(b, d)),
             ]
         }
-    }
-
-    #[inline(always)]
-    fn prefetch(self, line: &Line) {
-        // SAFETY: a prefetch reads nothing that the program sees, and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).wrapping_add(AHEAD).cast()) }
     }
 }

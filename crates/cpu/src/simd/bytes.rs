@@ -41,6 +41,4 @@ pub(crate) trait Bytes: Lanes {
     fn map(self, values: &[f32; 256]) -> Self::Map;
     /// The values of the sixteen codes of each of four blocks.
     fn scales(self, map: &Self::Map, codes: &[u8; 64]) -> [Self::V; 4];
-    /// Asks for the memory a little after `line`; a hint, whatever is there.
-    fn prefetch(self, line: &Line);
 }

@@ -149,7 +149,4 @@ impl<const DOT: bool> Bytes for Neon<DOT> {
         let load = |block: usize| super::Lanes::load(self, &values[block]);
         [load(0), load(1), load(2), load(3)]
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: &Line) {}
 }

@@ -82,7 +82,4 @@ impl Bytes for Portable {
     fn scales(self, map: &[f32; 256], codes: &[u8; 64]) -> [[f32; 16]; 4] {
         from_fn(|block| from_fn(|lane| map[usize::from(codes[16 * block + lane])]))
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: &Line) {}
 }
