@@ -8,8 +8,9 @@ use crate::planning::Planning;
 use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
 use halfbyte_allocation::release_unused;
-use halfbyte_backend::{DeviceKind, Input, Output, Place, Purpose, Rows};
+use halfbyte_backend::{Backend, DeviceKind, Input, Output, Place, Purpose, Rows};
 use halfbyte_inference::Engine;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// What is measured.
@@ -54,8 +55,8 @@ pub struct BenchRow {
     pub bytes_per_token: Option<u64>,
     /// Bytes a second of these reads.
     pub read_rate: Option<f64>,
-    /// Bytes a second that the devices read at most, measured just before; for several devices, what the
-    /// shares of each would allow together.
+    /// Bytes a second that the devices read at most, of a processor the median of measurements before each run; for
+    /// several devices, what the shares of each would allow together.
     pub read_bandwidth: Option<f64>,
     /// `read_rate / read_bandwidth`.
     pub share_of_limit: Option<f64>,
@@ -85,8 +86,8 @@ pub struct BenchReport {
     pub devices: Vec<BenchDevice>,
     /// Prompts, then decoding.
     pub rows: Vec<BenchRow>,
-    /// One for each context of [`BenchOptions::decode_at`], if [`BenchOptions::profile`] asks for it and one GPU
-    /// runs everything.
+    /// One for each context of [`BenchOptions::decode_at`], if [`BenchOptions::profile`] asks for it and one
+    /// device runs everything.
     pub profiles: Vec<DecodeProfile>,
     /// Planned, allocated and witnessed memory of each device, after all runs.
     pub memory: Vec<MemoryRow>,
@@ -112,7 +113,7 @@ pub fn bench(
     crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
     let mut loaded = Loaded::load(&model, &options, progress, Instant::now())?;
 
-    let limits = pollster::block_on(limits(&model, &options, &loaded))?;
+    let mut limits = pollster::block_on(limits(&model, &options, &loaded))?;
     let mut rows = Vec::new();
     for &tokens in &prompts {
         let seconds = median(what.repeats, || prefill(&mut loaded, tokens))?;
@@ -126,7 +127,11 @@ pub fn bench(
     }
     for &at in &contexts {
         let before = loaded.counts().0;
-        let seconds = median(what.repeats, || decode(&mut loaded, at, what.tokens, &mut |_| {}))?;
+        limits.forget();
+        let seconds = median(what.repeats, || {
+            limits.measure();
+            decode(&mut loaded, at, what.tokens, &mut |_| {})
+        })?;
         // One run more warms up, and each begins with one token that is not timed.
         let steps = ((what.repeats + 1) * (what.tokens + 1)) as f64;
         let per_token = seconds / what.tokens as f64;
@@ -183,6 +188,10 @@ struct StageLimit {
     weights: u64,
     kv_per_position: f64,
     bandwidth: Option<f64>,
+    /// Of a processor, to measure again.
+    processor: Option<Rc<dyn Backend>>,
+    /// What it read beside the runs of a figure, bytes a second.
+    beside: Vec<f64>,
 }
 
 impl Limits {
@@ -207,18 +216,40 @@ impl Limits {
         self.stages.iter().map(|stage| stage.bytes(context)).sum()
     }
 
+    /// Measures processors again. Their memory is shared with whatever else runs on the machine, on a virtual one with
+    /// strangers, and its speed differs by half from one second to the next: what a run is compared to must be of the
+    /// same seconds.
+    fn measure(&mut self) {
+        for stage in &mut self.stages {
+            let rate = stage.processor.as_ref().and_then(|it| pollster::block_on(it.read_bandwidth()).ok());
+            stage.beside.extend(rate);
+        }
+    }
+
+    /// A new figure begins.
+    fn forget(&mut self) {
+        self.stages.iter_mut().for_each(|stage| stage.beside.clear());
+    }
+
     /// Stages run one after the other, so their times add up.
     pub(crate) fn bandwidth(&self, context: usize) -> Option<f64> {
         let seconds: Option<f64> = self
             .stages
             .iter()
-            .map(|stage| stage.bandwidth.map(|limit| stage.bytes(context) as f64 / limit))
+            .map(|stage| stage.limit().map(|limit| stage.bytes(context) as f64 / limit))
             .sum();
         seconds.map(|seconds| self.bytes_per_token(context) as f64 / seconds)
     }
 }
 
 impl StageLimit {
+    /// The median beside the runs of this figure, or what was measured at the beginning.
+    fn limit(&self) -> Option<f64> {
+        let mut rates = self.beside.clone();
+        rates.sort_by(f64::total_cmp);
+        rates.get(rates.len() / 2).copied().or(self.bandwidth)
+    }
+
     fn bytes(&self, context: usize) -> u64 {
         self.weights + (self.kv_per_position * context as f64) as u64
     }
@@ -260,7 +291,8 @@ async fn limits(
             read_bandwidth: bandwidth,
         });
         let kv_per_position = kv as f64 / blueprint.context.max(1) as f64;
-        stages.push(StageLimit { weights, kv_per_position, bandwidth });
+        let processor = (info.kind == DeviceKind::Cpu).then(|| Rc::clone(backend));
+        stages.push(StageLimit { weights, kv_per_position, bandwidth, processor, beside: Vec::new() });
     }
     let names =
         |name: fn(&BenchDevice) -> &str, by: &str| devices.iter().map(name).collect::<Vec<_>>().join(by);

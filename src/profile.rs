@@ -54,8 +54,8 @@ pub struct StepProfile {
     pub share_of_limit: Option<f64>,
 }
 
-/// Profiles decoding after a context of `at` positions; `None` if several devices take part or one that counts no
-/// passes.
+/// Profiles decoding after a context of `at` positions; `None` if several devices take part, or one
+/// that has no clock and counts no passes.
 pub(crate) fn profile(
     loaded: &mut Loaded,
     limits: &Limits,
@@ -63,7 +63,7 @@ pub(crate) fn profile(
     what: &BenchOptions,
 ) -> Result<Option<DecodeProfile>, Error> {
     let failed = halfbyte_inference::ModelError::from;
-    if !loaded.engine.feeds_back() || loaded.engine.passes() == 0 {
+    if !loaded.engine.feeds_back() {
         return Ok(None);
     }
     let position = at.min(loaded.engine.blueprint().context - 1);
@@ -76,6 +76,10 @@ pub(crate) fn profile(
         if run > 0 {
             runs.push(costs);
         }
+    }
+
+    if loaded.engine.passes() == 0 && runs.iter().all(Vec::is_empty) {
+        return Ok(None);
     }
 
     // The first run only begins to measure.

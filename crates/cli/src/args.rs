@@ -433,7 +433,8 @@ pub struct BenchArgs {
     /// Each figure is the median of this many runs.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeats: usize,
-    /// Take a decoded token apart: time of each step class on the device's clock, the host's own time, passes.
+    /// Take a decoded token apart: time of each step class on the device's clock; of a GPU the host's own time and
+    /// passes, too.
     #[arg(long)]
     pub profile: bool,
 }

@@ -86,6 +86,17 @@ pub(crate) enum BoundStep {
     },
 }
 
+impl BoundStep {
+    /// The matrix that the step reads as a whole.
+    pub fn matrix(&self) -> Option<&Shared<Matrix>> {
+        match self {
+            BoundStep::Linear { weight, .. } | BoundStep::Head { weight, .. } => Some(weight),
+            BoundStep::Moe { router, .. } => Some(router),
+            BoundStep::Embed { .. } | BoundStep::Attend { .. } => None,
+        }
+    }
+}
+
 /// A norm as kernels see it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NormView<'a> {
@@ -149,6 +160,19 @@ pub(crate) struct Epilogue {
     pub scale: f32,
     /// `cap * tanh(v / cap)`
     pub softcap: Option<f32>,
+}
+
+/// A product as kernels see it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product<'a> {
+    /// `[layer rows, cols]`
+    pub weight: &'a Matrix,
+    /// The matrix that will be read after it, where that is known.
+    pub next: Option<&'a Matrix>,
+    /// What happens to its results.
+    pub epilogue: Epilogue,
+    /// Rows of activations.
+    pub rows: usize,
 }
 
 /// Attention as kernels see it.

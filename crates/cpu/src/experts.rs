@@ -1,6 +1,6 @@
 //! A mixture of experts, put together from the products that the kernels have.
 
-use crate::bound::{BoundPre, Epilogue};
+use crate::bound::{BoundPre, Epilogue, Product};
 use crate::layout::padded;
 use crate::matrix::Matrix;
 use crate::program::{Kernels, State};
@@ -9,6 +9,11 @@ use halfbyte_backend::{Act, Moe};
 
 /// A product without an activation.
 const PLAIN: Epilogue = Epilogue { act: Act::Identity, gated: false, scale: 1.0, softcap: None };
+
+/// What follows an expert depends on the data.
+fn product(weight: &Matrix, epilogue: Epilogue, rows: usize) -> Product<'_> {
+    Product { weight, next: None, epilogue, rows }
+}
 
 impl State {
     /// Rows `first .. first + rows` of one pass. Each expert runs once, over the rows that chose it.
@@ -31,15 +36,8 @@ impl State {
         self.pre(step.input, pre, first, rows, 0, kernels);
         normed.copy_from_slice(&self.x[..rows * columns]);
         let scores = &mut self.y[..rows * step.experts];
-        kernels.product(
-            &self.team,
-            router,
-            &PLAIN,
-            rows,
-            &mut self.x[..rows * columns],
-            scores,
-            &self.scratch,
-        );
+        let x = &mut self.x[..rows * columns];
+        kernels.product(&self.team, product(router, PLAIN, rows), x, scores, &self.scratch);
         for (row, weights) in weights.chunks_exact_mut(step.experts).enumerate() {
             weights.iter_mut().zip(scores[row..].iter().step_by(rows)).for_each(|(w, s)| *w = *s);
             choose(weights, step.top_k, step.renormalize);
@@ -70,12 +68,12 @@ impl State {
             let epilogue = Epilogue { act: step.act, gated: true, ..PLAIN };
             let x = &mut self.x[..chosen * columns];
             let y = &mut self.y[..chosen * gate_up.rows];
-            kernels.product(&self.team, &gate_up, &epilogue, chosen, x, y, &self.scratch);
+            kernels.product(&self.team, product(&gate_up, epilogue, chosen), x, y, &self.scratch);
             let gated = &mut gated[..chosen * padded(down.cols)];
             gated.fill(0.0);
             kernels.place(&self.team, y, 2, 0, None, chosen, gated);
             let y = &mut self.y[..chosen * hidden];
-            kernels.product(&self.team, &down, &PLAIN, chosen, gated, y, &self.scratch);
+            kernels.product(&self.team, product(&down, PLAIN, chosen), gated, y, &self.scratch);
             for (at, row) in (0..rows).filter(|&row| of(row) >= 0.0).enumerate() {
                 let products = y[at..].iter().step_by(chosen);
                 let out = &mut out_rows[row * hidden..(row + 1) * hidden];

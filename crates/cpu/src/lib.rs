@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod pages;
 mod path;
+mod profile;
 mod program;
 mod quants;
 mod request;

@@ -100,9 +100,23 @@ impl Matrix {
         Ok(Self { rows: shape.rows(), cols: shape.cols(), shape: shape.clone(), tensors, bias })
     }
 
+    /// What is left to do after [`reserve`](Self::reserve), once the matrices that will be read after it have been
+    /// reserved, too: first for all of them `Interleaved::ask_for_large_pages`, then `Interleaved::settle`.
+    pub fn interleaved(&mut self) -> impl Iterator<Item = &mut Interleaved> {
+        self.tensors.iter_mut().filter_map(|tensor| match tensor {
+            Tensor::Interleaved(held) => Some(held),
+            Tensor::Dense { .. } | Tensor::Quant(_) => None,
+        })
+    }
+
     /// Bytes of its arrays, as allocated.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(Tensor::bytes).sum::<u64>() + size_of_val(self.bias.as_slice()) as u64
+    }
+
+    /// Bytes that a product with it reads, in memory or in files.
+    pub fn read_bytes(&self) -> u64 {
+        self.bytes() + self.files().map(|file| file.bytes().len() as u64).sum::<u64>()
     }
 
     /// Copies the canonical bytes of segment `index` in.

@@ -1,16 +1,18 @@
 //! A compiled stretch: registers, the steps in order, and the checks before them.
 
-use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, PreView};
+use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, PreView, Product};
 use crate::buffer::{Shortage, zeroed};
 use crate::layout::{PASS_ROWS, Sizes, padded};
 use crate::matrix::Matrix;
+use crate::profile::Clock;
 use crate::request::{Limits, Span, spans};
 use crate::scratch::Scratch;
+use crate::slots::Shared;
 use crate::sweep::Sweep;
 use crate::team::Team;
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
-    Ticket, argmax, sample,
+    StepCost, Ticket, argmax, sample,
 };
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -34,17 +36,7 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// Multiplies: `x` is `[rows, padded(cols)]` and may be reordered; `y` is `[layer rows, rows]`. The
     /// results of gated pairs are left in the even layer rows.
-    #[expect(clippy::too_many_arguments, reason = "a product's parts")]
-    fn product(
-        &self,
-        team: &Team,
-        weight: &Matrix,
-        epilogue: &Epilogue,
-        rows: usize,
-        x: &mut [f32],
-        y: &mut [f32],
-        scratch: &Scratch,
-    );
+    fn product(&self, team: &Team, product: Product<'_>, x: &mut [f32], y: &mut [f32], scratch: &Scratch);
 
     /// Attends: `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]` and is overwritten, `out` is
     /// `[rows, heads * head_dim]`.
@@ -172,12 +164,13 @@ impl State {
         self.widths[usize::from(reg.0)]
     }
 
-    /// Checks a submission, runs its steps and collects its answer.
+    /// Checks a submission, runs its steps and collects its answer. `after` is called after each step.
     fn run(
         &mut self,
         rows: &Rows<'_>,
         kernels: &dyn Kernels,
         mut sweep: Option<&mut Sweep>,
+        mut after: impl FnMut(usize, &[BoundStep]),
     ) -> Result<Answer, Fault> {
         self.admit(rows)?;
         if let Some(sweep) = &mut sweep {
@@ -185,6 +178,7 @@ impl State {
         }
         for index in 0..self.steps.len() {
             self.step(index, rows, kernels);
+            after(index, &self.steps);
             if let Some(sweep) = &mut sweep {
                 sweep.done_with(index);
             }
@@ -235,6 +229,10 @@ impl State {
         let count = rows.places.len();
         // The steps leave while one of them runs, so that it can borrow the buffers beside it.
         let steps = std::mem::take(&mut self.steps);
+        // After the last step comes the next token.
+        let next = steps[index + 1..].iter().chain(&steps[..index]).find_map(BoundStep::matrix);
+        let guard = next.filter(|_| count == 1).map(Shared::read);
+        let next = guard.as_deref();
         match &steps[index] {
             BoundStep::Embed { step, table, positions, types, norm } => {
                 let mut out = self.take(step.out);
@@ -253,7 +251,9 @@ impl State {
                 kernels.embed(&self.team, &view, &mut out[..count * self.width(step.out)]);
                 self.put(step.out, out);
             }
-            BoundStep::Linear { step, pre, weight } => self.linear(step, pre, &weight.read(), count, kernels),
+            BoundStep::Linear { step, pre, weight } => {
+                self.linear(step, pre, (&weight.read(), next), count, kernels);
+            }
             BoundStep::Attend { step, cache, rope, q_norm, k_norm } => {
                 let (q_norm, k_norm) = (bound::lock(q_norm), bound::lock(k_norm));
                 let rope = rope.as_ref().map(|table| table.read());
@@ -286,9 +286,10 @@ impl State {
                 }
             }
             BoundStep::Head { step, pre, weight } => {
-                self.head(step, pre, &weight.read(), count, rows.output.rows(), kernels);
+                self.head(step, pre, (&weight.read(), next), count, rows.output.rows(), kernels);
             }
         }
+        drop(guard);
         self.steps = steps;
     }
 
@@ -296,7 +297,7 @@ impl State {
         &mut self,
         step: &LinearStep,
         pre: &BoundPre,
-        weight: &Matrix,
+        (weight, next): (&Matrix, Option<&Matrix>),
         count: usize,
         kernels: &dyn Kernels,
     ) {
@@ -307,7 +308,7 @@ impl State {
             self.pre(step.input, pre, first, rows, 0, kernels);
             let x = &mut self.x[..rows * columns];
             let y = &mut self.y[..rows * weight.rows];
-            kernels.product(&self.team, weight, &epilogue, rows, x, y, &self.scratch);
+            kernels.product(&self.team, Product { weight, next, epilogue, rows }, x, y, &self.scratch);
 
             let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
             let range = first * width..(first + rows) * width;
@@ -333,7 +334,7 @@ impl State {
         &mut self,
         step: &Head,
         pre: &BoundPre,
-        weight: &Matrix,
+        (weight, next): (&Matrix, Option<&Matrix>),
         count: usize,
         wanted: &[u32],
         kernels: &dyn Kernels,
@@ -353,15 +354,8 @@ impl State {
                 self.pre(step.input, pre, row as usize, 1, at, kernels);
             }
             let y = &mut self.y[..rows * vocabulary];
-            kernels.product(
-                &self.team,
-                weight,
-                &epilogue,
-                rows,
-                &mut self.x[..rows * columns],
-                y,
-                &self.scratch,
-            );
+            let x = &mut self.x[..rows * columns];
+            kernels.product(&self.team, Product { weight, next, epilogue, rows }, x, y, &self.scratch);
             let first = pass * PASS_ROWS * vocabulary;
             let logits = &mut self.logits[first..first + rows * vocabulary];
             kernels.place(&self.team, y, 1, 0, None, rows, logits);
@@ -477,8 +471,20 @@ impl CpuProgram {
 
 impl Program for CpuProgram {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let answer = self.state.run(rows, self.kernels, self.sweep.as_mut())?;
+        let answer = self.state.run(rows, self.kernels, self.sweep.as_mut(), |_, _| {})?;
         Ok(Box::pin(ready(Ok(answer))))
+    }
+
+    fn profile<'a>(&'a mut self, rows: &'a Rows<'a>) -> Fut<'a, Vec<StepCost>> {
+        let position = rows.places.iter().map(|place| u64::from(place.position)).max().unwrap_or(0);
+        let counts = self.state.done;
+        let mut clock = Clock::start(position);
+        let done = self.state.run(rows, self.kernels, self.sweep.as_mut(), |index, steps| {
+            clock.step_ends(index, steps);
+        });
+        // It counts as no submission of the program's own.
+        self.state.done = counts;
+        Box::pin(ready(done.map(|_| clock.costs())))
     }
 
     fn drain(&mut self) -> Fut<'_, ()> {

@@ -127,12 +127,7 @@ fn kept(bytes: &[u64], total: u64, free: Option<u64>) -> usize {
 /// What a step reads in files at every use. Embeddings are looked up, not read; of a mixture of experts
 /// only the router is known to be.
 fn files(step: &BoundStep) -> Files {
-    let matrix = match step {
-        BoundStep::Linear { weight, .. } | BoundStep::Head { weight, .. } => weight,
-        BoundStep::Moe { router, .. } => router,
-        BoundStep::Embed { .. } | BoundStep::Attend { .. } => return Vec::new(),
-    };
-    matrix.read().files().cloned().collect()
+    step.matrix().map_or_else(Vec::new, |matrix| matrix.read().files().cloned().collect())
 }
 
 fn size(files: &Files) -> u64 {

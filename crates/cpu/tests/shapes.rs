@@ -5,7 +5,8 @@ use half::{bf16, f16};
 use halfbyte_backend::random::Stream;
 use halfbyte_backend::{
     Act, Answer, Arrangement, Backend, Canonical, Caps, DType, Fault, Format, Fut, Input, Kind, LinearShape,
-    LinearStep, Output, Place, Pre, Purpose, Reg, Rows, Segment, Step, Stretch, Want, WantId, WeightSource,
+    LinearStep, Output, Place, Pre, Program, Purpose, Reg, Rows, Segment, Step, Stretch, Want, WantId,
+    WeightSource,
 };
 use halfbyte_cpu::{CpuBackend, CpuOptions, Math, Path};
 use halfbyte_quant::{QuantSpec, QuantType, Source, quantize};
@@ -58,6 +59,25 @@ fn product_of(
     cols: usize,
     hidden: &[f32],
 ) -> Vec<f32> {
+    with_product(source, backend, format, [rows, cols], hidden, hidden_of)
+}
+
+/// What a submission answers.
+fn hidden_of(program: &mut dyn Program, rows: &Rows<'_>) -> Vec<f32> {
+    let answer = block_on(program.submit(rows).unwrap()).unwrap();
+    let Answer::Hidden(values) = answer else { panic!("{answer:?}") };
+    values
+}
+
+/// What `run` makes of the program of [`product_of`].
+fn with_product<T>(
+    source: &dyn WeightSource,
+    backend: &CpuBackend,
+    format: Format,
+    [rows, cols]: [usize; 2],
+    hidden: &[f32],
+    run: impl FnOnce(&mut dyn Program, &Rows<'_>) -> T,
+) -> T {
     let segment = |tensor: &str, bias: Option<&str>| Segment {
         tensor: tensor.into(),
         rows: rows / 2,
@@ -94,11 +114,10 @@ fn product_of(
     let places: Vec<Place> =
         (0..batch as u32).map(|position| Place { sequence: 0, position, token_type: 0 }).collect();
     let rows = Rows { input: Input::Hidden(hidden), places: &places, output: Output::Hidden };
-    let answer = block_on(program.submit(&rows).unwrap()).unwrap();
+    let made = run(&mut *program, &rows);
     drop(program);
     backend.release(&slots);
-    let Answer::Hidden(values) = answer else { panic!("{answer:?}") };
-    values
+    made
 }
 
 fn quant(quant_type: QuantType, blocksize: usize, double_quant: bool) -> Format {
@@ -234,4 +253,23 @@ fn fast_products_are_close_and_do_not_depend_on_the_batch() {
             }
         }
     }
+}
+
+#[test]
+fn a_profile_tells_what_a_step_reads_and_changes_nothing() {
+    let backend = CpuBackend::new().unwrap();
+    let format = quant(QuantType::Nf4, 64, true);
+    let hidden = vec![0.5; 64];
+    with_product(&Normal, &backend, format, [96, 64], &hidden, |program, rows| {
+        let before = hidden_of(program, rows);
+        let costs = block_on(program.profile(rows)).unwrap();
+        assert_eq!(program.counts(), (1, 1));
+        assert_eq!(hidden_of(program, rows), before);
+        let [cost] = costs.as_slice() else { panic!("{costs:?}") };
+        assert_eq!((cost.class.as_str(), cost.dispatches), ("norm_gate_up", 1));
+        assert!(cost.seconds > 0.0 && cost.seconds < 10.0, "{cost:?}");
+        // Two matrices of half the rows, each with a map of its codes of scales; a bias for each row.
+        let matrix = halfbyte_quant::bytes_for(48 * 64, QuantSpec::default()) + 1024;
+        assert_eq!(cost.bytes, 2 * matrix + 96 * 4);
+    });
 }

@@ -49,7 +49,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         print(&format!("\n{}", profiled(profile)))?;
     }
     if args.profile && measured.profiles.is_empty() {
-        say("note: --profile takes one GPU apart, and this run was on none or on several devices");
+        say("note: --profile takes one device apart, and this run was on several, or on one without a clock");
     }
     if let Some(device) = measured.devices.iter().find(|device| device.software) {
         say(&format!(
@@ -113,18 +113,24 @@ fn profiled(profile: &DecodeProfile) -> String {
     }
     let micros =
         |seconds: Option<f64>| seconds.map_or_else(|| "-".to_owned(), |s| format!("{:.1} us", s * 1e6));
+    let work = if profile.passes_per_token > 0.0 {
+        format!(
+            "host {} outside the driver's calls, {} in them, waiting included; {} dispatches, {} passes, {} submissions",
+            micros(profile.host_seconds_per_token),
+            micros(profile.driver_seconds_per_token),
+            profile.dispatches_per_token,
+            profile.passes_per_token,
+            profile.submissions_per_token,
+        )
+    } else {
+        format!("{} steps", profile.dispatches_per_token)
+    };
     let clock = if profile.steps.is_empty() { "  (no timestamps on this adapter)\n" } else { "" };
     format!(
-        "{}, a token after a context of {}:\n{}{clock}whole token {}; host {} outside the driver's calls, {} in them, \
-         waiting included; {} dispatches, {} passes, {} submissions\n",
+        "{}, a token after a context of {}:\n{}{clock}whole token {}; {work}\n",
         profile.device,
         profile.context,
         if profile.steps.is_empty() { String::new() } else { table.to_string() },
         micros(Some(profile.seconds_per_token)),
-        micros(profile.host_seconds_per_token),
-        micros(profile.driver_seconds_per_token),
-        profile.dispatches_per_token,
-        profile.passes_per_token,
-        profile.submissions_per_token,
     )
 }

@@ -5,8 +5,8 @@
 //! and kept in the second-level cache. Both add the same numbers in the same order, so that a text does not depend
 //! on how its prompt was cut.
 
-use super::norm_linear::finish;
-use crate::bound::Epilogue;
+use super::norm_linear::{JOB_ROWS, finish};
+use crate::bound::Product;
 use crate::interleaved::{BLOCK, GroupScales, Interleaved, LANES, LINES, Line};
 use crate::matrix::{Matrix, Tensor};
 use crate::quants::{QuantRow, Quants, quantize_row};
@@ -50,37 +50,36 @@ fn group(weight: &Matrix, index: usize) -> Option<Group<'_>> {
             above += tensor.rows;
             continue;
         }
-        let mut rows = [0; LANES];
-        for (lane, row) in rows.iter_mut().enumerate() {
-            let at = index * LANES + lane;
-            *row = match (weight.shape.arrangement, weight.tensors.len()) {
-                (Arrangement::Stacked, _) => above + at,
-                (Arrangement::Interleaved, 1) if at < tensor.rows / 2 => 2 * at,
-                (Arrangement::Interleaved, 1) => 2 * (at - tensor.rows / 2) + 1,
-                (Arrangement::Interleaved, _) => 2 * at + segment,
-            };
-        }
+        let at: [usize; LANES] = std::array::from_fn(|lane| index * LANES + lane);
+        let half = tensor.rows / 2;
+        // The cases are outside of the loops over lanes, which become vectors.
+        let rows = match (weight.shape.arrangement, weight.tensors.len()) {
+            (Arrangement::Stacked, _) => at.map(|at| above + at),
+            (Arrangement::Interleaved, 1) => {
+                at.map(|at| if at < half { 2 * at } else { 2 * (at - half) + 1 })
+            }
+            (Arrangement::Interleaved, _) => at.map(|at| 2 * at + segment),
+        };
         return Some(Group { tensor, segment, group: index, rows });
     }
     None
 }
 
 /// See [`Kernels::product`](crate::program::Kernels::product).
-#[expect(clippy::too_many_arguments, reason = "a product's parts")]
 pub(crate) fn product<L: Bytes>(
     lanes: L,
     team: &Team,
-    weight: &Matrix,
-    epilogue: &Epilogue,
-    rows: usize,
+    product: Product<'_>,
     x: &[f32],
     y: &mut [f32],
     scratch: &Scratch,
 ) {
+    let Product { weight, next, epilogue, rows } = product;
     let cols = weight.cols;
     let mut quants = scratch.quants.lock().unwrap_or_else(PoisonError::into_inner);
     quantize(lanes, team, rows, cols, x, &mut quants);
     let quants = &*quants;
+    expect(team, next);
     let groups = weight.rows / LANES;
     let out = Scatter::new(y);
     if rows == 1 {
@@ -127,10 +126,26 @@ pub(crate) fn product<L: Bytes>(
         team.chunks(y, FINISH_ROWS * rows, |_, job, y| {
             lanes.run(
                 #[inline(always)]
-                || finish(lanes, weight, epilogue, job * FINISH_ROWS, rows, y),
+                || finish(lanes, weight, &epilogue, job * FINISH_ROWS, rows, y),
             );
         });
     }
+}
+
+/// Tells the threads where the product after this one will have them begin.
+pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
+    let Some(next) = next else { return team.expect(|_, _| None) };
+    team.expect(|thread, threads| match next.tensors.first()? {
+        Tensor::Interleaved(_) => {
+            let group = group(next, next.rows / LANES * thread / threads)?;
+            Some(group.tensor.group(group.group).as_ptr().cast())
+        }
+        Tensor::Dense { dtype, bytes } => {
+            let row = next.rows.div_ceil(JOB_ROWS) * thread / threads * JOB_ROWS;
+            bytes.get(row * next.cols * dtype.size() as usize..).map(<[u8]>::as_ptr)
+        }
+        Tensor::Quant(_) => None,
+    });
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.

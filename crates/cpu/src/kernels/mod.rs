@@ -2,6 +2,8 @@
 //!
 //! Each file does what its namesake in `scalar/` does.
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod account;
 mod attend;
 mod attend_block;
 pub(crate) mod bytes_linear;
@@ -13,9 +15,8 @@ mod norm_linear;
 mod records;
 pub(crate) mod tile;
 
-use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
+use crate::bound::{AttendView, EmbedView, PreView, Product};
 use crate::cache::Cache;
-use crate::matrix::Matrix;
 use crate::program::Kernels;
 use crate::scratch::Scratch;
 use crate::simd::bytes::Bytes;
@@ -37,20 +38,11 @@ impl<L: Bytes, const BYTES: bool> Kernels for Fast<L, BYTES> {
         norm::pre(self.0, team, view, x, emitted);
     }
 
-    fn product(
-        &self,
-        team: &Team,
-        weight: &Matrix,
-        epilogue: &Epilogue,
-        rows: usize,
-        x: &mut [f32],
-        y: &mut [f32],
-        scratch: &Scratch,
-    ) {
-        if bytes_linear::takes(weight) {
-            bytes_linear::product(self.0, team, weight, epilogue, rows, x, y, scratch);
+    fn product(&self, team: &Team, product: Product<'_>, x: &mut [f32], y: &mut [f32], scratch: &Scratch) {
+        if bytes_linear::takes(product.weight) {
+            bytes_linear::product(self.0, team, product, x, y, scratch);
         } else {
-            norm_linear::product(self.0, team, weight, epilogue, rows, x, y, &scratch.tiles);
+            norm_linear::product(self.0, team, product, x, y, &scratch.tiles);
         }
     }
 

@@ -4,10 +4,11 @@
 //! [`Lanes::GROUP`] is as far as that pays. More rows (prompts) share a tile of decoded weights in the
 //! cache, which each thread has of its own.
 
+use super::bytes_linear;
 use super::decode::{self, even_odd};
 use super::exp::exp;
 use super::tile::Panel;
-use crate::bound::Epilogue;
+use crate::bound::{Epilogue, Product};
 use crate::layout::{padded, tile_rows};
 use crate::matrix::{Matrix, Tensor};
 use crate::simd::Lanes;
@@ -19,20 +20,19 @@ use std::sync::{Mutex, PoisonError};
 const STRIP_FLOATS: usize = 4096;
 
 /// Layer rows in one job of a direct product; even, so that gate and up stay together.
-const JOB_ROWS: usize = 16;
+pub(super) const JOB_ROWS: usize = 16;
 
 /// See [`Kernels::product`](crate::program::Kernels::product).
-#[expect(clippy::too_many_arguments, reason = "a product's parts")]
 pub(crate) fn product<L: Lanes>(
     lanes: L,
     team: &Team,
-    weight: &Matrix,
-    epilogue: &Epilogue,
-    rows: usize,
+    product: Product<'_>,
     x: &mut [f32],
     y: &mut [f32],
     tiles: &[Mutex<Vec<f32>>],
 ) {
+    let Product { weight, next, epilogue, rows } = product;
+    bytes_linear::expect(team, next);
     let columns = padded(weight.cols);
     // All segments have one format.
     let arranged = even_odd(&weight.tensors[0], weight.cols);
@@ -60,7 +60,7 @@ pub(crate) fn product<L: Lanes>(
             }
             lanes.run(
                 #[inline(always)]
-                || finish(lanes, weight, epilogue, job * JOB_ROWS, rows, y),
+                || finish(lanes, weight, &epilogue, job * JOB_ROWS, rows, y),
             );
         });
         return;
@@ -82,7 +82,7 @@ pub(crate) fn product<L: Lanes>(
         );
         lanes.run(
             #[inline(always)]
-            || finish(lanes, weight, epilogue, first, rows, y),
+            || finish(lanes, weight, &epilogue, first, rows, y),
         );
     });
 }
@@ -194,23 +194,29 @@ pub(crate) fn place(
 ) {
     let width = out.len() / rows;
     let row = |row: usize, out: &mut [f32]| {
-        let y = y[row..].iter().step_by(step * rows);
-        let out = &mut out[at..];
-        match residual {
-            None => out.iter_mut().zip(y).for_each(|(out, value)| *out = *value),
-            Some([]) => out.iter_mut().zip(y).for_each(|(out, value)| *out += value),
-            Some(residual) => {
-                let residual = &residual[row * width + at..];
-                out.iter_mut()
-                    .zip(y)
-                    .zip(residual)
-                    .for_each(|((out, value), residual)| *out = residual + value);
-            }
+        let residual = residual.map(|all| if all.is_empty() { all } else { &all[row * width + at..] });
+        let (y, out) = (&y[row..], &mut out[at..]);
+        // The steps of decoding as constants: whole vectors instead of values one by one.
+        match step * rows {
+            1 => place_row(y.iter(), residual, out),
+            2 => place_row(y.chunks(2).map(|pair| &pair[0]), residual, out),
+            step => place_row(y.iter().step_by(step), residual, out),
         }
     };
     if rows == 1 {
         row(0, out);
     } else {
         team.chunks(out, width, |_, index, out| row(index, out));
+    }
+}
+
+/// One row of [`place`].
+fn place_row<'a>(y: impl Iterator<Item = &'a f32>, residual: Option<&[f32]>, out: &mut [f32]) {
+    match residual {
+        None => out.iter_mut().zip(y).for_each(|(out, value)| *out = *value),
+        Some([]) => out.iter_mut().zip(y).for_each(|(out, value)| *out += value),
+        Some(residual) => {
+            out.iter_mut().zip(y).zip(residual).for_each(|((out, value), residual)| *out = residual + value);
+        }
     }
 }

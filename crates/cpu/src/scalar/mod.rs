@@ -8,9 +8,8 @@ mod embed;
 mod linear;
 mod norm;
 
-use crate::bound::{AttendView, EmbedView, Epilogue, PreView};
+use crate::bound::{AttendView, EmbedView, PreView, Product};
 use crate::cache::Cache;
-use crate::matrix::Matrix;
 use crate::program::Kernels;
 use crate::scratch::Scratch;
 use crate::team::Team;
@@ -27,17 +26,8 @@ impl Kernels for Scalar {
         norm::pre(view, x, emitted);
     }
 
-    fn product(
-        &self,
-        _: &Team,
-        weight: &Matrix,
-        epilogue: &Epilogue,
-        rows: usize,
-        x: &mut [f32],
-        y: &mut [f32],
-        _: &Scratch,
-    ) {
-        linear::product(weight, epilogue, rows, x, y);
+    fn product(&self, _: &Team, product: Product<'_>, x: &mut [f32], y: &mut [f32], _: &Scratch) {
+        linear::product(product.weight, &product.epilogue, product.rows, x, y);
     }
 
     fn attend(
