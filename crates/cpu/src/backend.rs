@@ -3,6 +3,7 @@
 use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
+use crate::interleaved::Interleaved;
 use crate::layout::CpuLayout;
 use crate::math::Math;
 use crate::memory::Host;
@@ -190,6 +191,14 @@ impl CpuBackend {
             let stored = Stored::reserve(&want.kind, self.in_files(), self.kernels.interleaves())
                 .map_err(|shortage| self.shortage(&want.name, want.purpose, shortage))?;
             made.push(stored);
+        }
+        // Weights are read one matrix after the other, so that they share large pages.
+        for work in [Interleaved::ask_for_large_pages, Interleaved::settle] {
+            for stored in &made {
+                if let Stored::Linear(matrix) = stored {
+                    matrix.write().interleaved().for_each(work);
+                }
+            }
         }
         let mut slots = self.slots.borrow_mut();
         let entries = wants.iter().zip(made);

@@ -17,11 +17,25 @@ pub(crate) struct Shortage(pub u64);
 
 /// `len` zeros. The memory is touched, so that it is really there afterwards.
 pub(crate) fn zeroed<T: Copy + Default + Send>(len: usize) -> Result<Vec<T>, Shortage> {
+    let mut buffer = reserved(len)?;
+    if len.saturating_mul(size_of::<T>()) >= LARGE {
+        pages::ask_for_large(buffer.spare_capacity_mut());
+    }
+    settle(&mut buffer, len);
+    Ok(buffer)
+}
+
+/// Room for `len` elements, to become zeros by [`settle`] once everything that is to lie beside them has room, too.
+pub(crate) fn reserved<T>(len: usize) -> Result<Vec<T>, Shortage> {
     let mut buffer = Vec::new();
     handled(|| buffer.try_reserve_exact(len))
         .map_err(|_| Shortage((len as u64).saturating_mul(size_of::<T>() as u64)))?;
+    Ok(buffer)
+}
+
+/// Fills `buffer`, which has room for them, up to `len` elements with zeros.
+pub(crate) fn settle<T: Copy + Default + Send>(buffer: &mut Vec<T>, len: usize) {
     if len.saturating_mul(size_of::<T>()) >= LARGE {
-        pages::ask_for_large(buffer.spare_capacity_mut());
         // Half the time of loading a model that is in the page cache would go into the kernel's work for each
         // page; the zeros are written after that, by one thread.
         let page = (PAGE / size_of::<T>().max(1)).max(1);
@@ -30,5 +44,4 @@ pub(crate) fn zeroed<T: Copy + Default + Send>(len: usize) -> Result<Vec<T>, Sho
         });
     }
     buffer.resize(len, T::default());
-    Ok(buffer)
 }

@@ -5,8 +5,9 @@
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
 //! sixteen scales are neighbours too. It takes exactly the bytes of the canonical form.
 
-use crate::buffer::{Shortage, zeroed};
+use crate::buffer::{Shortage, reserved, settle, zeroed};
 use crate::matrix::{Codes, copy};
+use crate::pages;
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
 use halfbyte_quant::threads::each;
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized};
@@ -71,7 +72,7 @@ pub(crate) fn fits(segment: &Segment) -> bool {
 }
 
 impl Interleaved {
-    /// Allocates the arrays of a segment that [`fits`].
+    /// Allocates the arrays of a segment that [`fits`], to be used after [`settle`](Self::settle).
     pub fn reserve(segment: &Segment, format: QuantFormat) -> Result<Self, Shortage> {
         let (rows, cols) = (segment.rows, segment.cols);
         let blocks = rows * cols / BLOCK;
@@ -87,7 +88,18 @@ impl Interleaved {
         };
         let code = *format.quant_type.codebook();
         let (levels, factor) = levels(&code);
-        Ok(Self { rows, cols, levels, factor, code, lines: zeroed(rows * cols / 128)?, scales })
+        Ok(Self { rows, cols, levels, factor, code, lines: reserved(rows * cols / 128)?, scales })
+    }
+
+    /// Asks for large pages; before the arrays of any matrix beside it are settled.
+    pub fn ask_for_large_pages(&mut self) {
+        pages::ask_for_large_around(self.lines.spare_capacity_mut());
+    }
+
+    /// Touches the memory, so that it is really there.
+    pub fn settle(&mut self) {
+        pages::make_ends_large(self.lines.spare_capacity_mut());
+        settle(&mut self.lines, self.rows * self.cols / 128);
     }
 
     /// Bytes of its arrays, as allocated.
@@ -293,6 +305,7 @@ mod tests {
                 assert!(fits(&segment));
                 let from = quantize(Source::F32(&values), spec).unwrap();
                 let mut held = Interleaved::reserve(&segment, spec.into()).unwrap();
+                held.settle();
                 held.fill("w", &from).unwrap();
                 assert_eq!(
                     held.bytes(),

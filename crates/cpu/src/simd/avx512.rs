@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 /// Proof that the processor has AVX-512 F, VL, BW and DQ. Made by [`Avx512::kernels`] alone.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(pub(super) ());
+pub(crate) struct Avx512(pub(crate) ());
 
 impl Avx512 {
     /// The kernels, if this processor can run them.

@@ -1,0 +1,136 @@
+//! The account of decoding in bytes: what its kernel reads a second, beside plain reads of the same memory.
+//!
+//! A measurement for an idle machine, after a change of kernels or of the team; CONTRIBUTING.md has the command. Rates
+//! count codes and scales for products, codes alone for reads. The memory of virtual machines changes its speed from one
+//! second to the next, so that reads and products come in turns.
+
+use super::bytes_linear::{Group, Tables, one_row};
+use crate::interleaved::{Interleaved, LANES, LINES, Line};
+use crate::quants::{QuantRow, Quants, quantize_row};
+use crate::simd::Lanes;
+use crate::simd::avx512::Avx512;
+use crate::simd::bytes::Bytes;
+use crate::team::Team;
+use halfbyte_backend::random::Stream;
+use halfbyte_backend::{Format, Segment};
+use halfbyte_quant::{QuantSpec, Source, quantize};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// The proof that this processor has the kernels comes first.
+fn lanes() -> Option<Avx512> {
+    Avx512::fast_kernels().map(|_| Avx512(()))
+}
+
+/// A matrix of about `bytes` bytes with `cols` columns.
+fn matrix(bytes: usize, cols: usize) -> Interleaved {
+    let (spec, rows) = (QuantSpec::default(), bytes / (cols * LANES / 2) * LANES);
+    let format = Format::Quant(spec.into());
+    let segment = Segment { tensor: "w".into(), rows, cols, format, bias: None, transposed: false };
+    let mut stream = Stream::new(1);
+    let few: Vec<f32> = (0..65_537).map(|_| stream.normal()).collect();
+    let values: Vec<f32> = few.iter().cycle().take(rows * cols).copied().collect();
+    let mut held = Interleaved::reserve(&segment, spec.into()).unwrap();
+    held.ask_for_large_pages();
+    held.settle();
+    held.fill("w", &quantize(Source::F32(&values), spec).unwrap()).unwrap();
+    held
+}
+
+/// The least time of some passes.
+fn least(passes: usize, mut pass: impl FnMut()) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        pass();
+        start.elapsed()
+    };
+    (0..passes).map(time).min().unwrap_or_default()
+}
+
+fn rate(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / time.as_secs_f64() / 1e9
+}
+
+/// One group times `x`.
+fn multiply(lanes: Avx512, tensor: &Interleaved, tables: &Tables<Avx512>, group: usize, x: QuantRow<'_>) {
+    let group = Group { tensor, segment: 0, group, rows: [0; LANES] };
+    lanes.run_bytes(
+        #[inline(always)]
+        || {
+            black_box(one_row(lanes, &group, tables, x));
+        },
+    );
+}
+
+/// Reads one group.
+fn read(lines: &[[Line; LINES]]) {
+    let mut sums = [0u64; 64];
+    for lines in lines {
+        // Loops of fixed lengths become vectors.
+        for (sums, line) in sums.as_chunks_mut::<8>().0.iter_mut().zip(lines) {
+            for (sum, word) in sums.iter_mut().zip(line.0.as_chunks::<8>().0) {
+                *sum ^= u64::from_ne_bytes(*word);
+            }
+        }
+    }
+    black_box(sums);
+}
+
+#[test]
+#[ignore = "a measurement, not a test: see CONTRIBUTING.md"]
+fn account() {
+    let lanes = lanes().expect("AVX-512 with VNNI and VBMI");
+    let team = Team::new(4);
+    println!("an empty step of 4 threads: {:?}", least(1000, || team.each(4, |_, _| {})));
+    for cols in [2048, 4096, 5632] {
+        let mut stream = Stream::new(2);
+        let x: Vec<f32> = (0..cols).map(|_| stream.normal()).collect();
+        let mut quants = Quants::reserve(cols).unwrap();
+        let (coarse, fine, scales) = quants.parts(1, cols);
+        let to_bytes = least(100, || {
+            lanes.run(
+                #[inline(always)]
+                || quantize_row(&x, coarse, fine, scales),
+            );
+        });
+        let x = quants.row(0, cols);
+        let tables = |tensor: &Interleaved| {
+            lanes.run_bytes(
+                #[inline(always)]
+                || Tables::of(lanes, tensor),
+            )
+        };
+        let (near, far) = (matrix(400 << 10, cols), matrix(400 << 20, cols));
+        let near_tables = tables(&near);
+        let cached =
+            least(100, || (0..near.groups()).for_each(|at| multiply(lanes, &near, &near_tables, at, x)));
+        let near_rate = rate(near.bytes(), cached);
+        println!(
+            "{cols} columns: activations to bytes {to_bytes:?}; in the second-level cache {near_rate:.1} GB/s"
+        );
+        let (tables, groups) = (tables(&far), far.groups());
+        let codes = (far.rows * far.cols / 2) as u64;
+        for _ in 0..5 {
+            let one = least(1, || (0..groups).for_each(|at| multiply(lanes, &far, &tables, at, x)));
+            let one_reads = least(1, || (0..groups).for_each(|at| read(far.group(at))));
+            let four = least(2, || team.each(groups, |_, at| multiply(lanes, &far, &tables, at, x)));
+            let four_read = least(2, || team.each(groups, |_, at| read(far.group(at))));
+            // As small as a model of 1.1B has them.
+            let step = 160;
+            let in_steps = least(2, || {
+                for first in (0..groups).step_by(step) {
+                    let count = step.min(groups - first);
+                    team.each(count, |_, at| multiply(lanes, &far, &tables, first + at, x));
+                }
+            });
+            println!(
+                "  from memory: one thread {:.1} of {:.1}; four {:.1} of {:.1}, in steps of {step} groups {:.1} GB/s",
+                rate(far.bytes(), one),
+                rate(codes, one_reads),
+                rate(far.bytes(), four),
+                rate(codes, four_read),
+                rate(far.bytes(), in_steps),
+            );
+        }
+    }
+}
