@@ -1,6 +1,8 @@
 //! Devices: what they are, what they hold, what they run.
 
-use crate::{Caps, Fault, Footprint, Fut, Kind, Ledger, Program, Slot, Stretch, Want, WeightSource};
+use crate::{
+    Caps, Fault, Footprint, Fut, Kind, KvRows, KvSpan, Ledger, Program, Slot, Stretch, Want, WeightSource,
+};
 
 /// What a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -100,6 +102,32 @@ pub trait Backend {
 
     /// Frees slots; unknown ones are ignored. Programs that use them must be gone.
     fn release(&self, slots: &[Slot]);
+
+    /// What an upload put into a slot that was reserved for `want`, to be had again in canonical bytes: another
+    /// device is filled from it without the model's files.
+    ///
+    /// # Errors
+    /// [`Fault::Unsupported`], as provided, where the way back from the device's own layout is not known.
+    fn contents<'a>(&'a self, slot: Slot, want: &'a Want) -> Result<Box<dyn WeightSource + 'a>, Fault> {
+        let _ = slot;
+        Err(self.info().unsupported(format!("no way back for the weights of {}", want.name)))
+    }
+
+    /// Whether [`read_kv`](Self::read_kv) and [`write_kv`](Self::write_kv) are there.
+    fn moves_kv(&self) -> bool {
+        false
+    }
+
+    /// Keys and values out of a cache's slot, after everything that was submitted before. What no submission wrote
+    /// is whatever lay there.
+    fn read_kv<'a>(&'a self, _slot: Slot, _span: KvSpan) -> Fut<'a, KvRows> {
+        Box::pin(async { Err(self.info().unsupported("no way for keys and values to leave it")) })
+    }
+
+    /// Keys and values into a cache's slot, after everything that was submitted before.
+    fn write_kv<'a>(&'a self, _slot: Slot, _span: KvSpan, _rows: &'a KvRows) -> Fut<'a, ()> {
+        Box::pin(async { Err(self.info().unsupported("no way for keys and values to reach it")) })
+    }
 
     /// Bytes a second that the device reads from its own memory, measured now with a buffer that no cache
     /// holds: the limit that every speed is printed beside.

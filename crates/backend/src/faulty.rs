@@ -1,8 +1,8 @@
 //! A backend whose allocations fail and whose device is lost on request, to see what becomes of it.
 
 use crate::{
-    Answer, Backend, Caps, DeviceInfo, Fault, Fut, Layout, Ledger, Memory, Program, Purpose, Rows, Slot,
-    StepCost, Stretch, Ticket, Want, WeightSource,
+    Answer, Backend, Caps, DeviceInfo, Fault, Fut, KvRows, KvSpan, Layout, Ledger, Memory, Program, Purpose,
+    Rows, Slot, StepCost, Stretch, Ticket, Want, WeightSource,
 };
 use std::cell::Cell;
 use std::fmt;
@@ -174,6 +174,29 @@ impl Backend for Faulty {
 
     fn release(&self, slots: &[Slot]) {
         self.inner.release(slots);
+    }
+
+    fn contents<'a>(&'a self, slot: Slot, want: &'a Want) -> Result<Box<dyn WeightSource + 'a>, Fault> {
+        self.check()?;
+        self.inner.contents(slot, want)
+    }
+
+    fn moves_kv(&self) -> bool {
+        self.inner.moves_kv()
+    }
+
+    fn read_kv<'a>(&'a self, slot: Slot, span: KvSpan) -> Fut<'a, KvRows> {
+        Box::pin(async move {
+            self.check()?;
+            self.inner.read_kv(slot, span).await
+        })
+    }
+
+    fn write_kv<'a>(&'a self, slot: Slot, span: KvSpan, rows: &'a KvRows) -> Fut<'a, ()> {
+        Box::pin(async move {
+            self.check()?;
+            self.inner.write_kv(slot, span, rows).await
+        })
     }
 
     fn read_bandwidth(&self) -> Fut<'_, f64> {

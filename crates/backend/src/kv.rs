@@ -1,6 +1,8 @@
-//! The KV cache: its shape and the meaning of its element types.
+//! The KV cache: its shape, the meaning of its element types, and the form in which parts of it travel.
 
+use crate::Fault;
 use half::f16;
+use std::ops::Range;
 
 /// Element type of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
@@ -84,6 +86,60 @@ impl Record {
     pub fn words(self) -> usize {
         let scaled = matches!(self.dtype, KvType::Q8 | KvType::Q4);
         self.code_words() + if scaled { self.head_dim.div_ceil(KV_BLOCK).div_ceil(2) } else { 0 }
+    }
+}
+
+/// Consecutive positions of one sequence of a cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvSpan {
+    /// The sequence.
+    pub sequence: usize,
+    /// Its positions.
+    pub positions: Range<usize>,
+}
+
+/// The keys and values of a [`KvSpan`] in the form that every backend reads and writes, whatever its own is: each
+/// `[kv_heads, positions]` records of [`KvShape::head_bytes`].
+///
+/// A record is `head_dim` little-endian numbers (F32, F16), or codes followed by one f16 scale for each block of
+/// [`KV_BLOCK`] features (Q8, Q4). Q8 codes are signed bytes. Q4 codes are offset by 8; of a block of `n` features,
+/// byte `i` holds feature `i` in its low nibble and feature `i + n.div_ceil(2)` in the high one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KvRows {
+    /// Keys.
+    pub keys: Vec<u8>,
+    /// Values.
+    pub values: Vec<u8>,
+}
+
+impl KvSpan {
+    /// Bytes of its keys, and as many of its values, in a cache of `shape`.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] if the cache does not reach that far.
+    pub fn bytes(&self, shape: &KvShape) -> Result<usize, Fault> {
+        let Range { start, end } = self.positions;
+        if self.sequence >= shape.sequences || start > end || end > shape.capacity {
+            return Err(Fault::Invalid(format!(
+                "positions {start}..{end} of sequence {} in a cache of {} sequences of {}",
+                self.sequence, shape.sequences, shape.capacity
+            )));
+        }
+        Ok(shape.kv_heads * (end - start) * shape.head_bytes() as usize)
+    }
+
+    /// Checks that `rows` are the keys and values of this span.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] saying what is too long or too short.
+    pub fn check(&self, shape: &KvShape, rows: &KvRows) -> Result<(), Fault> {
+        let bytes = self.bytes(shape)?;
+        for (name, found) in [("keys", rows.keys.len()), ("values", rows.values.len())] {
+            if found != bytes {
+                return Err(Fault::Invalid(format!("{name} of {found} bytes where {bytes} are due")));
+            }
+        }
+        Ok(())
     }
 }
 

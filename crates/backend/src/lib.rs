@@ -37,7 +37,7 @@ pub use device::{Backend, DeviceInfo, DeviceKind, Layout, Memory};
 pub use fault::{Fault, Fut, human_bytes};
 pub use faulty::{FaultCounts, FaultPlan, FaultSpec, Faulty};
 pub use footprint::{Footprint, Purpose};
-pub use kv::{KvShape, KvType};
+pub use kv::{KvRows, KvShape, KvSpan, KvType};
 pub use ledger::{Ledger, LedgerRow};
 pub use limited::{Limit, Limited};
 pub use linear::{Arrangement, DType, Format, LinearShape, QuantFormat, Segment};

@@ -1,8 +1,8 @@
 //! A backend that holds no more than a limit which may change while it runs.
 
 use crate::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch, Want,
-    WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, KvRows, KvSpan, Layout, Ledger, Memory, Program, Purpose, Slot,
+    Stretch, Want, WeightSource,
 };
 use std::cell::Cell;
 use std::rc::Rc;
@@ -78,6 +78,22 @@ impl Backend for Limited {
 
     fn release(&self, slots: &[Slot]) {
         self.inner.release(slots);
+    }
+
+    fn contents<'a>(&'a self, slot: Slot, want: &'a Want) -> Result<Box<dyn WeightSource + 'a>, Fault> {
+        self.inner.contents(slot, want)
+    }
+
+    fn moves_kv(&self) -> bool {
+        self.inner.moves_kv()
+    }
+
+    fn read_kv<'a>(&'a self, slot: Slot, span: KvSpan) -> Fut<'a, KvRows> {
+        self.inner.read_kv(slot, span)
+    }
+
+    fn write_kv<'a>(&'a self, slot: Slot, span: KvSpan, rows: &'a KvRows) -> Fut<'a, ()> {
+        self.inner.write_kv(slot, span, rows)
     }
 
     fn read_bandwidth(&self) -> Fut<'_, f64> {

@@ -1,10 +1,10 @@
-//! Weights that stay in their file.
+//! Weights that are read where they lie: in their file, or in memory that is shared.
 
 use crate::DType;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// Bytes of a mapped file, there for as long as anyone holds them.
+/// Bytes of a mapped file, or of memory, there for as long as anyone holds them.
 ///
 /// [`will_need`](Self::will_need) and [`done_with`](Self::done_with) are advice: nothing depends on it but
 /// speed, and a system that cannot take it ignores it.
@@ -17,6 +17,12 @@ pub trait MappedBytes: Debug + Send + Sync {
 
     /// They are not read soon: their pages may be given to whoever needs memory.
     fn done_with(&self) {}
+}
+
+impl MappedBytes for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
 }
 
 /// A [`Segment`](crate::Segment) where it lies.

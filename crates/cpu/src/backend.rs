@@ -4,19 +4,21 @@ use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
 use crate::interleaved::Interleaved;
+use crate::cache::Cache;
+use crate::contents::Contents;
 use crate::layout::CpuLayout;
 use crate::math::Math;
 use crate::memory::Host;
 use crate::path::Path;
 use crate::program::{CpuProgram, Held, Kernels, State};
 use crate::scalar::Scalar;
-use crate::slots::{Entry, Slots, Stored};
+use crate::slots::{Entry, Shared, Slots, Stored};
 use crate::sweep::Sweep;
 use crate::team::Team;
 use crate::threads;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, DeviceKind, Fault, Format, Fut, Kind, Layout, Ledger, LinearShape, Memory,
-    NormShape, Program, Purpose, Segment, Slot, Stretch, Want, WeightSource,
+    Backend, Caps, DeviceInfo, DeviceKind, Fault, Format, Fut, Kind, KvRows, KvSpan, Layout, Ledger,
+    LinearShape, Memory, NormShape, Program, Purpose, Segment, Slot, Stretch, Want, WeightSource,
 };
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -218,6 +220,13 @@ impl CpuBackend {
         self.slots.borrow().get(slot).cloned()
     }
 
+    fn cache(&self, slot: Slot) -> Result<Shared<Cache>, Fault> {
+        match self.stored(slot)? {
+            Stored::Kv(cache) => Ok(cache),
+            _ => Err(Fault::Internal(format!("slot {} is no KV cache", slot.0))),
+        }
+    }
+
     async fn fill(&self, slot: Slot, want: &Want, source: &dyn WeightSource) -> Result<(), Fault> {
         match (&want.kind, self.stored(slot)?) {
             (Kind::Linear(shape), Stored::Linear(matrix)) => {
@@ -308,6 +317,22 @@ impl Backend for CpuBackend {
                 entry.tickets.into_iter().for_each(|ticket| self.ledger.strike(ticket));
             }
         }
+    }
+
+    fn contents<'a>(&'a self, slot: Slot, want: &'a Want) -> Result<Box<dyn WeightSource + 'a>, Fault> {
+        Ok(Box::new(Contents::new(self.stored(slot)?, want)?))
+    }
+
+    fn moves_kv(&self) -> bool {
+        true
+    }
+
+    fn read_kv<'a>(&'a self, slot: Slot, span: KvSpan) -> Fut<'a, KvRows> {
+        Box::pin(async move { self.cache(slot)?.read().rows(&span) })
+    }
+
+    fn write_kv<'a>(&'a self, slot: Slot, span: KvSpan, rows: &'a KvRows) -> Fut<'a, ()> {
+        Box::pin(async move { self.cache(slot)?.write().set_rows(&span, rows) })
     }
 
     fn read_bandwidth(&self) -> Fut<'_, f64> {

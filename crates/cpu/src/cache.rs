@@ -1,16 +1,14 @@
 //! The KV cache in its stored form.
 //!
-//! Keys and values are each `[sequences, kv_heads, capacity]` records of [`KvShape::head_bytes`]. A
-//! record is `head_dim` little-endian numbers (F32, F16), or codes followed by one f16 scale for each
-//! block of 32 features (Q8, Q4). Q8 codes are signed bytes. Q4 codes are offset by 8; of a block of `n`
-//! features, byte `i` holds feature `i` in its low nibble and feature `i + n.div_ceil(2)` in the high
-//! one, so that sixteen neighbours decode with one mask.
+//! Keys and values are each `[sequences, kv_heads, capacity]` records as [`KvRows`] has them: of Q4, sixteen
+//! neighbours decode with one mask.
 
 use crate::buffer::{Shortage, zeroed};
 use crate::simd::portable::widen_f16;
 use half::f16;
 use halfbyte_backend::kv::KV_BLOCK;
-use halfbyte_backend::{KvShape, KvType};
+use halfbyte_backend::{Fault, KvRows, KvShape, KvSpan, KvType};
+use std::ops::Range;
 
 /// Keys and values of one layer.
 #[derive(Debug)]
@@ -43,6 +41,49 @@ impl Cache {
     /// Where the records of `head` of `sequence` begin.
     pub fn head_start(&self, sequence: usize, head: usize) -> usize {
         (sequence * self.shape.kv_heads + head) * self.head_stride()
+    }
+
+    /// Where the records of a span lie, head by head.
+    fn ranges(&self, span: &KvSpan) -> impl Iterator<Item = Range<usize>> {
+        let record = self.shape.head_bytes() as usize;
+        let Range { start, end } = span.positions;
+        let begin = self.head_start(span.sequence, 0);
+        let stride = self.head_stride();
+        (0..self.shape.kv_heads).map(move |head| {
+            let head = begin + head * stride;
+            head + start * record..head + end * record
+        })
+    }
+
+    /// A copy of a span's keys and values.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] if the cache does not reach that far.
+    pub fn rows(&self, span: &KvSpan) -> Result<KvRows, Fault> {
+        let bytes = span.bytes(&self.shape)?;
+        let copy = |from: &[u8]| {
+            let mut to = Vec::with_capacity(bytes);
+            self.ranges(span).for_each(|range| to.extend_from_slice(&from[range]));
+            to
+        };
+        Ok(KvRows { keys: copy(&self.keys), values: copy(&self.values) })
+    }
+
+    /// Puts keys and values into a span.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] if they are not as many, or the cache does not reach that far.
+    pub fn set_rows(&mut self, span: &KvSpan, rows: &KvRows) -> Result<(), Fault> {
+        span.check(&self.shape, rows)?;
+        let mut from = 0;
+        let ranges: Vec<Range<usize>> = self.ranges(span).collect();
+        for range in ranges {
+            let len = range.len();
+            self.keys[range.clone()].copy_from_slice(&rows.keys[from..from + len]);
+            self.values[range].copy_from_slice(&rows.values[from..from + len]);
+            from += len;
+        }
+        Ok(())
     }
 }
 

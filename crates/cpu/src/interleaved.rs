@@ -6,6 +6,7 @@
 //! sixteen scales are neighbours too. It takes exactly the bytes of the canonical form.
 
 use crate::buffer::{Shortage, reserved, settle, zeroed};
+use crate::contents::map_of;
 use crate::matrix::{Codes, copy};
 use crate::pages;
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
@@ -190,6 +191,44 @@ impl Interleaved {
         Ok(())
     }
 
+    /// The values of the codes.
+    pub fn codebook(&self) -> [f32; 16] {
+        self.code
+    }
+
+    /// Codes and scales in the canonical order: what [`fill`](Self::fill) took in, but for the last bit of scales.
+    pub fn canonical(&self) -> (Vec<u8>, Absmax) {
+        let (cols, blocks) = (self.cols, self.blocks());
+        let mut packed = vec![0; self.rows * cols / 2];
+        each(packed.chunks_mut((cols / 2).max(1)).enumerate(), |(row, bytes)| {
+            let (group, lane) = (row / LANES, row % LANES);
+            let lines = &self.lines[group * blocks * LINES..][..blocks * LINES];
+            for (line, bytes) in lines.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                let of = &line.0[4 * lane..4 * lane + 4];
+                *bytes = packed_again([of[0], of[1], of[2], of[3]]);
+            }
+        });
+        // Block `block` of row `row` lies in its group at `[block, lane]`.
+        let held = |number: usize| {
+            let (row, block) = (number / blocks, number % blocks);
+            (row / LANES * blocks + block) * LANES + row % LANES
+        };
+        let count = self.rows * blocks;
+        let absmax = match &self.scales {
+            LaneScales::Plain(values) => {
+                Absmax::Plain((0..count).map(|number| values[held(number)] * self.factor).collect())
+            }
+            LaneScales::Nested { codes, absmax, map, offset } => Absmax::Nested {
+                codes: (0..count).map(|number| codes[held(number)]).collect(),
+                absmax: absmax.clone(),
+                offset: offset * self.factor,
+                code: map_of(&map.iter().map(|value| value * self.factor).collect::<Vec<_>>()),
+                blocksize: NESTED_BLOCKSIZE,
+            },
+        };
+        (packed, absmax)
+    }
+
     /// Weight `index` of the flattened segment.
     pub fn element(&self, index: usize) -> f32 {
         let (row, col) = (index / self.cols, index % self.cols);
@@ -257,6 +296,12 @@ impl GroupScales<'_> {
 #[inline(always)]
 fn eight([a, b, c, d]: [u8; 4]) -> [u8; 4] {
     [a >> 4 | c & 0xf0, a & 15 | c << 4, b >> 4 | d & 0xf0, b & 15 | d << 4]
+}
+
+/// The way back of [`eight`].
+#[inline(always)]
+fn packed_again([e, f, g, h]: [u8; 4]) -> [u8; 4] {
+    [e << 4 | f & 15, g << 4 | h & 15, e & 0xf0 | f >> 4, g & 0xf0 | h >> 4]
 }
 
 /// A codebook as bytes, and the factor between them: the one up to 127 whose rounding errs least.

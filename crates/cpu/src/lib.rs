@@ -10,6 +10,7 @@ mod bandwidth;
 mod bound;
 mod buffer;
 mod cache;
+mod contents;
 mod experts;
 mod in_file;
 mod interleaved;

@@ -181,10 +181,12 @@ impl Tensor {
 
     fn fill(&mut self, segment: &Segment, from: Canonical<'_>) -> Result<(), Fault> {
         match (self, from) {
-            (
-                Tensor::Dense { dtype, bytes: Store::Held(bytes) },
-                Canonical::Dense { dtype: found, bytes: source },
-            ) if *dtype == found => copy(&segment.tensor, "bytes", bytes, &source),
+            (Tensor::Dense { dtype, bytes }, Canonical::Dense { dtype: found, bytes: source })
+                if *dtype == found =>
+            {
+                let bytes = bytes.own().ok_or_else(|| in_a_file(&segment.tensor))?;
+                copy(&segment.tensor, "bytes", bytes, &source)
+            }
             (Tensor::Quant(codes), Canonical::Quantized(source)) => codes.fill(&segment.tensor, &source),
             (Tensor::Interleaved(held), Canonical::Quantized(source)) => held.fill(&segment.tensor, &source),
             (_, Canonical::Dense { dtype, .. }) => Err(Fault::Source(format!(
@@ -276,16 +278,16 @@ impl Codes {
 
     fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
         Self::check(tensor, from, self.len, self.blocksize)?;
-        let Store::Held(packed) = &mut self.packed else { return Err(in_a_file(tensor)) };
+        let packed = self.packed.own().ok_or_else(|| in_a_file(tensor))?;
         copy(tensor, "packed bytes", packed, &from.packed)?;
         self.code = from.code;
         match (&mut self.scales, &from.absmax) {
             (Scales::Plain(values), Absmax::Plain(source)) => copy(tensor, "scales", values, source),
             (
-                Scales::Nested { codes: Store::Held(codes), absmax, map, offset },
+                Scales::Nested { codes, absmax, map, offset },
                 Absmax::Nested { codes: from_codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
-                copy(tensor, "codes of scales", codes, from_codes)?;
+                copy(tensor, "codes of scales", codes.own().ok_or_else(|| in_a_file(tensor))?, from_codes)?;
                 copy(tensor, "scales of scales", absmax, from_absmax)?;
                 copy(tensor, "values of 8-bit codes", map, code.as_slice())?;
                 *offset = *from_offset;
@@ -293,7 +295,9 @@ impl Codes {
             }
             (Scales::Plain(_), _) => Err(Fault::Source(format!("{tensor} came with nested scales"))),
             (Scales::Mapped(_), _) => Err(in_a_file(tensor)),
-            (Scales::Nested { .. }, _) => Err(Fault::Source(format!("{tensor} came without nested scales"))),
+            (Scales::Nested { .. }, Absmax::Plain(_)) => {
+                Err(Fault::Source(format!("{tensor} came without nested scales")))
+            }
         }
     }
 
@@ -316,9 +320,9 @@ impl Codes {
     }
 }
 
-/// The fault of a copy into what is not ours.
+/// The fault of a copy into what is not ours, or not ours alone.
 fn in_a_file(tensor: &str) -> Fault {
-    Fault::Internal(format!("{tensor} is to be copied into a file"))
+    Fault::Internal(format!("{tensor} is to be copied into what others read"))
 }
 
 /// Elements that one thread copies at a time.

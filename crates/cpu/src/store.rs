@@ -8,8 +8,8 @@ use std::sync::Arc;
 /// The bytes of a tensor.
 #[derive(Debug)]
 pub(crate) enum Store {
-    /// In memory of our own.
-    Held(Vec<u8>),
+    /// In memory of our own, which others may come to read, too, once it is filled.
+    Held(Arc<Vec<u8>>),
     /// In a file.
     Mapped(Arc<dyn MappedBytes>),
 }
@@ -17,12 +17,12 @@ pub(crate) enum Store {
 impl Store {
     /// `len` zeros of our own.
     pub fn zeroed(len: usize) -> Result<Self, Shortage> {
-        zeroed(len).map(Self::Held)
+        zeroed(len).map(|bytes| Self::Held(Arc::new(bytes)))
     }
 
     /// Nothing yet: to become [`Mapped`](Self::Mapped).
     pub fn empty() -> Self {
-        Self::Held(Vec::new())
+        Self::Held(Arc::default())
     }
 
     /// Bytes of memory that it takes.
@@ -30,6 +30,22 @@ impl Store {
         match self {
             Self::Held(bytes) => bytes.len() as u64,
             Self::Mapped(_) => 0,
+        }
+    }
+
+    /// To be filled; `None` if it lies in a file, or if somebody else reads it.
+    pub fn own(&mut self) -> Option<&mut [u8]> {
+        match self {
+            Self::Held(bytes) => Arc::get_mut(bytes).map(Vec::as_mut_slice),
+            Self::Mapped(_) => None,
+        }
+    }
+
+    /// The bytes for somebody else to read, too.
+    pub fn share(&self) -> Arc<dyn MappedBytes> {
+        match self {
+            Self::Held(bytes) => Arc::clone(bytes) as Arc<dyn MappedBytes>,
+            Self::Mapped(bytes) => Arc::clone(bytes),
         }
     }
 
