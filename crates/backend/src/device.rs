@@ -96,7 +96,7 @@ pub trait Backend {
     /// kinds await [`upload`](Self::upload).
     fn reserve<'a>(&'a self, wants: &'a [Want]) -> Fut<'a, Vec<Slot>>;
 
-    /// Fills a slot that was reserved for `want` from `source`. Host memory beyond the slot's own: one
+    /// Fills a slot that was reserved for `want`, or for one that [takes the same place](Kind::lies_as), from `source`. Host memory beyond the slot's own: one
     /// segment in canonical bytes and the staging buffer.
     fn upload<'a>(&'a self, slot: Slot, want: &'a Want, source: &'a dyn WeightSource) -> Fut<'a, ()>;
 

@@ -126,6 +126,16 @@ impl LinearShape {
         self.segments.iter().any(|segment| segment.bias.is_some())
     }
 
+    /// Whether `other` takes the same place: the same shapes and formats under whatever names.
+    pub fn lies_as(&self, other: &Self) -> bool {
+        let unnamed = |segment: &Segment| {
+            let Segment { tensor: _, rows, cols, format, bias, transposed } = segment;
+            (*rows, *cols, *format, bias.is_some(), *transposed)
+        };
+        self.arrangement == other.arrangement
+            && self.segments.iter().map(unnamed).eq(other.segments.iter().map(unnamed))
+    }
+
     /// Which row of which segment is row `row` of the layer: `(segment, row in the segment)`.
     pub fn source_row(&self, row: usize) -> (usize, usize) {
         match (self.arrangement, self.segments.len()) {

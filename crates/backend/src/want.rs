@@ -44,3 +44,16 @@ pub struct Want {
     /// What it is.
     pub kind: Kind,
 }
+
+impl Kind {
+    /// Whether `other` takes the same place: a slot that was reserved for one can be filled with the other.
+    pub fn lies_as(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Kind::Linear(one), Kind::Linear(two)) => one.lies_as(two),
+            (Kind::Norm(one), Kind::Norm(two)) => {
+                one.len == two.len && one.bias.is_some() == two.bias.is_some()
+            }
+            (one, two) => one == two,
+        }
+    }
+}

@@ -62,7 +62,7 @@ pub mod tensors;
 
 pub use blueprint::{Block, Blueprint, Task};
 pub use encode::{Encoded, Features, classify, features};
-pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress};
+pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress, Stream, StreamFootprints};
 pub use error::ModelError;
 pub use families::build;
 pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};

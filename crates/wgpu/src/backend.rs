@@ -5,6 +5,7 @@ use crate::gpu::{Allocator, Gpu, Trouble};
 use crate::held::{Held, KvHeld, LinearHeld};
 use crate::kept_file::KeptFile;
 use crate::kv_plan::KvPlan;
+use crate::kv_rows;
 use crate::layout::WgpuLayout;
 use crate::linear_plan::LinearPlan;
 use crate::memory;
@@ -21,8 +22,8 @@ use crate::tuning_table::{candidates, known};
 use crate::upload;
 use crate::wait::reclaim;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Slot, Stretch, Want,
-    WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, KvRows, KvSpan, Layout, Ledger, Memory, Program, Slot,
+    Stretch, Want, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -273,6 +274,26 @@ impl Backend for WgpuBackend {
         })
     }
 
+    fn moves_kv(&self) -> bool {
+        true
+    }
+
+    fn read_kv<'a>(&'a self, slot: Slot, span: KvSpan) -> Fut<'a, KvRows> {
+        Box::pin(async move {
+            self.gpu.check()?;
+            let held = self.held(slot)?;
+            kv_rows::get(&self.gpu, cache(&held, slot)?, &span).await
+        })
+    }
+
+    fn write_kv<'a>(&'a self, slot: Slot, span: KvSpan, rows: &'a KvRows) -> Fut<'a, ()> {
+        Box::pin(async move {
+            self.gpu.check()?;
+            let held = self.held(slot)?;
+            kv_rows::set(&self.gpu, cache(&held, slot)?, &span, rows).await
+        })
+    }
+
     fn read_bandwidth(&self) -> Fut<'_, f64> {
         Box::pin(crate::bandwidth::read(&self.gpu, self.layout.bounds.binding))
     }
@@ -306,5 +327,12 @@ impl Backend for WgpuBackend {
             self.gpu.pipelines.save();
             Ok(Box::new(program) as Box<dyn Program>)
         })
+    }
+}
+
+fn cache(held: &Held, slot: Slot) -> Result<&KvHeld, Fault> {
+    match held {
+        Held::Kv(held) => Ok(held),
+        _ => Err(Fault::Internal(format!("slot {} is no KV cache", slot.0))),
     }
 }

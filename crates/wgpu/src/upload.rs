@@ -1,14 +1,15 @@
 //! From canonical bytes to the device's layout.
+//!
+//! What a source has lying somewhere is read there; only the rest is copied before it is laid out.
 
+use crate::canonical::{Bytes, Data, Scales};
 use crate::gpu::Gpu;
 use crate::held::LinearHeld;
 use crate::layout::stride;
 use crate::linear_plan::{LinearPlan, NESTED, ROW_AT, ScalePlan};
 use crate::staging::Writer;
-use halfbyte_backend::{
-    Arrangement, Canonical, Fault, Format, LinearShape, NormShape, Segment, WeightSource,
-};
-use halfbyte_quant::{Absmax, DYNAMIC_MAP, Quantized};
+use halfbyte_backend::{Arrangement, Fault, Format, LinearShape, NormShape, Segment, WeightSource};
+use halfbyte_quant::DYNAMIC_MAP;
 
 /// The layer row that row `row` of segment `segment` becomes: the inverse of
 /// [`LinearShape::source_row`].
@@ -37,33 +38,35 @@ pub(crate) async fn linear(
     let mut tables = Tables::new(plan);
     let mut row_bytes = vec![0; plan.row_bytes as usize];
     for (index, segment) in shape.segments.iter().enumerate() {
-        let canonical = source.segment(segment).await?;
-        check(gpu, segment, &canonical)?;
+        let data = match source.mapped(segment).await? {
+            Some(mapped) => Data::Lying(mapped),
+            None => Data::Given(source.segment(segment).await?),
+        };
+        let bytes = data.bytes();
+        check(gpu, segment, &bytes)?;
         for row in 0..segment.rows {
-            match &canonical {
-                Canonical::Dense { dtype, bytes } => {
+            match &bytes {
+                Bytes::Dense { dtype, bytes } => {
                     let len = segment.cols * dtype.size() as usize;
                     row_bytes[..len].copy_from_slice(&bytes[row * len..(row + 1) * len]);
                 }
-                Canonical::Quantized(quantized) => pack_row(quantized, row, segment.cols, &mut row_bytes),
+                Bytes::Quantized { packed, .. } => pack_row(packed, row, segment.cols, &mut row_bytes),
             }
             let (shard, within) = held.shard_of(layer_row(shape, index, row));
             writer.write(&shard.buffer, within as u64 * plan.row_bytes, &row_bytes).await?;
         }
-        if let (Canonical::Quantized(quantized), Some(scales), Some(plane)) =
-            (&canonical, &plan.scales, &held.scales)
+        if let (Bytes::Quantized { code, scales: from, .. }, Some(scales), Some(plane)) =
+            (&bytes, &plan.scales, &held.scales)
         {
-            tables.add(gpu, shape, scales, index, quantized)?;
+            tables.add(gpu, shape, scales, index, code, from)?;
             let at = scales.segment_blocks[index];
-            match &quantized.absmax {
-                Absmax::Nested { codes, .. } => {
-                    let mut codes = codes.clone();
+            match from {
+                Scales::Nested { codes, .. } => {
+                    let mut codes = codes.to_vec();
                     codes.resize(codes.len().next_multiple_of(4), 0);
                     writer.write(&plane.buffer, at as u64, &codes).await?;
                 }
-                Absmax::Plain(values) => {
-                    writer.write(&plane.buffer, at as u64 * 4, bytemuck::cast_slice(values)).await?;
-                }
+                Scales::Plain(values) => writer.write(&plane.buffer, at as u64 * 4, values).await?,
             }
         }
         if let Some(name) = &segment.bias {
@@ -105,45 +108,51 @@ pub(crate) async fn norm(
 }
 
 /// Whether a source gave what the segment asked for.
-fn check(gpu: &Gpu, segment: &Segment, canonical: &Canonical<'_>) -> Result<(), Fault> {
+fn check(gpu: &Gpu, segment: &Segment, found: &Bytes<'_>) -> Result<(), Fault> {
     let wrong = |what: String| Fault::Source(format!("{}: {what}", segment.tensor));
-    match (canonical, segment.format) {
-        (Canonical::Dense { dtype, bytes }, Format::Dense(wanted)) => {
+    let len = segment.rows * segment.cols;
+    match (found, segment.format) {
+        (Bytes::Dense { dtype, bytes }, Format::Dense(wanted)) => {
             if *dtype != wanted {
                 return Err(wrong(format!("is {dtype:?}, not {wanted:?}")));
             }
-            let expected = segment.rows as u64 * segment.cols as u64 * dtype.size();
-            if bytes.len() as u64 != expected {
-                return Err(length(&segment.tensor, bytes.len(), expected as usize));
+            let expected = len * dtype.size() as usize;
+            if bytes.len() != expected {
+                return Err(length(&segment.tensor, bytes.len(), expected));
             }
             Ok(())
         }
-        (Canonical::Quantized(quantized), Format::Quant(wanted)) => {
-            quantized.check().map_err(|error| wrong(error.to_string()))?;
-            if quantized.len != segment.rows * segment.cols {
-                return Err(length(&segment.tensor, quantized.len, segment.rows * segment.cols));
+        (Bytes::Quantized { blocksize, packed, scales, .. }, Format::Quant(wanted)) => {
+            if *blocksize != wanted.blocksize {
+                return Err(wrong(format!("has blocks of {blocksize}, not {}", wanted.blocksize)));
             }
-            if quantized.blocksize != wanted.blocksize {
-                return Err(wrong(format!(
-                    "has blocks of {}, not {}",
-                    quantized.blocksize, wanted.blocksize
-                )));
+            if packed.len() != len.div_ceil(2) {
+                return Err(length(&segment.tensor, packed.len(), len.div_ceil(2)));
             }
-            match &quantized.absmax {
-                Absmax::Nested { .. } if !wanted.double_quant => {
+            let blocks = len.div_ceil(*blocksize);
+            let count = |what: &str, found: usize, expected: usize| {
+                let what = format!("{what} of {}", segment.tensor);
+                if found == expected { Ok(()) } else { Err(length(&what, found, expected)) }
+            };
+            match scales {
+                Scales::Nested { .. } if !wanted.double_quant => {
                     Err(wrong("is double-quantized, against its plan".into()))
                 }
-                Absmax::Plain(_) if wanted.double_quant => {
+                Scales::Plain(_) if wanted.double_quant => {
                     Err(wrong("is not double-quantized, against its plan".into()))
                 }
-                Absmax::Nested { blocksize, .. } if *blocksize != NESTED => {
+                Scales::Nested { blocksize, .. } if *blocksize != NESTED => {
                     Err(gpu.info.unsupported(format!(
                         "{} has nested blocks of {blocksize}, not {NESTED}; quantize it anew from its 16-bit \
                      weights",
                         segment.tensor
                     )))
                 }
-                _ => Ok(()),
+                Scales::Nested { codes, absmax, .. } => {
+                    count("the scales", codes.len(), blocks)?;
+                    count("the scales of scales", absmax.len(), blocks.div_ceil(NESTED))
+                }
+                Scales::Plain(values) => count("the bytes of scales", values.len(), blocks * 4),
             }
         }
         (_, wanted) => Err(wrong(format!("is not {wanted:?}"))),
@@ -154,26 +163,34 @@ fn length(name: &str, found: usize, expected: usize) -> Fault {
     Fault::Source(format!("{name} has {found} elements, not {expected}"))
 }
 
-/// Packs row `row` of a quantized `[_, cols]` into words of eight codes, element `i < 4` of each eight in
+/// Packs row `row` of codes over a flattened `[_, cols]` into words of eight, element `i < 4` of each eight in
 /// the low nibble of byte `i`, element `i + 4` in its high nibble. Padding codes are 0.
-fn pack_row(quantized: &Quantized, row: usize, cols: usize, out: &mut [u8]) {
+fn pack_row(packed: &[u8], row: usize, cols: usize, out: &mut [u8]) {
     let start = row * cols;
     let whole = if start.is_multiple_of(2) { cols / 8 } else { 0 };
-    let packed = &quantized.packed[start / 2..];
-    for (word, bytes) in out.chunks_exact_mut(4).zip(packed.chunks_exact(4)).take(whole) {
-        // Canonical bytes hold element 2i in the high nibble of byte i.
-        word[0] = bytes[0] >> 4 | bytes[2] & 0xf0;
-        word[1] = bytes[0] & 15 | bytes[2] << 4;
-        word[2] = bytes[1] >> 4 | bytes[3] & 0xf0;
-        word[3] = bytes[1] & 15 | bytes[3] << 4;
+    let words = out.as_chunks_mut::<4>().0;
+    for (word, bytes) in words.iter_mut().zip(packed[start / 2..].as_chunks::<4>().0).take(whole) {
+        *word = permuted(u32::from_le_bytes(*bytes)).to_le_bytes();
     }
     out[whole * 4..].fill(0);
     for col in whole * 8..cols {
         let element = start + col;
-        let code = quantized.packed[element / 2] >> (4 * (1 - element % 2)) & 15;
+        let code = packed[element / 2] >> (4 * (1 - element % 2)) & 15;
         let (word, within) = (col / 8, col % 8);
         out[word * 4 + within % 4] |= code << (within / 4 * 4);
     }
+}
+
+/// Eight codes of four canonical bytes, which hold element `2i` in the high nibble of byte `i`, in the device's
+/// order. On whole words, so that the compiler permutes many at once.
+#[inline(always)]
+fn permuted(bytes: u32) -> u32 {
+    let even = bytes >> 4 & 0x0f0f_0f0f;
+    let odd = bytes & 0x0f0f_0f0f;
+    // Elements 0 to 3 are the low half of both, 4 to 7 the high half.
+    let low = even & 0xff | (odd & 0xff) << 8 | (even & 0xff00) << 8 | (odd & 0xff00) << 16;
+    let high = even >> 16 & 0xff | (odd >> 16 & 0xff) << 8 | even >> 8 & 0x00ff_0000 | odd & 0xff00_0000;
+    low | high << 4
 }
 
 /// The tables of a layer: codebook, 8-bit map, row starts, biases, nested scales.
@@ -193,21 +210,22 @@ impl Tables {
         shape: &LinearShape,
         scales: &ScalePlan,
         index: usize,
-        quantized: &Quantized,
+        code: &[f32; 16],
+        from: &Scales<'_>,
     ) -> Result<(), Fault> {
         let segment = &shape.segments[index];
         let first_block = scales.segment_blocks[index];
-        let mut header: Vec<u32> = quantized.code.iter().map(|value| value.to_bits()).collect();
-        match &quantized.absmax {
-            Absmax::Nested { code, absmax, offset, .. } => {
-                header.extend(code.iter().map(|value| value.to_bits()));
+        let mut header: Vec<u32> = code.iter().map(|value| value.to_bits()).collect();
+        match from {
+            Scales::Nested { map, absmax, offset, .. } => {
+                header.extend(map.iter().map(|value| value.to_bits()));
                 for (i, value) in absmax.iter().enumerate() {
                     let at = scales.nested_at + (first_block / NESTED + i) * 2;
                     self.words[at] = value.to_bits();
                     self.words[at + 1] = offset.to_bits();
                 }
             }
-            Absmax::Plain(_) => header.extend(DYNAMIC_MAP.iter().map(|value| value.to_bits())),
+            Scales::Plain(_) => header.extend(DYNAMIC_MAP.iter().map(|value| value.to_bits())),
         }
         if index == 0 {
             self.words[..ROW_AT].copy_from_slice(&header);
@@ -264,7 +282,7 @@ mod tests {
             let quantized = quantize(Source::F32(&values), QuantSpec::default()).unwrap();
             let mut out = vec![0xff; stride(cols) / 2];
             for row in 0..3 {
-                pack_row(&quantized, row, cols, &mut out);
+                pack_row(&quantized.packed, row, cols, &mut out);
                 for col in 0..stride(cols) {
                     let byte = out[col / 8 * 4 + col % 4];
                     let code = if col % 8 < 4 { byte & 15 } else { byte >> 4 };

@@ -1,7 +1,9 @@
 //! Blocks on backends, in order: placed, moved, accounted for.
 
+mod lanes;
 mod parked;
 mod stage;
+mod streaming;
 mod submit;
 
 use crate::{Blueprint, Initialized, ModelError};
@@ -11,6 +13,8 @@ use stage::{Stage, fill};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use streaming::Streaming;
+pub use streaming::{STREAMED_ROWS, Stream, StreamFootprints};
 pub(crate) use submit::{Last, name, places};
 
 /// Ranges of a blueprint's blocks, in order and without gaps, each with its backend.
@@ -58,6 +62,8 @@ pub struct Moved {
 /// Dropping it frees everything that it reserved; [`Engine::release`] also waits for what is running.
 pub struct Engine {
     blueprint: Blueprint,
+    /// Before the stages, whose slots it refers to.
+    streaming: Option<Streaming>,
     stages: Vec<Stage>,
     /// What a placement that failed half way left on the devices, for the next one.
     parked: Parked,
@@ -97,11 +103,13 @@ impl Engine {
     pub fn unloaded(blueprint: Blueprint) -> Self {
         let claims = vec![0; blueprint.sequences];
         let caps = Caps { rows: 1, outputs: 1 };
-        Self { blueprint, stages: Vec::new(), parked: Parked::default(), caps, claims }
+        Self { blueprint, streaming: None, stages: Vec::new(), parked: Parked::default(), caps, claims }
     }
 
     /// Makes the engine live by another placement, for other caps, or with another context or KV type: all
     /// that `blueprint`, a blueprint of the same model, says.
+    ///
+    /// Nothing streams: that is [`rearrange_streaming`](Self::rearrange_streaming)'s.
     ///
     /// What runs is drained first. A want that its backend holds already stays where it is with what is in
     /// it, weights as well as keys and values; what no block needs any more is freed; only the rest is
@@ -119,12 +127,29 @@ impl Engine {
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Moved, ModelError> {
+        self.rearrange_streaming(blueprint, placement, None, caps, source, progress).await
+    }
+
+    /// [`rearrange`](Self::rearrange), and from now on the layers of `stream` are brought to another device for long
+    /// prompts. What that takes is reserved before any byte is uploaded, too.
+    ///
+    /// # Errors
+    /// As [`rearrange`](Self::rearrange), and [`ModelError::Invalid`] for a stream that does not fit the placement.
+    pub async fn rearrange_streaming(
+        &mut self,
+        blueprint: Blueprint,
+        placement: Placement,
+        stream: Option<Stream>,
+        caps: Caps,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Moved, ModelError> {
         check_placement(&blueprint, placement.iter().map(|(_, range)| range))?;
         self.park().await;
         self.blueprint = blueprint;
         self.caps = at_least_one(caps);
         let mut stages = Vec::with_capacity(placement.len());
-        let placed = self.place(placement, &mut stages, source, progress).await;
+        let placed = self.place(placement, stream, &mut stages, source, progress).await;
         match placed {
             Ok(moved) => {
                 self.stages = stages;
@@ -145,6 +170,7 @@ impl Engine {
     async fn place(
         &mut self,
         placement: Placement,
+        stream: Option<Stream>,
         stages: &mut Vec<Stage>,
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(Progress<'_>),
@@ -161,16 +187,24 @@ impl Engine {
         for stage in stages.iter_mut() {
             stage.reserve(&mut moved).await?;
         }
+        let streaming = match stream {
+            Some(stream) => Some(Streaming::new(&self.blueprint, stages, stream, self.caps).await?),
+            None => None,
+        };
         let initialized = Initialized::new(source, &self.blueprint.initialized, self.blueprint.deviation);
         fill(stages, &initialized, progress).await?;
         for stage in stages {
             stage.compile(self.caps).await?;
         }
+        self.streaming = streaming;
         Ok(moved)
     }
 
     /// Waits for what is running and frees the programs; what the slots hold stays for the next placement.
     async fn park(&mut self) {
+        if let Some(mut streaming) = self.streaming.take() {
+            _ = streaming.drain().await;
+        }
         for mut stage in self.stages.drain(..) {
             if let Some(mut program) = stage.program.take() {
                 // A device that was lost has nothing to wait for, and says so.
@@ -210,8 +244,16 @@ impl Engine {
                 program.drain().await?;
             }
         }
+        let stream = self.streaming.take().map(|streaming| streaming.stream().clone());
         for stage in &mut self.stages {
             stage.compile(self.caps).await?;
+        }
+        if let Some(stream) = stream {
+            let streaming = Streaming::new(&self.blueprint, &self.stages, stream, self.caps).await;
+            self.streaming = Some(streaming.map_err(|error| match error {
+                ModelError::Fault(fault) => fault,
+                other => Fault::Internal(other.to_string()),
+            })?);
         }
         Ok(())
     }
@@ -245,6 +287,7 @@ impl Engine {
     /// What a layout says, which has said nothing while loading.
     pub fn footprints(&self) -> Result<Vec<DeviceFootprint>, Fault> {
         let mut devices: Vec<DeviceFootprint> = Vec::new();
+        let streamed = self.stream_footprints()?;
         for stage in &self.stages {
             let layout = stage.backend.layout();
             let planned = Self::plan_footprint(&self.blueprint, layout, stage.blocks.clone(), &self.caps)?;
@@ -253,6 +296,14 @@ impl Engine {
                 None => {
                     let mut total = layout.resident();
                     total.merge(&planned);
+                    if let (Some(streaming), Some(streamed)) = (&self.streaming, &streamed) {
+                        if devices.is_empty() {
+                            total.merge(&streamed.host);
+                        }
+                        if Rc::ptr_eq(&stage.backend, &streaming.stream().to) {
+                            total.merge(&streamed.to);
+                        }
+                    }
                     devices.push(DeviceFootprint {
                         device: stage.name().to_owned(),
                         planned: total,
@@ -262,6 +313,16 @@ impl Engine {
             }
         }
         Ok(devices)
+    }
+
+    fn stream_footprints(&self) -> Result<Option<StreamFootprints>, Fault> {
+        let Some((streaming, first)) = self.streaming.as_ref().zip(self.stages.first()) else {
+            return Ok(None);
+        };
+        let Stream { to, blocks, .. } = streaming.stream();
+        let (host, to) = (first.backend.layout(), to.layout());
+        StreamFootprints::of(&self.blueprint, first.blocks.clone(), blocks.clone(), host, to, &self.caps)
+            .map(Some)
     }
 
     /// Bytes that blocks take on a device: what [`load`](Self::load) will allocate there for them. Pure:
@@ -296,7 +357,10 @@ impl Engine {
     /// # Errors
     /// What a device says while it is drained; everything is freed all the same.
     pub async fn release(mut self) -> Result<(), Fault> {
-        let mut result = Ok(());
+        let mut result = match &mut self.streaming {
+            Some(streaming) => streaming.drain().await,
+            None => Ok(()),
+        };
         for stage in &mut self.stages {
             let drained = stage.program()?.drain().await;
             result = result.and(drained);

@@ -1,6 +1,7 @@
 //! Rows through the stages, one after the other.
 
 use super::Engine;
+use super::streaming::{Chunk, Streaming, hidden, prompt_rows};
 use halfbyte_backend::{Answer, Draw, Fault, Input, Output, Place, Rows, StepCost, Ticket};
 use std::time::Duration;
 
@@ -40,28 +41,39 @@ impl Engine {
 
     /// [`forward`](Self::forward) up to the last stage's submission, whose ticket is returned.
     async fn start(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
-        let Some((last, before)) = self.stages.split_last_mut() else {
+        if let Some(streaming) = &mut self.streaming
+            && streaming.takes(prompt_rows(rows.places))
+        {
+            let chunk = Chunk { input: rows.input, places: rows.places };
+            let passed = streaming.run(&mut self.stages, &[chunk]).await?;
+            return self.finish(passed.into_iter().next(), rows).await;
+        }
+        self.finish(None, rows).await
+    }
+
+    /// Passes rows through all stages; with the hidden states that streamed layers left, through those after them.
+    async fn finish(&mut self, streamed: Option<Vec<f32>>, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        let streamed_to = self.streaming.as_ref().map_or(0, |streaming| streaming.stream().blocks.end);
+        let from = if streamed.is_some() { streamed_to } else { 0 };
+        let mut stages = self.stages.iter_mut().filter(|stage| stage.blocks.start >= from);
+        let Some(last) = stages.next_back() else {
             return Err(Fault::Internal("an engine without stages".into()));
         };
-        let mut hidden: Option<Vec<f32>> = None;
-        for stage in before {
-            let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+        let mut states = streamed;
+        for stage in stages {
+            let input = states.as_deref().map_or(rows.input, Input::Hidden);
             let rows = Rows { input, places: rows.places, output: Output::Hidden };
-            match stage.program()?.submit(&rows)?.await? {
-                Answer::Hidden(values) => hidden = Some(values),
-                other => {
-                    return Err(Fault::Internal(format!("hidden states expected, not {}", name(&other))));
-                }
-            }
+            states = Some(hidden(stage.program()?.submit(&rows)?.await?)?);
         }
-        let input = hidden.as_deref().map_or(rows.input, Input::Hidden);
+        let input = states.as_deref().map_or(rows.input, Input::Hidden);
         last.program()?.submit(&Rows { input, ..*rows })
     }
 
-    /// Runs `tokens` of one sequence from `position` on, in chunks of [`Caps::rows`]: the keys and values
-    /// of all go into the cache, and the last token's row yields `last`'s answer.
+    /// Runs `tokens` of one sequence from `position` on, in chunks of [`Caps::rows`](halfbyte_backend::Caps): the
+    /// keys and values of all go into the cache, and the last token's row yields `last`'s answer.
     ///
-    /// While the last stage runs a chunk, the stages before it run the next.
+    /// While the last stage runs a chunk, the stages before it run the next. Several chunks pass together through
+    /// layers that stream.
     pub(crate) async fn prefill(
         &mut self,
         sequence: u32,
@@ -69,21 +81,40 @@ impl Engine {
         tokens: &[u32],
         last: Last<'_>,
     ) -> Result<Answer, Fault> {
-        let chunks = tokens.chunks(self.caps.rows);
-        let count = chunks.len();
+        let size = self.caps.rows;
+        let count = tokens.len().div_ceil(size);
+        let at: Vec<Vec<Place>> = (0..count)
+            .map(|index| places(sequence, position + index * size, size.min(tokens.len() - index * size)))
+            .collect();
+        let chunks: Vec<Chunk<'_>> = tokens
+            .chunks(size)
+            .zip(&at)
+            .map(|(tokens, places)| Chunk { input: Input::Tokens(tokens), places })
+            .collect();
+        let together = self.streaming.as_ref().map_or(1, |streaming| (streaming.rows() / size).max(1));
         let mut running: Option<Ticket> = None;
-        for (index, chunk) in chunks.enumerate() {
-            let places = places(sequence, position + index * self.caps.rows, chunk.len());
-            let row = [(chunk.len() - 1) as u32];
-            let output = match last {
-                _ if index + 1 < count => Output::Nothing,
-                Last::Logits => Output::Logits(&row),
-                Last::Greedy => Output::Greedy(&row),
-                Last::Sample(ref draw) => Output::Sample { rows: &row, draws: std::slice::from_ref(draw) },
+        for (group, chunks) in chunks.chunks(together).enumerate() {
+            let rows = chunks.iter().map(|chunk| chunk.places.len()).sum();
+            let streamed = match &mut self.streaming {
+                Some(streaming) if streaming.takes(rows) => streaming.run(&mut self.stages, chunks).await?,
+                _ => Vec::new(),
             };
-            let ticket = self.start(&Rows { input: Input::Tokens(chunk), places: &places, output }).await?;
-            if let Some(earlier) = running.replace(ticket) {
-                earlier.await?;
+            let mut streamed = streamed.into_iter();
+            for (index, chunk) in chunks.iter().enumerate() {
+                let row = [(chunk.places.len() - 1) as u32];
+                let output = match last {
+                    _ if group * together + index + 1 < count => Output::Nothing,
+                    Last::Logits => Output::Logits(&row),
+                    Last::Greedy => Output::Greedy(&row),
+                    Last::Sample(ref draw) => {
+                        Output::Sample { rows: &row, draws: std::slice::from_ref(draw) }
+                    }
+                };
+                let rows = Rows { input: chunk.input, places: chunk.places, output };
+                let ticket = self.finish(streamed.next(), &rows).await?;
+                if let Some(earlier) = running.replace(ticket) {
+                    earlier.await?;
+                }
             }
         }
         match running {
@@ -92,9 +123,15 @@ impl Engine {
         }
     }
 
+    /// Layers that were brought to another device so far, for long prompts; `None` where none are.
+    pub fn streamed(&self) -> Option<u64> {
+        self.streaming.as_ref().map(Streaming::brought)
+    }
+
     /// Dispatches and submissions so far, of all stages.
     pub fn counts(&self) -> (u64, u64) {
         let counts = self.stages.iter().filter_map(|stage| stage.program.as_ref()).map(|p| p.counts());
+        let counts = counts.chain(self.streaming.as_ref().map(Streaming::counts));
         counts.fold((0, 0), |(a, b), (dispatches, submissions)| (a + dispatches, b + submissions))
     }
 
