@@ -9,7 +9,7 @@ use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
 use halfbyte_allocation::release_unused;
 use halfbyte_backend::{Backend, DeviceKind, Input, Output, Place, Purpose, Rows};
-use halfbyte_inference::Engine;
+use halfbyte_inference::{Engine, Session};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -324,15 +324,8 @@ pub(crate) fn places(position: usize, count: usize) -> Vec<Place> {
 fn prefill(loaded: &mut Loaded, tokens: usize) -> Result<f64, Error> {
     let vocab = loaded.engine.blueprint().vocab as u32;
     let ids: Vec<u32> = (0..tokens as u32).map(|id| id.wrapping_mul(2_654_435_761) % vocab).collect();
-    let chunk = loaded.engine.caps().rows;
     let start = Instant::now();
-    for (index, ids) in ids.chunks(chunk).enumerate() {
-        let places = places(index * chunk, ids.len());
-        let last = [(ids.len() - 1) as u32];
-        let output = if (index + 1) * chunk >= tokens { Output::Greedy(&last) } else { Output::Nothing };
-        let rows = Rows { input: Input::Tokens(ids), places: &places, output };
-        pollster::block_on(loaded.engine.forward(&rows)).map_err(halfbyte_inference::ModelError::from)?;
-    }
+    pollster::block_on(Session::new(0).extend(&mut loaded.engine, &ids))?;
     Ok(start.elapsed().as_secs_f64())
 }
 

@@ -342,6 +342,8 @@ fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
             _ => DeviceClass::Gpu,
         },
         rate: None,
+        upload: None,
+        products: None,
         files: options.max_memory.get(DISK).copied().filter(|_| info.kind == DeviceKind::Disk),
     }
 }

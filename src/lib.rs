@@ -77,9 +77,10 @@ pub use loading::Loaded;
 pub use memory_report::{MemoryRow, PurposeRow};
 pub use model_source::ModelSource;
 pub use options::{
-    ComputeDtype, CpuMath, DeviceMap, LoadOptions, Token, parse_bytes, parse_max_memory, parse_pretend_memory,
+    ComputeDtype, CpuMath, DeviceMap, LoadOptions, StreamLayers, Token, parse_bytes, parse_max_memory,
+    parse_pretend_memory, parse_stream_layers,
 };
-pub use planning::{LayerReport, PlanReport, PlannedDevice, plan};
+pub use planning::{LayerReport, PlanReport, PlannedDevice, StreamedReport, plan};
 pub use profile::{DecodeProfile, StepProfile};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};

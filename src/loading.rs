@@ -62,6 +62,9 @@ impl Loaded {
             loader.met();
             release_unused();
             loader.settle();
+            if let Some(why) = loader.why_nothing_streams() {
+                progress.note(&format!("--stream-layers always: nothing streams, {why}"));
+            }
             note_new_head(&engine, loader.model(), progress);
             let planned = engine.footprints()?;
             let holding = Holding::new();
@@ -209,6 +212,11 @@ impl Loaded {
     pub fn memory(&self) -> Vec<MemoryRow> {
         let backends: Vec<&dyn Backend> = self.loader.backends().map(|backend| &**backend).collect();
         memory_rows(&self.planned, &backends, self.resident_before)
+    }
+
+    /// Layers that were brought to a GPU for prompts so far; `None` where none are.
+    pub fn streamed_layers(&self) -> Option<u64> {
+        self.engine.streamed()
     }
 
     /// Dispatches and submissions so far, `(dispatches, submissions)`.

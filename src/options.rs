@@ -4,6 +4,7 @@ use crate::{Error, FourBitCache};
 use halfbyte_backend::{Fault, FaultSpec, KvType};
 pub use halfbyte_cpu::Math as CpuMath;
 use halfbyte_inference::Task;
+pub use halfbyte_placement::Streaming as StreamLayers;
 use halfbyte_quant::QuantSpec;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -75,6 +76,8 @@ pub struct LoadOptions {
     /// A file that says the same as `pretend_memory` and is read again while the model runs: when a size in
     /// it falls, blocks move out of that device, and when it grows, they come back.
     pub pretend_memory_file: Option<PathBuf>,
+    /// Whether layers that live on the CPU or the disk stream to a GPU for prompts.
+    pub stream_layers: StreamLayers,
     /// Whether a KV cache of a smaller type may be taken where nothing exact fits any more: the text goes on,
     /// but may differ.
     pub allow_lossy: bool,
@@ -131,6 +134,7 @@ impl Default for LoadOptions {
             max_memory: BTreeMap::new(),
             pretend_memory: BTreeMap::new(),
             pretend_memory_file: None,
+            stream_layers: StreamLayers::Auto,
             allow_lossy: false,
             quant: Some(QuantSpec::default()),
             compute_dtype: ComputeDtype::default(),
@@ -247,6 +251,19 @@ impl fmt::Display for ComputeDtype {
             Self::Bfloat16 => "bfloat16",
             Self::Float32 => "float32",
         })
+    }
+}
+
+/// `auto`, `always` or `never`, as `--stream-layers` has it.
+///
+/// # Errors
+/// [`Error::Usage`] for anything else.
+pub fn parse_stream_layers(text: &str) -> Result<StreamLayers, Error> {
+    match text {
+        "auto" => Ok(StreamLayers::Auto),
+        "always" => Ok(StreamLayers::Always),
+        "never" => Ok(StreamLayers::Never),
+        other => Err(Error::Usage(format!("--stream-layers {other}: expected auto, always or never"))),
     }
 }
 

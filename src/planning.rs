@@ -5,13 +5,16 @@ use crate::file_form::usable;
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::weight_report::{WeightReport, weights};
-use crate::{Error, KvType, Progress};
+use crate::{Error, KvType, Progress, human_bytes};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_checkpoint::{Checkpoint, ModelConfig};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
-use halfbyte_inference::{Blueprint, Settings, Task, Tensors, build, smaller_of_the_family};
+use halfbyte_inference::{
+    Blueprint, Settings, StreamFootprints, Task, Tensors, build, smaller_of_the_family,
+};
 use halfbyte_placement::{
-    Costs, Device, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context, refusal_with,
+    Costs, Device, DeviceClass, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context,
+    refusal_with,
 };
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -62,6 +65,19 @@ pub struct PlannedDevice {
     pub scratch_bytes: u64,
 }
 
+/// Layers that live on the CPU or the disk and stream to a GPU for prompts.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct StreamedReport {
+    /// The GPU.
+    pub device: String,
+    /// How many layers.
+    pub layers: usize,
+    /// The fewest tokens of a prompt at once for which they do.
+    pub from_tokens: usize,
+    /// Bytes that this takes on the GPU: room for two layers, and their programs.
+    pub bytes: u64,
+}
+
 /// Whether a model fits, and how.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct PlanReport {
@@ -81,6 +97,9 @@ pub struct PlanReport {
     pub download_bytes: u64,
     /// What the rates predict, where they are known.
     pub predicted_tokens_per_second: Option<f64>,
+    /// The layers that stream to a GPU for prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streamed: Option<StreamedReport>,
     /// What would fit, each planned: options to give, and a smaller model of the same family by name.
     pub remedies: Vec<String>,
     /// Why it does not fit, in one line.
@@ -144,7 +163,9 @@ impl Planning {
             DeviceMap::Only(name) => Policy::Only(name.clone()),
             DeviceMap::Given(map) => Policy::Given(map.clone()),
         };
-        let request = Request { context, min_context: MIN_CONTEXT.min(model_context.max(1)), policy };
+        let streaming = options.stream_layers;
+        let min_context = MIN_CONTEXT.min(model_context.max(1));
+        let request = Request { context, min_context, policy, streaming };
         let candidates = usable(model, options, candidates)?;
         let (model, options) = (model.clone(), options.clone());
         Ok(Self { model, options, candidates, request, model_context })
@@ -258,6 +279,30 @@ impl Planning {
         remedies
     }
 
+    /// Why nothing of a plan streams, though it was asked to.
+    pub(crate) fn why_nothing_streams(&self, plan: &Plan) -> String {
+        let is_gpu = |device: usize| self.candidates[device].device.kind == DeviceClass::Gpu;
+        let gpu = plan.stages.iter().find(|stage| is_gpu(stage.device));
+        let (Some(gpu), Some(first)) = (gpu, plan.stages.first()) else {
+            return "no GPU holds a part of the model".into();
+        };
+        if gpu.blocks.start < 2 {
+            return "no layers live on the CPU or the disk before those on a GPU".into();
+        }
+        let blocks = 1..gpu.blocks.start;
+        let first = (first.device, first.blocks.clone());
+        match self.costs().streaming(first, blocks, gpu.device, plan.context) {
+            Ok((_, bytes)) => {
+                format!(
+                    "{} has no room for the {} of it",
+                    gpu_name(self, gpu.device),
+                    human_bytes(bytes.total())
+                )
+            }
+            Err(why) => why,
+        }
+    }
+
     fn report(&self) -> Result<PlanReport, Error> {
         let devices = self.devices();
         let costs = self.costs();
@@ -295,6 +340,14 @@ impl Planning {
             context: planned.as_ref().map_or_else(|refusal| refusal.context, |plan| plan.context),
             max_context: longest,
             download_bytes: self.model.checkpoint().map_or(0, Checkpoint::missing_bytes),
+            streamed: planned.as_ref().ok().and_then(|plan| plan.streamed.as_ref()).map(|streamed| {
+                StreamedReport {
+                    device: devices[streamed.device].name.clone(),
+                    layers: streamed.blocks.len(),
+                    from_tokens: streamed.from_rows,
+                    bytes: streamed.footprint.total(),
+                }
+            }),
             predicted_tokens_per_second: planned
                 .as_ref()
                 .ok()
@@ -335,6 +388,10 @@ impl Planning {
         }
         Ok(layers)
     }
+}
+
+fn gpu_name(planning: &Planning, device: usize) -> &str {
+    &planning.candidates[device].device.name
 }
 
 /// The settings of a blueprint for `context` tokens.
@@ -411,5 +468,33 @@ impl Costs for ModelCosts<'_> {
             .map_err(|fault| fault.to_string())?;
         footprint.merge(&taken);
         Ok(footprint)
+    }
+
+    fn products(&self, block: usize) -> u64 {
+        self.blueprint(1).map_or(0, |blueprint| blueprint.products(block))
+    }
+
+    fn row_bytes(&self, block: usize) -> u64 {
+        self.blueprint(1).map_or(0, |blueprint| blueprint.row_bytes(block))
+    }
+
+    fn streaming(
+        &self,
+        (host, first): (usize, Range<usize>),
+        blocks: Range<usize>,
+        to: usize,
+        context: usize,
+    ) -> Result<(Footprint, Footprint), String> {
+        let blueprint = self.blueprint(context).map_err(|error| error.to_string())?;
+        if blueprint.task != Task::Generate {
+            return Err(format!("{} needs its layers once for a text, wherever they live", blueprint.task));
+        }
+        let [host, to] = [host, to].map(|device| &self.candidates[device].backend);
+        if !to.moves_kv() {
+            return Err(format!("keys and values cannot leave {} yet", to.info().name));
+        }
+        let caps = caps(&self.options, &blueprint);
+        let found = StreamFootprints::of(&blueprint, first, blocks, host.layout(), to.layout(), &caps);
+        found.map(|found| (found.host, found.to)).map_err(|fault| fault.to_string())
     }
 }

@@ -4,7 +4,7 @@ mod reference;
 
 use halfbyte::{
     CausalLm, ComputeDtype, DeviceMap, Error, FaultSpec, Flow, GenerateOptions, KvType, LoadOptions,
-    ModelSource, SampleParams, Silent,
+    ModelSource, SampleParams, Silent, StreamLayers,
 };
 use reference::setups;
 
@@ -64,8 +64,18 @@ fn places() -> Vec<(&'static str, LoadOptions)> {
     let mut places: Vec<_> = setups().iter().map(|setup| (setup.name, exact(&setup.device_map))).collect();
     if cfg!(feature = "wgpu") {
         places.push(("cpu and wgpu by a limit", limited(almost())));
+        places.push(("streamed", streamed()));
     }
     places
+}
+
+/// Layers on the CPU that stream to the GPU for the prompt.
+fn streamed() -> LoadOptions {
+    let map =
+        [("", "wgpu:0"), ("model.embed_tokens", "cpu"), ("model.layers.0", "cpu"), ("model.layers.1", "cpu")];
+    let map = map.map(|(block, device)| (block.to_owned(), device.to_owned()));
+    let stream_layers = StreamLayers::Always;
+    LoadOptions { stream_layers, context: Some(128), ..exact(&DeviceMap::Given(map.into())) }
 }
 
 /// The largest limit, to the KiB, at which the GPU does not hold all blocks.
@@ -124,6 +134,7 @@ fn any_allocation_may_fail() {
         let counts = match name {
             "cpu" => 1..=2,
             "wgpu" => 1..=1,
+            "streamed" => 1..=1,
             "cpu and wgpu by a limit" => 2..=2,
             _ => continue,
         };

@@ -59,8 +59,7 @@ impl Loader {
     /// The rung below `state`, after an allocation on `at` has failed.
     fn make_room(&mut self, state: &State, at: usize, fault: &Fault) -> Result<(State, String), Error> {
         let backend = &self.planning.candidates[at].backend;
-        let held = state.plan.stages.iter().filter(|stage| stage.device == at);
-        let planned = held.fold(0_u64, |sum, stage| sum.saturating_add(stage.footprint.total()));
+        let planned = state.plan.footprint(at).total();
         let capacity =
             backend.memory().free.map(|free| free.saturating_add(backend.ledger().footprint().total()));
         // What the device says counts where it says that it is short.

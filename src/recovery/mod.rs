@@ -11,9 +11,9 @@ use crate::file_form::{self, lies_in_files, usable};
 use crate::model_source::Model;
 use crate::planning::{Planning, caps};
 use crate::pressure::Pressure;
-use crate::{Error, LoadOptions, Progress};
+use crate::{Error, LoadOptions, Progress, StreamLayers};
 use halfbyte_backend::{Backend, FaultCounts, FaultPlan};
-use halfbyte_inference::{Engine, ModelError, Placement};
+use halfbyte_inference::{Engine, ModelError, Placement, Stream};
 use halfbyte_placement::ladder::{Action, Setting, State, Variants};
 use halfbyte_placement::{Costs, DeviceClass, Plan, Request, Wanted};
 use std::rc::Rc;
@@ -101,6 +101,13 @@ impl Loader {
 
     pub(crate) fn backends(&self) -> impl Iterator<Item = &Rc<dyn Backend>> {
         self.planning.candidates.iter().map(|one| &one.backend)
+    }
+
+    /// Why nothing streams, where everything was asked to.
+    pub(crate) fn why_nothing_streams(&self) -> Option<String> {
+        let state = self.state.as_ref()?;
+        let asked = self.asked.options.stream_layers == StreamLayers::Always;
+        (asked && state.plan.streamed.is_none()).then(|| self.planning.why_nothing_streams(&state.plan))
     }
 
     /// What `--fault` has counted.
@@ -220,9 +227,15 @@ impl Loader {
             .collect();
         let weights = self.planning.model.weights();
         let caps = caps(&self.planning.options, &blueprint);
+        let stream = plan.streamed.as_ref().map(|streamed| Stream {
+            to: Rc::clone(&self.planning.candidates[streamed.device].backend),
+            blocks: streamed.blocks.clone(),
+            from_rows: streamed.from_rows,
+        });
         let mut report =
             |step: halfbyte_inference::Progress<'_>| progress.load(step.name, step.done, step.total);
-        engine.rearrange((*blueprint).clone(), placement, caps, &*weights, &mut report).await?;
+        let blueprint = (*blueprint).clone();
+        engine.rearrange_streaming(blueprint, placement, stream, caps, &*weights, &mut report).await?;
         Ok(())
     }
 

@@ -6,7 +6,8 @@ use crate::event::{Event, EventKind};
 use crate::pressure::Reading;
 use halfbyte_backend::human_bytes;
 use halfbyte_inference::Engine;
-use halfbyte_placement::ladder::{self, Action, Bottom, Shortfall};
+use halfbyte_placement::Plan;
+use halfbyte_placement::ladder::{self, Action, Bottom, Shortfall, State};
 
 impl Loader {
     /// After a model was loaded: what is left now is what others were promised.
@@ -75,9 +76,11 @@ impl Loader {
     fn come_back(&mut self, readings: &[Reading]) -> Option<Due> {
         let room = self.pressure.lasting_room(readings)?;
         let (state, home) = (self.state.as_ref()?, self.home.as_ref()?);
-        if (&state.plan.stages, state.plan.context, state.setting)
-            == (&home.plan.stages, home.plan.context, home.setting)
-        {
+        let place = |state: &State| {
+            let Plan { stages, context, streamed, .. } = state.plan.clone();
+            (stages, context, streamed, state.setting)
+        };
+        if place(state) == place(home) {
             return None;
         }
         let mut devices = self.planning.devices();

@@ -23,6 +23,8 @@ impl Loader {
                 format!("{names} moved from {} to {}", device(*from), device(*to))
             }
             Action::Context(context) => format!("a context of {context}"),
+            Action::Stream(true) => "layers stream for prompts again".into(),
+            Action::Stream(false) => "layers stream no more for prompts".into(),
             Action::Kv(kv) => format!("the KV cache in {}, the text may differ", kv_name(*kv)),
         });
         let words: Vec<String> = words.collect();

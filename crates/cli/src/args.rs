@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
     ComputeDtype, CpuMath, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource,
-    QuantSpec, QuantType, SampleParams, Token, parse_max_memory, parse_pretend_memory,
+    QuantSpec, QuantType, SampleParams, Token, parse_max_memory, parse_pretend_memory, parse_stream_layers,
 };
 use std::path::PathBuf;
 
@@ -98,6 +98,10 @@ pub struct ModelArgs {
     /// Tokens of a prompt that are processed at once.
     #[arg(long, default_value_t = 256, value_name = "N", hide_short_help = true)]
     pub chunk: usize,
+    /// Whether layers on the CPU or the disk stream to a GPU for prompts: auto (where it pays by measured rates),
+    /// always or never. Memory for two layers is kept on the GPU where they do.
+    #[arg(long, default_value = "auto", value_name = "WHEN")]
+    pub stream_layers: String,
     /// Quantize classification heads and poolers too, as transformers 5 does.
     #[arg(long, hide_short_help = true)]
     pub convert_heads: bool,
@@ -166,6 +170,7 @@ impl ModelArgs {
             max_memory,
             pretend_memory,
             pretend_memory_file,
+            stream_layers: parse_stream_layers(&self.stream_layers)?,
             allow_lossy: self.allow_lossy,
             quant: self.quant()?,
             compute_dtype: self.compute_dtype.as_deref().map_or(Ok(ComputeDtype::Float16), str::parse)?,

@@ -142,6 +142,42 @@ impl Blueprint {
         Ok(footprint)
     }
 
+    /// Multiplications and additions that a token takes in a block, embeddings and attention left out: of a mixture
+    /// of experts those of the experts that it chooses.
+    pub fn products(&self, block: usize) -> u64 {
+        let of = |id: &WantId| self.wants.get(id.0 as usize).map_or(0, elements);
+        let steps = self.blocks.get(block).map_or(&[][..], |block| &block.steps);
+        let step = |step: &Step| match step {
+            Step::Linear(linear) => of(&linear.weight),
+            Step::Head(head) => of(&head.weight),
+            Step::Moe(moe) => {
+                let expert = of(&moe.gate_up_of(0)) + of(&moe.down_of(0));
+                of(&moe.router) + moe.top_k as u64 * expert
+            }
+            Step::Embed(_) | Step::Attend(_) => 0,
+        };
+        steps.iter().map(step).sum()
+    }
+
+    /// Bytes of a token that go to another device and back when a block is computed there for once: keys and values,
+    /// and the hidden states before and after it.
+    pub fn row_bytes(&self, block: usize) -> u64 {
+        let width = |at: usize| -> usize {
+            let inputs = self.blocks.get(at).map_or(&[][..], |block| &block.inputs);
+            inputs.iter().map(|reg| self.widths.get(usize::from(reg.0)).copied().unwrap_or(0)).sum()
+        };
+        let steps = self.blocks.get(block).map_or(&[][..], |block| &block.steps);
+        let cached = steps.iter().filter_map(|step| match step {
+            Step::Attend(attend) => self.wants.get(attend.cache?.0 as usize),
+            _ => None,
+        });
+        let cached = cached.map(|want| match want.kind {
+            Kind::Kv(shape) => 2 * shape.kv_heads as u64 * shape.head_bytes(),
+            _ => 0,
+        });
+        (width(block) + width(block + 1)) as u64 * 4 + cached.sum::<u64>()
+    }
+
     /// Weights that a token reads: the elements of all linear layers but embeddings, each once.
     pub fn linear_weights(&self) -> u64 {
         self.wants.iter().filter(|want| want.purpose == Purpose::Weights).map(elements).sum()

@@ -12,8 +12,10 @@ use halfbyte_inference::{
 use pollster::block_on;
 use std::rc::Rc;
 
+/// One thread: there are several of these at once.
 fn cpu(name: &str) -> Rc<dyn Backend> {
-    Rc::new(CpuBackend::named(name).unwrap())
+    let options = CpuOptions { name: name.into(), threads: Some(1), ..Default::default() };
+    Rc::new(CpuBackend::with(options).unwrap())
 }
 
 /// An engine whose first `host` blocks live on the first device and stream to the second, if a prompt has
@@ -138,7 +140,8 @@ fn short_prompts_stay() {
 fn interleaved_rows_stream_too() {
     let fixture = Fixture::open("models/llama_mha");
     let blueprint = fixture.blueprint(&exact(nf4(true)));
-    let fast = CpuOptions { name: "host".into(), math: Some(Math::Fast), ..Default::default() };
+    let fast =
+        CpuOptions { name: "host".into(), math: Some(Math::Fast), threads: Some(1), ..Default::default() };
     let host: Rc<dyn Backend> = Rc::new(CpuBackend::with(fast).unwrap());
     let to = cpu("to");
     let caps = Caps { rows: 64, outputs: 64 };

@@ -37,4 +37,32 @@ pub trait Costs {
         let read = [Purpose::Weights, Purpose::Embeddings, Purpose::Mapped];
         Ok(read.into_iter().fold(0, |sum: u64, purpose| sum.saturating_add(footprint.get(purpose))))
     }
+
+    /// Multiplications and additions of one token in `block`, 0 as provided: then nothing is known of prompts.
+    fn products(&self, block: usize) -> u64 {
+        let _ = block;
+        0
+    }
+
+    /// Bytes of one token that cross the link when `block` streams: keys and values, and hidden states both ways.
+    fn row_bytes(&self, block: usize) -> u64 {
+        let _ = block;
+        0
+    }
+
+    /// What it takes to stream `blocks`, of a model whose `first` stage is these blocks on this device, to the GPU
+    /// `to`: on the first stage's device and on the GPU.
+    ///
+    /// # Errors
+    /// Why it cannot be, as is provided.
+    fn streaming(
+        &self,
+        first: (usize, Range<usize>),
+        blocks: Range<usize>,
+        to: usize,
+        context: usize,
+    ) -> Result<(Footprint, Footprint), String> {
+        let _ = (first, blocks, to, context);
+        Err("this model does not stream".into())
+    }
 }

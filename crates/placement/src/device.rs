@@ -31,6 +31,10 @@ pub struct Device {
     pub kind: DeviceClass,
     /// Bytes of weights that it reads in a second of decoding, if measured.
     pub rate: Option<f64>,
+    /// Bytes that reach it from the host in a second, if measured.
+    pub upload: Option<f64>,
+    /// Multiplications and additions of 4-bit products that it does in a second of a long prompt, if measured.
+    pub products: Option<f64>,
     /// Of a disk, the bytes of files that may be read for every token; `None` for as many as it takes.
     pub files: Option<u64>,
 }

@@ -3,8 +3,8 @@
 //! [`next`] and [`back`] are pure. The engine carries out what they say: it drains what runs, keeps every
 //! block that stays on its device, and fills only those that moved.
 
-use crate::account::Account;
 use crate::machine::Machine;
+use crate::streaming::{Streamed, fits};
 use crate::{Costs, Device, DeviceClass, Plan, Refusal, Request, Stage, Wanted, plan};
 use halfbyte_backend::KvType;
 use std::ops::Range;
@@ -78,6 +78,8 @@ pub enum Action {
     Context(usize),
     /// A cache of this type: the text changes.
     Kv(KvType),
+    /// Layers stream to a GPU for prompts from now on, or no more.
+    Stream(bool),
 }
 
 /// What is left where no rung helps: the truth about the devices, and why nothing fits them.
@@ -95,7 +97,7 @@ const UNKNOWN_SHARE: u64 = 16;
 /// The next rung below `state`.
 ///
 /// Exact rungs come first: release caches and scratch where nothing tells what is missing, a smaller chunk
-/// in the same place, blocks on the next device, both, and a shorter context where the request allows it; the
+/// in the same place, layers that stream no more, blocks on the next device, both, and a shorter context where the request allows it; the
 /// same again with blocks on a disk.
 /// Then, where the ladder has any, smaller KV types. Each step but the first lowers a budget below what was
 /// planned, so no state comes twice and the ladder ends.
@@ -138,8 +140,10 @@ pub fn next(
             let shorter = |setting| shorter(ladder, &*variants.costs(setting), &here, devices, setting);
             all().find_map(moved).or_else(|| all().find_map(shorter))
         };
+        let unstreamed = State { plan: Plan { streamed: None, ..here.plan.clone() }, ..here.clone() };
         let found = all()
             .find_map(|setting| in_place(&*variants.costs(setting), &here, setting))
+            .or_else(|| all().find_map(|setting| in_place(&*variants.costs(setting), &unstreamed, setting)))
             .or_else(|| elsewhere(&in_memory))
             .or_else(|| elsewhere(&here.devices));
         if let Some(next) = found {
@@ -203,12 +207,9 @@ fn lowered(state: &State, shortfall: Shortfall) -> Vec<Device> {
     let mut devices = state.devices.clone();
     let Some(pool) = devices.get(shortfall.device).map(|device| device.pool.clone()) else { return devices };
     // Devices of the same pool drew on the same memory.
-    let planned = state
-        .plan
-        .stages
-        .iter()
-        .filter(|stage| devices.get(stage.device).is_some_and(|other| other.pool == pool))
-        .fold(0_u64, |sum, stage| sum.saturating_add(stage.footprint.total()));
+    let planned = (0..devices.len())
+        .filter(|&device| devices[device].pool == pool)
+        .fold(0_u64, |sum, device| sum.saturating_add(state.plan.footprint(device).total()));
     let unknown = planned.saturating_sub((planned / UNKNOWN_SHARE).max(1));
     let fits = shortfall.fits.unwrap_or(unknown).min(planned.saturating_sub(1));
     let device = &mut devices[shortfall.device];
@@ -231,13 +232,18 @@ fn in_place(costs: &dyn Costs, here: &State, setting: Setting) -> Option<State> 
             Some(Stage { device: *device, blocks: blocks.clone(), footprint })
         })
         .collect::<Option<_>>()?;
-    let arrangement = stages.iter().map(|stage| (stage.device, stage.blocks.clone())).collect();
+    let streamed = match &here.plan.streamed {
+        Some(Streamed { device, blocks, from_rows, host, .. }) => {
+            let (host, device, blocks) = (*host, *device, blocks.clone());
+            let first = stages.first().map(|stage| (host, stage.blocks.clone()))?;
+            let (host_footprint, footprint) = costs.streaming(first, blocks.clone(), device, context).ok()?;
+            Some(Streamed { device, blocks, from_rows: *from_rows, footprint, host, host_footprint })
+        }
+        None => None,
+    };
+    let plan = Plan { stages, streamed, ..here.plan.clone() };
     let machine = Machine::new(&here.devices, costs);
-    machine.fits(&Account::new(costs, &here.devices, context), &arrangement).then(|| State {
-        plan: Plan { stages, ..here.plan.clone() },
-        setting,
-        ..here.clone()
-    })
+    fits(&machine, &plan).then(|| State { plan, setting, ..here.clone() })
 }
 
 /// Another placement for the same context.
@@ -293,6 +299,9 @@ fn actions(from: &State, to: &State) -> Vec<Action> {
     }
     if to.plan.context != from.plan.context {
         actions.push(Action::Context(to.plan.context));
+    }
+    if to.plan.streamed.is_some() != from.plan.streamed.is_some() {
+        actions.push(Action::Stream(to.plan.streamed.is_some()));
     }
     if to.setting.kv != from.setting.kv {
         actions.push(Action::Kv(to.setting.kv));

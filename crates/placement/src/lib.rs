@@ -16,6 +16,10 @@
 //! the order disk, CPU, GPUs as listed: the slow devices hold the first blocks, so a hybrid run hands
 //! hidden states up once and only one token id comes back.
 //!
+//! # Layers that stream
+//! Layers of the host may [stream](Streaming) to the first GPU for long prompts. What that takes is a part of the
+//! plan, and from how many tokens on it pays is computed from the devices' measured rates.
+//!
 //! # How the search works
 //! What a stretch takes only grows with its range and its context. So for every first block a device
 //! has one furthest block that it reaches, found by galloping from the reach of the block before, and
@@ -35,6 +39,7 @@ mod plan;
 mod refusal;
 mod request;
 mod search;
+pub mod streaming;
 
 pub use costs::Costs;
 pub use device::{Device, DeviceClass};
@@ -42,3 +47,4 @@ pub use machine::HANDOVER_SECONDS;
 pub use plan::{Plan, Stage, max_context, plan};
 pub use refusal::{Misfit, Reason, Refusal, Remedy, Shortage, refusal_with};
 pub use request::{CONTEXT_FLOOR, CONTEXT_STEP, Policy, Request, Wanted};
+pub use streaming::{Streamed, Streaming};

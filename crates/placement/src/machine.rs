@@ -117,13 +117,26 @@ impl<'a> Machine<'a> {
 
     /// Whether an arrangement keeps within every budget and every pool.
     pub(crate) fn fits(&self, account: &Account<'_>, arrangement: &Arrangement) -> bool {
+        self.fits_beside(account, arrangement, &[])
+    }
+
+    /// [`fits`](Self::fits) beside bytes that devices hold for something else.
+    pub(crate) fn fits_beside(
+        &self,
+        account: &Account<'_>,
+        arrangement: &Arrangement,
+        others: &[(usize, u64)],
+    ) -> bool {
         let mut read = vec![0_u64; self.devices.len()];
         for (device, blocks) in arrangement {
             read[*device] = read[*device].saturating_add(account.mapped(*device, blocks.clone()));
         }
         let readable = self.devices.iter().zip(read).all(|(device, bytes)| device.may_read(bytes));
         readable
-            && self.held(account, arrangement).is_ok_and(|held| {
+            && self.held(account, arrangement).is_ok_and(|mut held| {
+                for &(device, bytes) in others {
+                    held[device] = held[device].saturating_add(bytes);
+                }
                 (0..held.len())
                     .all(|device| held[device] == 0 || held[device] <= self.available(device, &held))
             })

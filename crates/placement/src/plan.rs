@@ -5,6 +5,7 @@ use crate::context::Contexts;
 use crate::machine::{Arrangement, Machine};
 use crate::refusal::{invalid, refuse};
 use crate::search::{Objective, search};
+use crate::streaming::{Streamed, with_streaming};
 use crate::{CONTEXT_FLOOR, CONTEXT_STEP, Costs, Device, Policy, Refusal, Request, Wanted, device_map};
 use halfbyte_backend::Footprint;
 use serde::Serialize;
@@ -31,6 +32,8 @@ pub struct Plan {
     /// What the rates predict for decoding with a short context, handovers included; absent where a
     /// device in use has no measured rate.
     pub predicted_tokens_per_second: Option<f64>,
+    /// The layers that stream to a GPU for prompts, if any do.
+    pub streamed: Option<Streamed>,
 }
 
 impl Plan {
@@ -45,16 +48,32 @@ impl Plan {
         for stage in self.stages.iter().filter(|stage| stage.device == device) {
             sum.merge(&stage.footprint);
         }
+        if let Some(streamed) = &self.streamed {
+            if streamed.host == device {
+                sum.merge(&streamed.host_footprint);
+            }
+            if streamed.device == device {
+                sum.merge(&streamed.footprint);
+            }
+        }
         sum
     }
 }
 
 /// Places all blocks on `devices` as `request` asks, within every budget and pool. Disks take blocks only
-/// where there is no placement without them, or where a device map says so.
+/// where there is no placement without them, or where a device map says so. Room for layers that stream is made where
+/// the request wants them to; that there is none is no refusal.
 ///
 /// # Errors
 /// A [`Refusal`] if nothing fits, or if the request contradicts the devices or the model.
 pub fn plan(devices: &[Device], costs: &dyn Costs, request: &Request) -> Result<Plan, Box<Refusal>> {
+    let found = placed(devices, costs, request)?;
+    let plain = |devices: &[Device], request: &Request| placed(devices, costs, request);
+    Ok(with_streaming(found, devices, costs, request, &plain))
+}
+
+/// [`plan`] without anything that streams.
+fn placed(devices: &[Device], costs: &dyn Costs, request: &Request) -> Result<Plan, Box<Refusal>> {
     let planner = Planner::new(devices, costs, &request.policy).map_err(invalid)?;
     let in_memory = planner.without_disks().map(|planner| planner.choose(request));
     match in_memory {
@@ -166,6 +185,6 @@ impl<'a> Planner<'a> {
             })
             .collect::<Result<_, Box<Refusal>>>()?;
         let predicted_tokens_per_second = self.machine.tokens_per_second(arrangement);
-        Ok(Plan { stages, context, predicted_tokens_per_second })
+        Ok(Plan { stages, context, predicted_tokens_per_second, streamed: None })
     }
 }

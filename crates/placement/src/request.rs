@@ -1,5 +1,6 @@
 //! What is asked of a plan.
 
+use crate::Streaming;
 use std::collections::BTreeMap;
 
 /// Contexts that the planner chooses are multiples of this many tokens, except that the exact bounds
@@ -54,4 +55,6 @@ pub struct Request {
     pub min_context: usize,
     /// How blocks are spread over devices.
     pub policy: Policy,
+    /// Whether layers of the host stream to a GPU for prompts.
+    pub streaming: Streaming,
 }

@@ -6,7 +6,7 @@ use halfbyte_backend::KvType;
 use halfbyte_placement::ladder::{
     Action, Bottom, Ladder, Setting, Shortfall, State, Variants, back, holds, next,
 };
-use halfbyte_placement::{Costs, Device, DeviceClass, Plan, Policy, Request, Wanted, plan};
+use halfbyte_placement::{Costs, Device, DeviceClass, Plan, Policy, Request, Streaming, Wanted, plan};
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -82,6 +82,8 @@ fn machine() -> impl Strategy<Value = Vec<Device>> {
             budget,
             budget_source: "chance".into(),
             kind,
+            upload: None,
+            products: None,
             files: None,
             rate: Some(rate),
         };
@@ -125,7 +127,7 @@ proptest! {
         allow_lossy in any::<bool>(),
     ) {
         let context = if at_most { Wanted::AtMost(3000) } else { Wanted::Exactly(512) };
-        let request = Request { context, min_context: 64, policy: Policy::Auto };
+        let request = Request { context, min_context: 64, policy: Policy::Auto, streaming: Streaming::Never };
         let really: Vec<u64> =
             devices.iter().zip(&truth).map(|(device, share)| (device.budget as f64 * share) as u64).collect();
         let ladder = ladder(request, allow_lossy);
@@ -173,7 +175,7 @@ proptest! {
         less in prop::collection::vec(0.3..1.0_f64, 3),
         again in prop::collection::vec(0.3..1.2_f64, 3),
     ) {
-        let request = Request { context: Wanted::AtMost(3000), min_context: 64, policy: Policy::Auto };
+        let request = Request { context: Wanted::AtMost(3000), min_context: 64, policy: Policy::Auto, streaming: Streaming::Never };
         let ladder = ladder(request, false);
         let Some(home) = top(&devices, &model, &ladder.request) else { return Ok(()) };
         let mut state = home.clone();
@@ -217,7 +219,12 @@ fn a_gpu_that_shrinks_and_grows_again() {
         device("wgpu:0", DeviceClass::Gpu, 7 * GIB, Some(200e9)),
     ];
     let model = Variable(Model::llama_2_7b(F16));
-    let request = Request { context: Wanted::Exactly(2048), min_context: 0, policy: Policy::Auto };
+    let request = Request {
+        context: Wanted::Exactly(2048),
+        min_context: 0,
+        policy: Policy::Auto,
+        streaming: Streaming::Never,
+    };
     let ladder = ladder(request, true);
     let home = top(&devices, &model, &ladder.request).unwrap();
     assert_eq!(stages(&home.plan), [(1, 0..34)]);

@@ -4,8 +4,8 @@
 mod synthetic;
 
 use halfbyte_placement::{
-    Costs, Device, DeviceClass::*, Plan, Policy, Reason, Refusal, Request, Wanted, max_context, plan,
-    refusal_with,
+    Costs, Device, DeviceClass::*, Plan, Policy, Reason, Refusal, Request, Streaming, Wanted, max_context,
+    plan, refusal_with,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -23,7 +23,7 @@ fn gpu(name: &str, budget: u64) -> Device {
 }
 
 fn request(context: Wanted, policy: Policy) -> Request {
-    Request { context, min_context: 512, policy }
+    Request { context, min_context: 512, policy, streaming: Streaming::Never }
 }
 
 fn auto(devices: &[Device], context: Wanted) -> Result<Plan, Box<Refusal>> {
@@ -180,7 +180,12 @@ fn an_alternative_may_need_a_smaller_context_too() {
 fn a_context_of_no_use_is_no_remedy() {
     let devices = [gpu("wgpu:0", 4 * GIB)];
     let (model, small) = (Model::llama_2_7b(F16), Model::llama_2_7b(Q8));
-    let request = Request { context: Wanted::AtMost(4096), min_context: 2048, policy: Policy::Auto };
+    let request = Request {
+        context: Wanted::AtMost(4096),
+        min_context: 2048,
+        policy: Policy::Auto,
+        streaming: Streaming::Never,
+    };
     let refusal = plan(&devices, &model, &request).unwrap_err();
     // Worth knowing, but less than what is of use; and the same costs again are no way out.
     assert_eq!(refusal.max_context, Some(512));

@@ -2,7 +2,7 @@
 
 mod synthetic;
 
-use halfbyte_placement::{DeviceClass::*, Policy, Request, Wanted, plan};
+use halfbyte_placement::{DeviceClass::*, Policy, Request, Streaming, Wanted, plan};
 use std::cell::Cell;
 use synthetic::{Model, device};
 
@@ -27,7 +27,12 @@ fn a_small_budget_is_not_spent_on_a_large_pool() {
         cannot: Some((2, 0)),
         asked: Cell::new(0),
     };
-    let request = Request { context: Wanted::Exactly(1), min_context: 1, policy: Policy::Auto };
+    let request = Request {
+        context: Wanted::Exactly(1),
+        min_context: 1,
+        policy: Policy::Auto,
+        streaming: Streaming::Never,
+    };
     let plan = plan(&devices, &model, &request).unwrap();
     // cpu:0 would take 5 bytes, but then the three may hold 10 bytes together.
     assert_eq!(plan.stages.iter().map(|stage| stage.device).collect::<Vec<_>>(), [1, 2]);

@@ -4,7 +4,7 @@ mod synthetic;
 
 use halfbyte_placement::{
     CONTEXT_FLOOR, CONTEXT_STEP, Costs, Device, DeviceClass, HANDOVER_SECONDS, Plan, Policy, Reason, Request,
-    Wanted, max_context, plan, refusal_with,
+    Streaming, Wanted, max_context, plan, refusal_with,
 };
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -49,6 +49,8 @@ fn machine(shared: bool) -> impl Strategy<Value = Vec<Device>> {
                 budget_source: "chance".into(),
                 kind,
                 rate: Some(if kind == DeviceClass::Disk { rate / 1e3 } else { rate }),
+                upload: None,
+                products: None,
                 files: files.filter(|_| kind == DeviceClass::Disk),
             })
             .collect();
@@ -106,7 +108,7 @@ fn uses_disk(devices: &[Device], plan: &Plan) -> bool {
 }
 
 fn exactly(context: usize, policy: Policy) -> Request {
-    Request { context: Wanted::Exactly(context), min_context: 0, policy }
+    Request { context: Wanted::Exactly(context), min_context: 0, policy, streaming: Streaming::Never }
 }
 
 fn stages(plan: &Plan) -> Vec<(usize, Range<usize>)> {
@@ -262,7 +264,7 @@ proptest! {
             }
         }
         // With a context of choice: first towards the floor, then for speed.
-        let request = Request { context: Wanted::AtMost(most), min_context, policy: Policy::Auto };
+        let request = Request { context: Wanted::AtMost(most), min_context, policy: Policy::Auto, streaming: Streaming::Never };
         if let Ok(before) = plan(&devices, &model, &request) {
             check_plan(&devices, &model, &before)?;
             prop_assert!(before.context <= most && before.context >= min_context.min(most));

@@ -45,6 +45,15 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         ]);
     }
     print(&table.to_string())?;
+    if let Some(streamed) = &report.streamed {
+        print(&format!(
+            "{} layers stream to {} for prompts of {} tokens and more, through {} there\n",
+            streamed.layers,
+            streamed.device,
+            streamed.from_tokens,
+            bytes(streamed.bytes)
+        ))?;
+    }
     match &report.refusal {
         None => {
             let longest = report.max_context.map(|n| format!(", at most {n} fits")).unwrap_or_default();

@@ -99,7 +99,17 @@ impl Costs for Model {
 
 pub fn device(name: &str, kind: DeviceClass, budget: u64, rate: Option<f64>) -> Device {
     let budget_source = "the test".into();
-    Device { name: name.into(), pool: name.into(), budget, budget_source, kind, rate, files: None }
+    Device {
+        name: name.into(),
+        pool: name.into(),
+        budget,
+        budget_source,
+        kind,
+        rate,
+        upload: None,
+        products: None,
+        files: None,
+    }
 }
 
 /// All ways to put `blocks` on `stack` in its order, each device one range or none.
