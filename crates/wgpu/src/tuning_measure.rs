@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_device_without_room_measures_nothing() {
         block_on(async {
-            let backend = open(Options { budget: Some(9 << 20), ..Options::default() }).await;
+            let backend = open(Options { budget: Some(11 << 20), ..Options::default() }).await;
             let choice = Choice { candidates: candidates(None), load: LOAD, file: None };
             assert_eq!(choice.make(&backend).await, None);
         });
