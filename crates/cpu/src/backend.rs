@@ -3,9 +3,9 @@
 use crate::bandwidth;
 use crate::bound::Binder;
 use crate::buffer::Shortage;
-use crate::interleaved::Interleaved;
 use crate::cache::Cache;
 use crate::contents::Contents;
+use crate::interleaved::Interleaved;
 use crate::layout::CpuLayout;
 use crate::math::Math;
 use crate::memory::Host;
