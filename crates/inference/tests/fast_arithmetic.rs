@@ -17,7 +17,7 @@ use std::rc::Rc;
 /// the same model. Whoever loads a model in 4 bits has accepted that cost, and being a share it means the same for a
 /// model that is sure of its words and for one that is not. It says little of a model that 4 bits have ruined: on the
 /// one with outliers NF4 costs 1.1 nats, and fast arithmetic adds 3e-3, which an absolute gate of 3e-4, tried first,
-/// would not pass. That is one reason why exact arithmetic is the default.
+/// would not pass. Who wants none of it asks for float32.
 const GATE: f64 = 0.02;
 
 fn engine(

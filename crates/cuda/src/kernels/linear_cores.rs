@@ -4,8 +4,8 @@
 //! A number in halves has 11 bits. So each is taken in two: `v = high + low / 2048`, where `high` is `v` rounded to half
 //! and `low` what is missing, times 2048; three products of four are computed (Ootomo & Yokota 2022,
 //! arXiv:2203.03341). What is left out is below 2^-22 of a product, so that the results are those of the other kernels
-//! within the same tolerance. `x` is taken times 1/64, which lets it reach 4e6 where a half ends at 65504, and costs
-//! nothing: what falls below the least half is in `low`.
+//! within the same tolerance, for rows of `x` of 1e-4 and more: `low` has what falls below the least half, down to 1e-11.
+//! `x` is taken times 1/16, which lets it reach 1e6 where a half ends at 65504.
 //!
 //! A cube brings 32 columns of its rows of the matrix, decoded and scaled once, and of its rows of `x` to shared memory.
 //! A plane (warp) of 32 units owns `plane_rows` × `plane_batch` results, in fragments of 16 × 16. With `plain` the same
@@ -36,7 +36,7 @@ const PITCH: usize = GROUP + 8;
 /// What `low` is multiplied by.
 const LOW: f32 = 2048.0;
 /// What `x` is multiplied by.
-const INPUT: f32 = 1.0 / 64.0;
+const INPUT: f32 = 1.0 / 16.0;
 /// The largest half.
 const MOST: f32 = 65504.0;
 
