@@ -98,8 +98,8 @@ pub struct ModelArgs {
     /// Tokens of a prompt that are processed at once.
     #[arg(long, default_value_t = 256, value_name = "N", hide_short_help = true)]
     pub chunk: usize,
-    /// Whether layers on the CPU or the disk stream to a GPU for prompts: auto (where it pays by measured rates),
-    /// always or never. Memory for two layers is kept on the GPU where they do.
+    /// Whether layers on the CPU or the disk stream to a GPU for prompts: always, never, or auto: where it pays by
+    /// measured rates, of which there are none yet, so never. Memory for two layers is kept on the GPU where they do.
     #[arg(long, default_value = "auto", value_name = "WHEN")]
     pub stream_layers: String,
     /// Quantize classification heads and poolers too, as transformers 5 does.
