@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use fixture::{Fixture, WHOLE, distance, exact, nf4};
+use fixture::{DECODERS, Fixture, WHOLE, distance, exact, nf4};
 use halfbyte_backend::{Backend, Caps};
 use halfbyte_cpu::{CpuBackend, CpuOptions, Math, Path};
 use halfbyte_inference::{
@@ -13,23 +13,6 @@ use halfbyte_quant::QuantSpec;
 use pollster::block_on;
 use std::io::Write;
 use std::rc::Rc;
-
-const DECODERS: &[&str] = &[
-    "llama_mha",
-    "llama_gqa_tied_llama3rope",
-    "llama_bias_linearrope",
-    "llama_f16",
-    "llama_bf16_sharded",
-    "mistral_sw8",
-    "qwen2_bias",
-    "qwen3_qknorm",
-    "phi3_fused",
-    "gemma2_softcap",
-    "gemma3_text",
-    "gpt2",
-    "mixtral_moe",
-    "qwen3_moe",
-];
 
 const CLASSIFIERS: &[&str] = &["bert_cls", "roberta_cls", "distilbert_cls"];
 

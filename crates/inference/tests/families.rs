@@ -2,28 +2,11 @@
 
 mod fixture;
 
-use fixture::{Fixture, WHOLE, distance, exact, nf4};
+use fixture::{DECODERS, Fixture, WHOLE, distance, exact, nf4};
 use halfbyte_backend::Caps;
 use halfbyte_inference::{Finish, Flow, GenerateOptions, Session, Settings, generate, logits};
 use halfbyte_quant::QuantSpec;
 use pollster::block_on;
-
-const MODELS: &[&str] = &[
-    "llama_mha",
-    "llama_gqa_tied_llama3rope",
-    "llama_bias_linearrope",
-    "llama_f16",
-    "llama_bf16_sharded",
-    "mistral_sw8",
-    "qwen2_bias",
-    "qwen3_qknorm",
-    "phi3_fused",
-    "gemma2_softcap",
-    "gemma3_text",
-    "gpt2",
-    "mixtral_moe",
-    "qwen3_moe",
-];
 
 /// Suffixes of the reference, and the quantization that each stands for.
 fn variants() -> [(&'static str, Option<QuantSpec>); 3] {
@@ -32,7 +15,7 @@ fn variants() -> [(&'static str, Option<QuantSpec>); 3] {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for model in MODELS {
+    for model in DECODERS {
         let fixture = Fixture::open(&format!("models/{model}"));
         for (suffix, quant) in variants() {
             let mut engine = fixture.engine(quant, WHOLE);
@@ -46,7 +29,7 @@ fn logits_are_those_of_transformers() {
 
 #[test]
 fn greedy_tokens_are_those_of_transformers() {
-    for model in MODELS {
+    for model in DECODERS {
         let fixture = Fixture::open(&format!("models/{model}"));
         let options = GenerateOptions { max_new_tokens: 16, ..GenerateOptions::default() };
         for (suffix, quant) in variants() {
@@ -69,7 +52,7 @@ fn greedy_tokens_are_those_of_transformers() {
 
 #[test]
 fn the_defaults_are_close_to_nf4_with_double_quantization() {
-    for model in MODELS {
+    for model in DECODERS {
         let fixture = Fixture::open(&format!("models/{model}"));
         let mut engine = fixture.load(fixture.blueprint(&Settings::default()), WHOLE);
         let found = block_on(logits(&mut engine, 0, &fixture.input())).unwrap();
