@@ -101,7 +101,7 @@ fn print_plan(plan: &PlanReport) -> Result<(), Error> {
             human_bytes(device.kv_cache_bytes),
             human_bytes(device.activation_bytes + device.scratch_bytes),
             human_bytes(device.planned_bytes),
-            human_bytes(device.budget_bytes),
+            device.budget_bytes.map_or_else(|| "-".to_owned(), human_bytes),
         ]);
     }
     print(&format!("{} with a context of {} tokens\n{table}\n", plan.model, plan.context))

@@ -91,7 +91,7 @@ impl Attempts {
     }
 }
 
-fn sum(a: Timings, b: Timings) -> Timings {
+pub(crate) fn sum(a: Timings, b: Timings) -> Timings {
     Timings {
         prefill_tokens: a.prefill_tokens + b.prefill_tokens,
         prefill_seconds: a.prefill_seconds + b.prefill_seconds,

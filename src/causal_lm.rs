@@ -1,6 +1,7 @@
 //! A causal language model: loaded, and asked.
 
 use crate::attempts::Attempts;
+use crate::batch_attempts::BatchAttempts;
 use crate::chat::Chat;
 use crate::event::Event;
 use crate::loading::Loaded;
@@ -311,11 +312,9 @@ impl CausalLm {
         self.session.clear();
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let needed = longest.saturating_add(options.max_new_tokens).min(self.loaded.context());
-        let texts = self.loaded.ask(needed, &mut |engine| {
-            pollster::block_on(halfbyte_inference::generate_batch(engine, &ids, &inner, &mut |_, _| {
-                Flow::Continue
-            }))
-        })?;
+        let mut attempts = BatchAttempts::new(&ids);
+        let texts =
+            self.loaded.ask_in_parts(needed, &mut |engine, pause| attempts.go_on(engine, &inner, pause))?;
         let mut generations = Vec::with_capacity(texts.len());
         for (prompt, text) in ids.iter().zip(texts) {
             let mut stream = self.needed_tokenizer()?.decode_stream(true);

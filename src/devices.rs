@@ -3,7 +3,7 @@
 use crate::cuda_devices::{open_cube, open_cuda, twin};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::pressure::read_pretended;
-use crate::{Error, human_bytes};
+use crate::{Error, human_bytes, rates};
 use halfbyte_backend::{Backend, DeviceKind, Fault, Limit, Limited};
 use halfbyte_cpu::{CpuBackend, CpuOptions};
 use halfbyte_placement::{Device, DeviceClass};
@@ -274,6 +274,7 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
         }
     }
     share_host_memory(&mut candidates, options);
+    rates::tell(&mut candidates, options).await?;
     Ok(candidates)
 }
 
@@ -341,6 +342,7 @@ fn device(backend: &dyn Backend, options: &LoadOptions) -> Device {
             DeviceKind::Cpu => DeviceClass::Cpu,
             _ => DeviceClass::Gpu,
         },
+        emulated: info.kind == DeviceKind::Software,
         rate: None,
         upload: None,
         products: None,

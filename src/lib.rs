@@ -28,6 +28,7 @@
 
 mod attempts;
 mod auto_model;
+mod batch_attempts;
 mod bench;
 mod causal_lm;
 mod chat;
@@ -50,6 +51,7 @@ mod pressure;
 mod profile;
 mod progress;
 mod quantize;
+mod rates;
 mod recovery;
 mod sequence_classifier;
 mod token_classifier;
@@ -84,6 +86,7 @@ pub use planning::{LayerReport, PlanReport, PlannedDevice, StreamedReport, plan}
 pub use profile::{DecodeProfile, StepProfile};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
+pub use rates::Rates;
 pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};
 pub use token_classifier::{Entity, TokenClassifier, TokenLabel};
 pub use watch::{MemoryEvent, MemorySample, Watch, watch};

@@ -158,6 +158,8 @@ impl Loaded {
 
     /// Climbs down the ladder until the engine can be asked again.
     async fn recover(&mut self, fault: Fault) -> Result<(), Error> {
+        // Steps that were ahead of the fault may have written anything.
+        self.engine.lose_caches();
         match self.loader.after(fault, &mut self.engine).await {
             Ok(()) => self.load_again().await,
             Err(error) => {

@@ -4,14 +4,16 @@ use crate::devices::{Candidate, candidates};
 use crate::file_form::usable;
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
+use crate::rates::Rates;
 use crate::weight_report::{WeightReport, weights};
-use crate::{Error, KvType, Progress, human_bytes};
+use crate::{Error, KvType, Progress, StreamLayers, human_bytes};
 use halfbyte_backend::{Caps, Footprint, Kind, Purpose};
 use halfbyte_checkpoint::{Checkpoint, ModelConfig};
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
 use halfbyte_inference::{
     Blueprint, Settings, StreamFootprints, Task, Tensors, build, smaller_of_the_family,
 };
+use halfbyte_placement::streaming::{Unstreamed, unstreamed};
 use halfbyte_placement::{
     Costs, Device, DeviceClass, Plan, Policy, Reason, Refusal, Remedy, Request, Wanted, max_context,
     refusal_with,
@@ -45,9 +47,8 @@ pub struct LayerReport {
 pub struct PlannedDevice {
     /// The device.
     pub device: String,
-    /// Bytes that may be held on it; of the disk, bytes of files that may be read on it, where there is a
-    /// limit.
-    pub budget_bytes: u64,
+    /// Bytes that may be held on it; of the disk, bytes of files that may be read on it, `None` for as many as it takes.
+    pub budget_bytes: Option<u64>,
     /// Where the budget comes from.
     pub budget_source: String,
     /// Bytes of memory that will be held on it, of all purposes. What layers on the disk take is the host's
@@ -63,6 +64,9 @@ pub struct PlannedDevice {
     pub activation_bytes: u64,
     /// Scratch and staging.
     pub scratch_bytes: u64,
+    /// What it does in a second, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates: Option<Rates>,
 }
 
 /// Layers that live on the CPU or the disk and stream to a GPU for prompts.
@@ -100,6 +104,10 @@ pub struct PlanReport {
     /// The layers that stream to a GPU for prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streamed: Option<StreamedReport>,
+    /// Why the layers on the CPU or the disk do not stream to a GPU for prompts, where there are such layers, a GPU, and
+    /// leave to do so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_streamed: Option<String>,
     /// What would fit, each planned: options to give, and a smaller model of the same family by name.
     pub remedies: Vec<String>,
     /// Why it does not fit, in one line.
@@ -259,20 +267,27 @@ impl Planning {
     fn raised_limits(&self, refusal: &Refusal, devices: &[Device]) -> Vec<Remedy> {
         let mut remedies = Vec::new();
         for shortage in &refusal.devices {
-            let limited = self.options.max_memory.contains_key(&shortage.device);
             let Some(at) = devices.iter().position(|device| device.name == shortage.device) else { continue };
-            if !limited || shortage.shortfall == 0 {
+            // What layers on the disk take is the CPU's memory.
+            let of_host = devices[at].kind == DeviceClass::Disk && devices[at].budget == shortage.budget;
+            let name = if of_host { "cpu" } else { shortage.device.as_str() };
+            if !self.options.max_memory.contains_key(name) || shortage.shortfall == 0 {
                 continue;
             }
             let mebibytes = shortage.needed.saturating_add(shortage.shared).div_ceil(1 << 20);
             let mut raised = devices.to_vec();
-            raised[at].budget = mebibytes << 20;
-            let available = self.candidates.get(at).is_some_and(|one| one.unlimited() >= raised[at].budget);
+            let is_raised =
+                |device: &Device| device.name == name || (name == "cpu" && device.kind == DeviceClass::Disk);
+            raised
+                .iter_mut()
+                .filter(|device| is_raised(device))
+                .for_each(|device| device.budget = mebibytes << 20);
+            let available = self.candidates.get(at).is_some_and(|one| one.unlimited() >= mebibytes << 20);
             if !available {
                 continue;
             }
             if let Ok(plan) = halfbyte_placement::plan(&raised, &self.costs(), &self.request) {
-                let options = format!("--max-memory {}={mebibytes}MiB", shortage.device);
+                let options = format!("--max-memory {name}={mebibytes}MiB");
                 remedies.push(Remedy { options, context: plan.context });
             }
         }
@@ -303,6 +318,41 @@ impl Planning {
         }
     }
 
+    /// Why layers of the host do not stream, where there are such layers, a GPU, and leave to do so.
+    fn why_not_streamed(&self, plan: &Plan, devices: &[Device]) -> Option<String> {
+        if self.request.streaming == StreamLayers::Never || plan.streamed.is_some() {
+            return None;
+        }
+        let why = unstreamed(devices, &self.costs(), plan)?;
+        if self.request.streaming == StreamLayers::Always {
+            return Some(self.why_nothing_streams(plan));
+        }
+        let is_gpu = |&device: &usize| devices[device].kind == DeviceClass::Gpu;
+        let gpu = plan.stages.iter().map(|stage| stage.device).find(is_gpu);
+        let giga = |rate: f64| format!("{:.2} G", rate / 1e9);
+        Some(match why {
+            Unstreamed::Unknown(device) => {
+                format!("the rates of {} are not known", devices[device].name)
+            }
+            Unstreamed::Never(speeds) => format!(
+                "no prompt is long enough: of products a second {} does {}, what holds the layers {}, and weights \
+                 reach it at {}B a second",
+                gpu.map_or("the GPU", |gpu| gpu_name(self, gpu)),
+                giga(speeds.gpu_products),
+                giga(speeds.host_products),
+                giga(speeds.upload_bytes),
+            ),
+            Unstreamed::Beyond(rows) => {
+                format!("it would pay from {rows} tokens on, more than the context of {}", plan.context)
+            }
+            Unstreamed::NoRoom(rows) => {
+                format!(
+                    "it would pay from {rows} tokens on, but not for the room that it takes from other layers"
+                )
+            }
+        })
+    }
+
     fn report(&self) -> Result<PlanReport, Error> {
         let devices = self.devices();
         let costs = self.costs();
@@ -317,8 +367,15 @@ impl Planning {
             .collect();
         let rows = devices.iter().zip(&footprints).map(|(device, bytes)| PlannedDevice {
             device: device.name.clone(),
-            budget_bytes: device.files.unwrap_or(device.budget),
-            budget_source: device.budget_source.clone(),
+            budget_bytes: match device.kind {
+                DeviceClass::Disk => device.files,
+                _ => Some(device.budget),
+            },
+            budget_source: match (device.kind, device.files) {
+                (DeviceClass::Disk, Some(_)) => "--max-memory".into(),
+                (DeviceClass::Disk, None) => "what is read is not limited; memory is the CPU's".into(),
+                _ => device.budget_source.clone(),
+            },
             planned_bytes: bytes.total(),
             mapped_bytes: bytes.mapped(),
             weights_bytes: bytes.get(Purpose::Weights)
@@ -327,6 +384,7 @@ impl Planning {
             kv_cache_bytes: bytes.get(Purpose::KvCache),
             activation_bytes: bytes.get(Purpose::Activations) + bytes.get(Purpose::Logits),
             scratch_bytes: bytes.get(Purpose::Scratch) + bytes.get(Purpose::Staging),
+            rates: Rates::of(device),
         });
         let layers = match &planned {
             Ok(plan) => self.layers(plan, &devices, &costs)?,
@@ -348,6 +406,7 @@ impl Planning {
                     bytes: streamed.footprint.total(),
                 }
             }),
+            not_streamed: planned.as_ref().ok().and_then(|plan| self.why_not_streamed(plan, &devices)),
             predicted_tokens_per_second: planned
                 .as_ref()
                 .ok()

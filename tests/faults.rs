@@ -78,6 +78,18 @@ fn streamed() -> LoadOptions {
     LoadOptions { stream_layers, context: Some(128), ..exact(&DeviceMap::Given(map.into())) }
 }
 
+/// Sequentially, with a limit on the GPU that leaves room for what streams once layers have moved.
+#[cfg(feature = "wgpu")]
+fn streamed_by_a_limit() -> LoadOptions {
+    let options = |limit| LoadOptions { stream_layers: StreamLayers::Always, ..limited(limit) };
+    let streams =
+        |limit: &u64| halfbyte::plan(&stories(), &options(*limit), &mut Silent).unwrap().streamed.is_some();
+    let whole = almost();
+    options(
+        (1..32).map(|part| whole - whole / 32 * part).find(streams).expect("a limit at which layers stream"),
+    )
+}
+
 /// The largest limit, to the KiB, at which the GPU does not hold all blocks.
 fn almost() -> u64 {
     let (mut too_small, mut enough) = (0, 256 << 20);
@@ -121,14 +133,64 @@ fn nothing_fits(refusal: &halfbyte::Refusal, options: &LoadOptions) -> bool {
     })
 }
 
+/// Fails every `step`th allocation of a load and 32 tokens, `count` of them in a row, and prints what came of it.
+fn fail_allocations(name: &str, options: &LoadOptions, count: u64, step: usize) {
+    let wanted = run(options, NEVER, 32, SampleParams::default()).unwrap();
+    let last = wanted.model.loaded().fault_counts().unwrap().allocations;
+    assert!(last > 10 && wanted.tokens.len() == 32, "{name}: {last} allocations");
+    assert!(wanted.model.events().is_empty());
+    let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
+    let numbers = (1..=last).step_by(step);
+    let tried = numbers.clone().count() as u64;
+    let [same, refused, moved] = sweep(numbers, &|first| {
+        let fault = FaultSpec::Allocs { first, count };
+        match run(options, fault, 32, SampleParams::default()) {
+            Ok(found) => {
+                assert_eq!(found.tokens, tokens, "{name}, {fault}");
+                assert_eq!(found.streamed, streamed, "{name}, {fault}");
+                assert!(!found.model.events().is_empty(), "{name}, {fault}");
+                for row in found.model.memory() {
+                    assert_eq!(row.planned_bytes, row.measured_bytes, "{name}, {fault}: {row:?}");
+                }
+                [1, 0, u64::from(found.model.device_map() != map)]
+            }
+            Err(Error::Refused(refusal)) => {
+                assert!(nothing_fits(&refusal, options), "{name}, {fault}: {refusal}");
+                [0, 1, 0]
+            }
+            Err(error) => panic!("{name}, {fault}: {error}"),
+        }
+    });
+    println!(
+        "{name}, alloc:N*{count}: {tried} of N to {last}, {same} the same text ({moved} moved), {refused} refused"
+    );
+    assert_eq!(same + refused, tried, "{name}");
+    // All of these have room: smaller chunks, less context, the other device.
+    assert_eq!(refused, 0, "{name}");
+}
+
+/// Loses the device at each submission of `new_tokens` tokens in turn.
+fn lose_the_device(name: &str, options: &LoadOptions, new_tokens: usize, sample: SampleParams) {
+    let wanted = run(options, NEVER, new_tokens, sample).unwrap();
+    let last = wanted.model.loaded().fault_counts().unwrap().submissions;
+    assert!(last >= new_tokens as u64, "{name}: {last} submissions");
+    let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
+    let [lost] = sweep(1..=last, &|nth| {
+        let found = run(options, FaultSpec::DeviceLost(nth), new_tokens, sample).unwrap();
+        assert_eq!(found.tokens, tokens, "{name}, device-lost:{nth}");
+        assert_eq!(found.streamed, streamed, "{name}, device-lost:{nth}");
+        assert_eq!(found.model.device_map(), map, "{name}, device-lost:{nth}");
+        let events = found.model.events();
+        assert!(events.len() == 1 && events[0].text.contains("lost"), "{name}: {events:?}");
+        [1]
+    });
+    println!("{name}: lost at each of {last} submissions, {lost} times the same text");
+    assert_eq!(lost, last);
+}
+
 #[test]
 fn any_allocation_may_fail() {
     for (name, options) in places() {
-        let wanted = run(&options, NEVER, 32, SampleParams::default()).unwrap();
-        let last = wanted.model.loaded().fault_counts().unwrap().allocations;
-        assert!(last > 10 && wanted.tokens.len() == 32, "{name}: {last} allocations");
-        assert!(wanted.model.events().is_empty());
-        let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
         // Once, and again at what is tried in its place: then less is done at once, or blocks move. A software
         // GPU takes long to open: one of the two for each way to use it.
         let counts = match name {
@@ -138,33 +200,35 @@ fn any_allocation_may_fail() {
             _ => continue,
         };
         for count in counts {
-            let [same, refused, moved] = sweep(1..=last, &|first| {
-                let fault = FaultSpec::Allocs { first, count };
-                match run(&options, fault, 32, SampleParams::default()) {
-                    Ok(found) => {
-                        assert_eq!(found.tokens, tokens, "{name}, {fault}");
-                        assert_eq!(found.streamed, streamed, "{name}, {fault}");
-                        assert!(!found.model.events().is_empty(), "{name}, {fault}");
-                        for row in found.model.memory() {
-                            assert_eq!(row.planned_bytes, row.measured_bytes, "{name}, {fault}: {row:?}");
-                        }
-                        [1, 0, u64::from(found.model.device_map() != map)]
-                    }
-                    Err(Error::Refused(refusal)) => {
-                        assert!(nothing_fits(&refusal, &options), "{name}, {fault}: {refusal}");
-                        [0, 1, 0]
-                    }
-                    Err(error) => panic!("{name}, {fault}: {error}"),
-                }
-            });
-            println!(
-                "{name}, alloc:N*{count}: N to {last}, {same} the same text ({moved} moved), {refused} refused"
-            );
-            assert_eq!(same + refused, last, "{name}");
-            // All of these have room: smaller chunks, less context, the other device.
-            assert_eq!(refused, 0, "{name}");
+            fail_allocations(name, &options, count, 1);
         }
     }
+}
+
+/// A few of those of layers that stream; [`any_allocation_of_what_streams_may_fail`] is all of them.
+#[test]
+#[cfg(feature = "wgpu")]
+fn allocations_of_what_streams_may_fail() {
+    fail_allocations("streamed", &streamed(), 1, 19);
+    fail_allocations("streamed by a limit", &streamed_by_a_limit(), 2, 23);
+}
+
+#[test]
+#[cfg(feature = "wgpu")]
+#[ignore = "opens a software GPU some 500 times: cargo test -p halfbyte --test faults -- --ignored --nocapture"]
+fn any_allocation_of_what_streams_may_fail() {
+    for count in 1..=3 {
+        fail_allocations("streamed", &streamed(), count, 1);
+        fail_allocations("streamed by a limit", &streamed_by_a_limit(), count, 1);
+    }
+}
+
+#[test]
+#[cfg(feature = "wgpu")]
+#[ignore = "opens a software GPU some 100 times: cargo test -p halfbyte --test faults -- --ignored --nocapture"]
+fn the_device_may_be_lost_at_any_submission_of_what_streams() {
+    lose_the_device("streamed, 32 tokens", &streamed(), 32, SampleParams::default());
+    lose_the_device("streamed by a limit", &streamed_by_a_limit(), 32, SampleParams::default());
 }
 
 #[test]
@@ -177,21 +241,7 @@ fn the_device_may_be_lost_at_any_submission() {
                 continue;
             }
             let new_tokens = if name == "cpu" { 12 } else { 4 };
-            let wanted = run(&options, NEVER, new_tokens, sample).unwrap();
-            let last = wanted.model.loaded().fault_counts().unwrap().submissions;
-            assert!(last >= new_tokens as u64, "{name}: {last} submissions");
-            let (tokens, streamed, map) = (wanted.tokens, wanted.streamed, wanted.model.device_map());
-            let [lost] = sweep(1..=last, &|nth| {
-                let found = run(&options, FaultSpec::DeviceLost(nth), new_tokens, sample).unwrap();
-                assert_eq!(found.tokens, tokens, "{name}, device-lost:{nth}");
-                assert_eq!(found.streamed, streamed, "{name}, device-lost:{nth}");
-                assert_eq!(found.model.device_map(), map, "{name}, device-lost:{nth}");
-                let events = found.model.events();
-                assert!(events.len() == 1 && events[0].text.contains("lost"), "{name}: {events:?}");
-                [1]
-            });
-            println!("{name}: lost at each of {last} submissions, {lost} times the same text");
-            assert_eq!(lost, last);
+            lose_the_device(name, &options, new_tokens, sample);
         }
     }
 }

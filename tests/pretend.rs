@@ -27,7 +27,7 @@ fn a_cpu_that_is_said_to_be_small_refuses_and_says_why() {
     // A tenth is left to others, as it would be.
     let plan = fits(needed);
     assert!(!plan.fits);
-    assert!(plan.devices[0].budget_bytes < needed);
+    assert!(plan.devices[0].budget_bytes.unwrap() < needed);
     assert_eq!(plan.devices[0].budget_source, "--pretend-memory less 10 %");
     let refused = CausalLm::load(&stories(), &pretend("cpu", needed, "cpu"), &mut Silent);
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
@@ -148,6 +148,37 @@ fn layers_move_out_of_a_device_that_shrinks_and_return_when_it_grows() {
     assert_eq!(model.events().len(), before + 1);
     let text = generate(&mut model, &mut |piece| file.set(if piece % 4 < 2 { plenty } else { all }));
     assert_eq!((text, model.events().len()), (wanted, before + 1), "{:#?}", model.events());
+}
+
+/// Texts that are continued together move in their middle, too.
+#[test]
+#[cfg(feature = "wgpu")]
+fn a_batch_goes_on_where_its_layers_went() {
+    let file = Watched::new(1 << 30);
+    let prompts = ["Once there was", "The little dog", "A"];
+    let how = GenerateOptions { max_new_tokens: 24, sample: SampleParams::default() };
+    let options = LoadOptions { sequences: 2, ..file.options() };
+    let ids = |model: &mut CausalLm| -> Vec<Vec<u32>> {
+        let texts = model.generate_batch(&prompts, &how).unwrap();
+        texts.into_iter().map(|text| text.token_ids).collect()
+    };
+    let mut model = CausalLm::load(&ModelSource::Bundled("stories".into()), &options, &mut Silent).unwrap();
+    let wanted = ids(&mut model);
+    assert!(model.events().is_empty());
+    // Another thread takes the memory while the texts are written.
+    let (all, path) = (model.memory()[0].planned_bytes, file.path());
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::fs::write(path, format!("wgpu:0={all}\n")).unwrap();
+    });
+    let mut rounds = 0;
+    while model.events().is_empty() && rounds < 100 {
+        assert_eq!(ids(&mut model), wanted, "round {rounds}");
+        rounds += 1;
+    }
+    other.join().unwrap();
+    assert!(model.blocks_on("cpu") > 0, "{:#?}", model.events());
+    assert_eq!(ids(&mut model), wanted);
 }
 
 /// A device that leaves no room for anything is nothing to stop a text for: what it holds it has.

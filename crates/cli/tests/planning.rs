@@ -3,7 +3,8 @@
 mod command;
 
 use command::Kind::{Count, Flag, MaybeNumber, Rows, Text, Texts};
-use command::{Outcome, fixture, halfbyte, has_fields, text};
+use command::{Outcome, finish, fixture, halfbyte, has_fields, text};
+use std::path::Path;
 
 fn plan(more: &[&str]) -> Outcome {
     halfbyte(&[&["plan"], more].concat())
@@ -213,4 +214,72 @@ fn a_smaller_model_of_the_family_is_named_where_it_fits() {
     assert!(!remedies("cpu=16MiB").contains(&tiny));
     let refused = plan(&[&arguments[..5], &["--max-memory", "cpu=1GiB"]].concat());
     assert!(refused.refused().contains(&format!("{tiny} fits")), "{}", refused.stderr);
+}
+
+/// Rates as a file states them decide where layers go, whether they stream, and what is said about it.
+#[test]
+#[cfg(feature = "wgpu")]
+fn stated_rates_decide() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rates, map) = (folder.path().join("rates.json"), folder.path().join("map.json"));
+    let on_cpu = ["model.embed_tokens", "model.layers.0", "model.layers.1"];
+    let on_cpu = on_cpu.map(|block| format!("{block:?}: \"cpu\", ")).concat();
+    std::fs::write(&map, format!("{{{on_cpu}\"\": \"wgpu:0\"}}")).unwrap();
+    let with = |rates: &Path, more: &[&str]| {
+        let args = [&["plan", "stories", "--json"], more].concat();
+        finish(&args, command::command(&args).env("HALFBYTE_RATES", rates).spawn().unwrap())
+    };
+    let state = |products: f64, gpu: f64, upload: f64| {
+        let of = |read: f64, products: f64| {
+            format!("\"read_bytes_per_second\": {read}, \"products_per_second\": {products}")
+        };
+        let (cpu, gpu) = (of(1e11, products), of(gpu, gpu));
+        let text =
+            format!("{{\"cpu\": {{{cpu}}}, \"wgpu:0\": {{{gpu}, \"upload_bytes_per_second\": {upload}}}}}");
+        std::fs::write(&rates, text).unwrap();
+    };
+    let (by_map, by_limit) = (["--device-map", text(&map)], ["--max-memory", "wgpu:0=1GiB"]);
+    let on = |json: &serde_json::Value, device: &str| {
+        json["layers"].as_array().unwrap().iter().filter(|layer| layer["device"] == device).count()
+    };
+    // A slow processor beside a fast GPU: all on the GPU where there is a choice, and else layers stream.
+    state(1e10, 1e13, 1e10);
+    let free = with(&rates, &by_limit).ok().json();
+    assert_eq!((on(&free, "cpu"), free["not_streamed"].as_str()), (0, None), "{free}");
+    let first = with(&rates, &by_map).ok().json();
+    let tokens = first["streamed"]["from_tokens"].as_u64().unwrap();
+    assert_eq!(
+        (first["streamed"]["layers"].as_u64(), &first["not_streamed"]),
+        (Some(2), &serde_json::Value::Null)
+    );
+    assert_eq!(first["devices"][1]["rates"]["upload_bytes_per_second"], 1e10);
+    assert!(first["predicted_tokens_per_second"].as_f64().unwrap() > 0.0);
+    // A processor twice as fast needs prompts about twice as long.
+    state(2e10, 1e13, 1e10);
+    let second = with(&rates, &by_map).ok().json()["streamed"]["from_tokens"].as_u64().unwrap();
+    assert!(tokens > 2 && second.abs_diff(2 * tokens) <= 2, "{tokens}, {second}");
+    // A GPU that is slower than the processor: all on that, and nothing streams.
+    state(1e11, 1e9, 1e9);
+    let free = with(&rates, &by_limit).ok().json();
+    assert_eq!(on(&free, "wgpu:0"), 0, "{free}");
+    let never = with(&rates, &by_map).ok().json();
+    let why = never["not_streamed"].as_str().unwrap();
+    assert!(why.contains("no prompt is long enough: of products a second wgpu:0 does 1.00 G"), "{why}");
+    assert_eq!(never["streamed"], serde_json::Value::Null);
+    let nothing_known = with(Path::new("never"), &by_map).ok().json();
+    assert_eq!(nothing_known["not_streamed"], "the rates of cpu are not known");
+    // What is wrong is named.
+    with(Path::new("often"), &by_map).refused_with(&["HALFBYTE_RATES=often"]);
+    state(-1.0, 1e9, 1e9);
+    with(&rates, &by_map).refused_with(&["HALFBYTE_RATES", "a rate of cpu is not above 0"]);
+}
+
+/// What is read from the disk is computed in the CPU's memory: where that is short, the CPU is named, and its limit.
+#[test]
+fn too_little_memory_for_the_disk_is_the_cpus() {
+    let refused =
+        halfbyte(&["run", "stories", "-p", "Once", "--max-memory", "cpu=64KiB", "--max-memory", "wgpu:0=0"]);
+    let line = refused.refused();
+    assert!(line.contains("cpu has") && !line.contains("disk has"), "{line}");
+    assert!(line.contains("--max-memory cpu="), "{line}");
 }

@@ -42,6 +42,14 @@ impl State {
             weights.iter_mut().zip(scores[row..].iter().step_by(rows)).for_each(|(w, s)| *w = *s);
             choose(weights, step.top_k, step.renormalize);
         }
+        // Those that lie in files come while the first of them computes.
+        for (expert, (gate_up, down)) in experts.iter().enumerate() {
+            if (0..rows).any(|row| weights[row * step.experts + expert] >= 0.0) {
+                for matrix in [gate_up, down] {
+                    matrix.read().files().for_each(|file| file.will_need());
+                }
+            }
+        }
 
         let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
         let out_rows = &mut out[first * hidden..(first + rows) * hidden];

@@ -52,6 +52,20 @@ pub async fn generate_each(
     texts: &[(&[u32], &GenerateOptions)],
     on_token: &mut dyn FnMut(usize, u32) -> Flow,
 ) -> Result<Vec<Generation>, ModelError> {
+    generate_until(engine, texts, on_token, &mut || false).await
+}
+
+/// [`generate_each`], until `pause` says after a step that there is something else to do: the texts that are not at
+/// their end then have the tokens so far and end with [`Finish::Cancelled`].
+///
+/// # Errors
+/// As [`generate_batch`].
+pub async fn generate_until(
+    engine: &mut Engine,
+    texts: &[(&[u32], &GenerateOptions)],
+    on_token: &mut dyn FnMut(usize, u32) -> Flow,
+    pause: &mut dyn FnMut() -> bool,
+) -> Result<Vec<Generation>, ModelError> {
     // Before the first is computed: a batch is refused as a whole.
     for (prompt, options) in texts {
         check(&options.sample)?;
@@ -82,10 +96,19 @@ pub async fn generate_each(
             let finish = text.finish.unwrap_or(Finish::MaxTokens);
             done[index] = Generation { tokens: text.tokens, finish, timings: text.timings };
         }
+        if running.is_empty() && waiting.peek().is_none() {
+            return Ok(done);
+        }
+        if pause() {
+            for (index, text) in running {
+                done[index] =
+                    Generation { tokens: text.tokens, finish: Finish::Cancelled, timings: text.timings };
+            }
+            waiting.for_each(|(index, _)| done[index].finish = Finish::Cancelled);
+            return Ok(done);
+        }
         if !running.is_empty() {
             step(engine, &mut running).await?;
-        } else if waiting.peek().is_none() {
-            return Ok(done);
         }
     }
 }

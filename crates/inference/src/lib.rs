@@ -66,7 +66,7 @@ pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress, Stream, St
 pub use error::ModelError;
 pub use families::build;
 pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};
-pub use generate_batch::{generate_batch, generate_each};
+pub use generate_batch::{generate_batch, generate_each, generate_until};
 pub use known_models::{KnownModel, smaller_of_the_family};
 pub use score::{Score, logits, score};
 pub use session::Session;

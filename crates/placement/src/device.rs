@@ -11,7 +11,7 @@ pub enum DeviceClass {
     Disk,
     /// The host's processor.
     Cpu,
-    /// A graphics processor, or a software one with a low [`rate`](Device::rate).
+    /// A graphics processor, or one that the host's processor [emulates](Device::emulated).
     Gpu,
 }
 
@@ -29,6 +29,8 @@ pub struct Device {
     pub budget_source: String,
     /// What kind of place it is.
     pub kind: DeviceClass,
+    /// Whether it is a GPU that the host's processor emulates: unmeasured, it is taken to be far slower than that.
+    pub emulated: bool,
     /// Bytes of weights that it reads in a second of decoding, if measured.
     pub rate: Option<f64>,
     /// Bytes that reach it from the host in a second, if measured.
@@ -47,6 +49,10 @@ const ASSUMED_CPU_RATE: f64 = 20e9;
 /// fast as an unmeasured disk.
 const ASSUMED_RATIO: f64 = 10.0;
 
+/// The CPU is taken to be this many times as fast as an unmeasured GPU that it emulates (Mesa's software Vulkan, decoding
+/// in 4 bits on four cores with AVX-512).
+const ASSUMED_EMULATION: f64 = 30.0;
+
 impl Device {
     /// Whether it may read `bytes` of files.
     pub(crate) fn may_read(&self, bytes: u64) -> bool {
@@ -60,17 +66,18 @@ impl Device {
 }
 
 /// The rate of each device in bytes a second, stated or assumed: a CPU reads [`ASSUMED_CPU_RATE`], a
-/// GPU ten times what the first CPU reads, a disk a tenth.
+/// GPU ten times what the first CPU reads, an emulated one a thirtieth, a disk a tenth.
 pub(crate) fn rates(devices: &[Device]) -> Vec<f64> {
     let cpu = devices
         .iter()
         .filter(|device| device.kind == DeviceClass::Cpu)
         .find_map(Device::stated_rate)
         .unwrap_or(ASSUMED_CPU_RATE);
-    let assumed = |kind| match kind {
+    let assumed = |device: &Device| match device.kind {
         DeviceClass::Disk => cpu / ASSUMED_RATIO,
         DeviceClass::Cpu => cpu,
+        DeviceClass::Gpu if device.emulated => cpu / ASSUMED_EMULATION,
         DeviceClass::Gpu => cpu * ASSUMED_RATIO,
     };
-    devices.iter().map(|device| device.stated_rate().unwrap_or_else(|| assumed(device.kind))).collect()
+    devices.iter().map(|device| device.stated_rate().unwrap_or_else(|| assumed(device))).collect()
 }

@@ -71,6 +71,13 @@ impl<'a> Machine<'a> {
         self.shared[device]
     }
 
+    /// The processor whose memory a disk's blocks take; `None` for what is no disk, or a disk without one.
+    pub(crate) fn host_of(&self, device: usize) -> Option<usize> {
+        let disk = &self.devices[device];
+        let is_host = |other: &Device| other.kind == DeviceClass::Cpu && other.pool == disk.pool;
+        self.devices.iter().position(is_host).filter(|_| disk.kind == DeviceClass::Disk)
+    }
+
     /// Seconds that `device` takes to read `blocks` once.
     pub(crate) fn seconds(&self, device: usize, blocks: &Range<usize>) -> f64 {
         let before = &self.read_before[device];
@@ -79,12 +86,22 @@ impl<'a> Machine<'a> {
 
     /// Tokens a second of an arrangement, if all its devices state their rates.
     pub(crate) fn tokens_per_second(&self, arrangement: &Arrangement) -> Option<f64> {
-        let mut seconds = HANDOVER_SECONDS * arrangement.len().saturating_sub(1) as f64;
-        for (device, blocks) in arrangement {
-            self.devices[*device].stated_rate()?;
-            seconds += self.seconds(*device, blocks);
-        }
-        (seconds > 0.0).then(|| seconds.recip())
+        let stated = arrangement.iter().all(|(device, _)| self.devices[*device].stated_rate().is_some());
+        let seconds = self.token_seconds(arrangement);
+        (stated && seconds > 0.0).then(|| seconds.recip())
+    }
+
+    /// Seconds of a token, by stated or assumed rates.
+    pub(crate) fn token_seconds(&self, arrangement: &Arrangement) -> f64 {
+        let handovers = HANDOVER_SECONDS * arrangement.len().saturating_sub(1) as f64;
+        handovers + arrangement.iter().map(|(device, blocks)| self.seconds(*device, blocks)).sum::<f64>()
+    }
+
+    /// The rate of a device in bytes a second: stated, or of a disk, which nobody measures, assumed.
+    pub(crate) fn known_rate(&self, device: usize) -> Option<f64> {
+        let one = &self.devices[device];
+        let assumed = || (one.kind == DeviceClass::Disk).then_some(self.rates[device]);
+        one.stated_rate().or_else(assumed)
     }
 
     /// Bytes that an arrangement takes on each device, or what a device lacks: `(device, why)`.

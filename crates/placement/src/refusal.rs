@@ -44,7 +44,7 @@ pub struct Misfit {
     pub block: String,
     /// The bytes that it adds to its device.
     pub bytes: u64,
-    /// The name of the device.
+    /// The name of the device whose memory is short: of a block that was to be read from a disk, its host.
     pub device: String,
     /// Bytes of the device's budget that the blocks before it, and devices of its pool, leave.
     pub left: u64,
@@ -298,10 +298,12 @@ impl Gap {
             full += before;
         }
         let (block, bytes, left) = misfit.unwrap_or((0, 0, self.available));
+        // What is read from a disk is computed in its host's memory.
+        let host = machine.host_of(self.device).unwrap_or(self.device);
         Misfit {
             block: machine.costs.name(block),
             bytes,
-            device: device.name.clone(),
+            device: machine.devices[host].name.clone(),
             left,
             budget: device.budget,
         }

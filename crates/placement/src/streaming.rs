@@ -45,6 +45,20 @@ impl Streamed {
     }
 }
 
+/// Why [`Streaming::Auto`] streams nothing of a plan that has layers on the host before those on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Unstreamed {
+    /// A device has rates that nobody knows, as an index into the devices that were planned for.
+    Unknown(usize),
+    /// By these speeds no prompt is long enough.
+    Never(Speeds),
+    /// Only a prompt of this many tokens, more than the context, would be long enough.
+    Beyond(usize),
+    /// It would pay for prompts of this many tokens; but there is no room for it, or making that room costs the tokens of
+    /// an answer more than a prompt gains.
+    NoRoom(usize),
+}
+
 /// A prompt and an answer for which `auto` weighs faster prompts against slower tokens: layers make room on the GPU
 /// for those that stream.
 const TYPICAL_PROMPT: usize = 512;
@@ -117,12 +131,12 @@ impl Crossing {
 }
 
 /// The speeds of a host and a GPU, if both were measured.
-fn speeds(host: &Device, gpu: &Device) -> Option<Speeds> {
+fn speeds(machine: &Machine<'_>, host: usize, gpu: usize) -> Option<Speeds> {
     Some(Speeds {
-        host_bytes: host.stated_rate()?,
-        host_products: host.products?,
-        upload_bytes: gpu.upload?,
-        gpu_products: gpu.products?,
+        host_bytes: machine.known_rate(host)?,
+        host_products: machine.devices[host].products?,
+        upload_bytes: machine.devices[gpu].upload?,
+        gpu_products: machine.devices[gpu].products?,
     })
 }
 
@@ -158,6 +172,27 @@ pub(crate) fn streamed(
     Ok(Some(Streamed { device, blocks, from_rows, footprint, host, host_footprint }))
 }
 
+/// Why nothing of `plan` streams where that was left to the rates; `None` where something does, or nothing could.
+pub fn unstreamed(devices: &[Device], costs: &dyn Costs, plan: &Plan) -> Option<Unstreamed> {
+    let machine = Machine::new(devices, costs);
+    let arrangement = arrangement(plan);
+    let (gpu, _) = streamable(devices, &arrangement).filter(|_| plan.streamed.is_none())?;
+    let Some((crossing, speeds)) = crossing(&machine, &arrangement, gpu) else {
+        let hosts = arrangement.iter().map(|(device, _)| *device).take_while(|&device| device != gpu);
+        let unknown = |&device: &usize| {
+            let one = &devices[device];
+            let rate = if device == gpu { one.upload } else { machine.known_rate(device) };
+            one.products.is_none() || rate.is_none()
+        };
+        return hosts.chain([gpu]).find(unknown).map(Unstreamed::Unknown);
+    };
+    Some(match crossing.from_rows(&speeds) {
+        None => Unstreamed::Never(speeds),
+        Some(rows) if rows > plan.context => Unstreamed::Beyond(rows),
+        Some(rows) => Unstreamed::NoRoom(rows),
+    })
+}
+
 /// From how many tokens on it pays, within a context.
 fn threshold(machine: &Machine<'_>, arrangement: &Arrangement, gpu: usize, context: usize) -> Option<usize> {
     let (crossing, speeds) = crossing(machine, arrangement, gpu)?;
@@ -177,7 +212,7 @@ fn crossing(machine: &Machine<'_>, arrangement: &Arrangement, gpu: usize) -> Opt
             sum.row_bytes += machine.costs.row_bytes(block) as f64;
             sum.handovers += 1.0;
         }
-        let mut of = speeds(&machine.devices[*device], &machine.devices[gpu])?;
+        let mut of = speeds(machine, *device, gpu)?;
         // What lies on a disk reaches the GPU no faster than it leaves the disk.
         of.upload_bytes = match machine.devices[*device].kind {
             DeviceClass::Disk => (of.host_bytes.recip() + of.upload_bytes.recip()).recip(),
@@ -197,7 +232,7 @@ fn crossing(machine: &Machine<'_>, arrangement: &Arrangement, gpu: usize) -> Opt
 /// only: their prompts take the same time either way.
 fn typical_seconds(machine: &Machine<'_>, plan: &Plan) -> Option<f64> {
     let arrangement = arrangement(plan);
-    let answer = TYPICAL_ANSWER as f64 / machine.tokens_per_second(&arrangement)?;
+    let answer = TYPICAL_ANSWER as f64 * machine.token_seconds(&arrangement);
     let Some((gpu, _)) = streamable(machine.devices, &arrangement) else { return Some(answer) };
     let (crossing, speeds) = crossing(machine, &arrangement, gpu)?;
     let rows = TYPICAL_PROMPT as f64;

@@ -82,6 +82,7 @@ fn machine() -> impl Strategy<Value = Vec<Device>> {
             budget,
             budget_source: "chance".into(),
             kind,
+            emulated: false,
             upload: None,
             products: None,
             files: None,

@@ -49,6 +49,7 @@ fn machine(shared: bool) -> impl Strategy<Value = Vec<Device>> {
                 budget_source: "chance".into(),
                 kind,
                 rate: Some(if kind == DeviceClass::Disk { rate / 1e3 } else { rate }),
+                emulated: false,
                 upload: None,
                 products: None,
                 files: files.filter(|_| kind == DeviceClass::Disk),

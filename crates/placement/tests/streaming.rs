@@ -3,8 +3,10 @@
 mod synthetic;
 
 use halfbyte_backend::{Footprint, Purpose};
-use halfbyte_placement::streaming::{Crossing, Speeds};
-use halfbyte_placement::{Costs, Device, DeviceClass, Plan, Policy, Request, Streaming, Wanted, plan};
+use halfbyte_placement::streaming::{Crossing, Speeds, Unstreamed, unstreamed};
+use halfbyte_placement::{
+    Costs, Device, DeviceClass, HANDOVER_SECONDS, Plan, Policy, Request, Streaming, Wanted, plan,
+};
 use proptest::prelude::*;
 use std::ops::Range;
 use synthetic::{GIB, MIB, Model, device, within};
@@ -231,4 +233,73 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// The threshold of a plan is where the two ways cost the same by the devices' rates, worked out here once more; where
+    /// nothing streams, the plan says why.
+    #[test]
+    fn a_plan_streams_from_where_the_costs_cross(
+        read in 1e10..1e11, products in 1e10..1e13, upload in 1e8..1e11, gpu_products in 1e10..1e14, gpu in 1..4_u64,
+    ) {
+        let costs = llama(100 * MIB);
+        let mut devices = measured(gpu * GIB);
+        (devices[0].rate, devices[0].products) = (Some(read), Some(products));
+        (devices[1].upload, devices[1].products) = (Some(upload), Some(gpu_products));
+        let found = plan(&devices, &costs, &request(Streaming::Auto)).unwrap();
+        let gpu = found.stages.iter().find(|stage| stage.device == 1).unwrap();
+        let layers = (gpu.blocks.start - 1) as f64;
+        let bytes = layers * 100.0 * MIB as f64;
+        let host = |rows: usize| (bytes / read).max(rows as f64 * 2.0 * bytes / products);
+        let through = |rows: usize| {
+            let row = 2.0 * bytes / gpu_products + layers * 20_000.0 / upload;
+            bytes / upload + layers * HANDOVER_SECONDS + rows as f64 * row
+        };
+        let why = unstreamed(&devices, &costs, &found);
+        match (&found.streamed, why) {
+            (Some(streamed), None) => {
+                let rows = streamed.from_rows;
+                prop_assert!(through(rows) <= host(rows) * (1.0 + 1e-9), "{}", rows);
+                prop_assert!(through(2048) <= host(2048) * (1.0 + 1e-9));
+                let fewer = rows - 1;
+                prop_assert!(rows == 2 || through(fewer) >= host(fewer) * (1.0 - 1e-9), "{}", rows);
+            }
+            (None, Some(Unstreamed::Never(speeds))) => {
+                prop_assert!(through(1 << 30) >= host(1 << 30) * (1.0 - 1e-9));
+                prop_assert_eq!((speeds.host_products, speeds.upload_bytes), (products, upload));
+            }
+            (None, Some(Unstreamed::Beyond(rows))) => {
+                prop_assert!(rows > 2048 && through(2048) >= host(2048) * (1.0 - 1e-9), "{}", rows);
+            }
+            // It would, but for what it takes from the tokens of an answer.
+            (None, Some(Unstreamed::NoRoom(rows))) => prop_assert!((2..=2048).contains(&rows)),
+            (streamed, why) => prop_assert!(false, "{:?}, {:?}", streamed, why),
+        }
+    }
+}
+
+#[test]
+fn an_emulated_gpu_is_left_alone_and_what_is_not_known_is_named() {
+    let costs = llama(100 * MIB);
+    let mut devices = measured(2 * GIB);
+    for device in &mut devices {
+        (device.rate, device.upload, device.products) = (None, None, None);
+    }
+    let unknown = plan(&devices, &costs, &request(Streaming::Auto)).unwrap();
+    assert_eq!(unstreamed(&devices, &costs, &unknown), Some(Unstreamed::Unknown(0)));
+    devices[0].products = Some(1e11);
+    devices[0].rate = Some(5e10);
+    assert_eq!(unstreamed(&devices, &costs, &unknown), Some(Unstreamed::Unknown(1)));
+    devices[1].emulated = true;
+    let whole = plan(&devices, &costs, &request(Streaming::Auto)).unwrap();
+    assert_eq!((whole.stages.len(), whole.stages[0].device), (1, 0));
+    assert_eq!(unstreamed(&devices, &costs, &whole), None);
+    // A disk is not.
+    devices[0].budget = GIB;
+    devices.push(device("disk", DeviceClass::Disk, 16 * GIB, None));
+    let spread =
+        plan(&devices, &costs, &Request { policy: Policy::Sequential, ..request(Streaming::Auto) }).unwrap();
+    assert!(spread.stages.iter().any(|stage| stage.device == 1), "{spread:?}");
 }

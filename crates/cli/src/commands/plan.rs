@@ -40,7 +40,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
             bytes(device.scratch_bytes),
             bytes(device.planned_bytes),
             bytes(device.mapped_bytes),
-            bytes(device.budget_bytes),
+            device.budget_bytes.map_or_else(|| "-".to_owned(), bytes),
             device.budget_source.clone(),
         ]);
     }
@@ -53,6 +53,12 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
             streamed.from_tokens,
             bytes(streamed.bytes)
         ))?;
+    }
+    if let Some(why) = &report.not_streamed {
+        print(&format!("layers do not stream to the GPU for prompts: {why}\n"))?;
+    }
+    if let Some(rate) = report.predicted_tokens_per_second {
+        print(&format!("{rate:.1} tokens a second, by the devices' measured rates\n"))?;
     }
     match &report.refusal {
         None => {

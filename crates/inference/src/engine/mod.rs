@@ -1,5 +1,6 @@
 //! Blocks on backends, in order: placed, moved, accounted for.
 
+mod carried;
 mod lanes;
 mod parked;
 mod stage;
@@ -7,6 +8,7 @@ mod streaming;
 mod submit;
 
 use crate::{Blueprint, Initialized, ModelError};
+use carried::carry;
 use halfbyte_backend::{Backend, Caps, Fault, Footprint, Layout, WeightSource};
 use parked::Parked;
 use stage::{Stage, fill};
@@ -70,6 +72,8 @@ pub struct Engine {
     caps: Caps,
     /// What each sequence's cache holds, by a number that is never given twice.
     claims: Vec<u64>,
+    /// How many positions of each sequence's cache were written since it was claimed.
+    filled: Vec<usize>,
 }
 
 /// The next claim on a sequence, of any engine of this process; 0 is nobody's.
@@ -101,9 +105,17 @@ impl Engine {
 
     /// An engine that holds nothing yet: [`rearrange`](Self::rearrange) loads it.
     pub fn unloaded(blueprint: Blueprint) -> Self {
-        let claims = vec![0; blueprint.sequences];
+        let (claims, filled) = (vec![0; blueprint.sequences], vec![0; blueprint.sequences]);
         let caps = Caps { rows: 1, outputs: 1 };
-        Self { blueprint, streaming: None, stages: Vec::new(), parked: Parked::default(), caps, claims }
+        Self {
+            blueprint,
+            streaming: None,
+            stages: Vec::new(),
+            parked: Parked::default(),
+            caps,
+            claims,
+            filled,
+        }
     }
 
     /// Makes the engine live by another placement, for other caps, or with another context or KV type: all
@@ -113,8 +125,8 @@ impl Engine {
     ///
     /// What runs is drained first. A want that its backend holds already stays where it is with what is in
     /// it, weights as well as keys and values; what no block needs any more is freed; only the rest is
-    /// reserved, all of it before any byte is uploaded, and filled from `source`. If every cache stays, so
-    /// do the sessions; otherwise they compute their tokens again.
+    /// reserved, all of it before any byte is uploaded, and filled from `source`. If every cache stays or can
+    /// follow its layer, so do the sessions; otherwise they compute their tokens again.
     ///
     /// # Errors
     /// As [`load`](Self::load). Then the engine is not [loaded](Self::is_loaded), but keeps what it has on
@@ -154,12 +166,12 @@ impl Engine {
             Ok(moved) => {
                 self.stages = stages;
                 if moved.caches_lost || self.claims.len() != self.blueprint.sequences {
-                    self.claims = vec![0; self.blueprint.sequences];
+                    self.lose_caches();
                 }
                 Ok(moved)
             }
             Err(error) => {
-                self.claims.fill(0);
+                self.lose_caches();
                 stages.into_iter().for_each(|stage| self.parked.take_in(stage));
                 Err(error)
             }
@@ -182,6 +194,7 @@ impl Engine {
             let slots = stretch.wants.iter().map(|want| self.parked.find(&backend, want)).collect();
             stages.push(Stage { backend, blocks, stretch, slots, program: None });
         }
+        let carried = carry(&self.parked, stages, &self.filled).await;
         // What leaves a device makes room for what comes to it.
         self.parked.release();
         for stage in stages.iter_mut() {
@@ -193,6 +206,10 @@ impl Engine {
         };
         let initialized = Initialized::new(source, &self.blueprint.initialized, self.blueprint.deviation);
         fill(stages, &initialized, progress).await?;
+        moved.caches_lost &= carried.is_none();
+        for cache in carried.into_iter().flatten() {
+            cache.put(stages).await?;
+        }
         for stage in stages {
             stage.compile(self.caps).await?;
         }
@@ -218,8 +235,21 @@ impl Engine {
     /// keeps what other devices hold.
     pub async fn forget(&mut self, backend: &Rc<dyn Backend>) {
         self.park().await;
-        self.claims.fill(0);
+        self.lose_caches();
         self.parked.forget(backend);
+    }
+
+    /// Sessions compute their tokens again: what the caches hold is not to be relied on.
+    pub fn lose_caches(&mut self) {
+        self.claims = vec![0; self.blueprint.sequences];
+        self.filled = vec![0; self.blueprint.sequences];
+    }
+
+    /// Notes that the cache of `sequence` is written up to `positions`.
+    fn fills(&mut self, sequence: u32, positions: usize) {
+        if let Some(filled) = self.filled.get_mut(sequence as usize) {
+            *filled = positions.max(*filled);
+        }
     }
 
     /// The model.
@@ -268,6 +298,7 @@ impl Engine {
             return Err(ModelError::Invalid(format!("sequence {sequence} of an engine for {held}")));
         };
         *claim = CLAIM.fetch_add(1, Ordering::Relaxed);
+        self.filled[sequence as usize] = 0;
         Ok(*claim)
     }
 
@@ -344,7 +375,7 @@ impl Engine {
     pub async fn unload(&mut self) {
         self.park().await;
         self.parked.release();
-        self.claims.fill(0);
+        self.lose_caches();
     }
 
     /// Whether the engine has anything to run with.

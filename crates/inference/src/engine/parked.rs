@@ -36,6 +36,12 @@ impl Parked {
         self.0.iter().position(is).map(|at| self.0.swap_remove(at).2)
     }
 
+    /// Where `want` is held, whichever device it is on.
+    pub(crate) fn elsewhere(&self, want: &Want) -> Option<(&dyn Backend, Slot)> {
+        let found = self.0.iter().find(|(_, held, _)| held == want);
+        found.map(|(backend, _, held)| (&**backend, held.slot))
+    }
+
     /// Frees what is on `backend`.
     pub(crate) fn forget(&mut self, backend: &Rc<dyn Backend>) {
         self.0.retain(|(on, _, held)| {

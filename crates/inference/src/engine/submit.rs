@@ -25,6 +25,7 @@ impl Engine {
     /// # Errors
     /// [`Fault::Internal`] if there are several stages; what the program says.
     pub fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        self.note(rows.places);
         match self.stages.as_mut_slice() {
             [stage] => stage.program()?.submit(rows),
             stages => Err(Fault::Internal(format!("one submission to {} stages", stages.len()))),
@@ -41,6 +42,7 @@ impl Engine {
 
     /// [`forward`](Self::forward) up to the last stage's submission, whose ticket is returned.
     async fn start(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
+        self.note(rows.places);
         if let Some(streaming) = &mut self.streaming
             && streaming.takes(prompt_rows(rows.places))
         {
@@ -49,6 +51,12 @@ impl Engine {
             return self.finish(passed.into_iter().next(), rows).await;
         }
         self.finish(None, rows).await
+    }
+
+    fn note(&mut self, places: &[Place]) {
+        for place in places {
+            self.fills(place.sequence, place.position as usize + 1);
+        }
     }
 
     /// Passes rows through all stages; with the hidden states that streamed layers left, through those after them.
@@ -81,6 +89,7 @@ impl Engine {
         tokens: &[u32],
         last: Last<'_>,
     ) -> Result<Answer, Fault> {
+        self.fills(sequence, position + tokens.len());
         let size = self.caps.rows;
         let count = tokens.len().div_ceil(size);
         let at: Vec<Vec<Place>> = (0..count)

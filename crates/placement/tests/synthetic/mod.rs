@@ -106,6 +106,7 @@ pub fn device(name: &str, kind: DeviceClass, budget: u64, rate: Option<f64>) -> 
         budget_source,
         kind,
         rate,
+        emulated: false,
         upload: None,
         products: None,
         files: None,
