@@ -3,7 +3,7 @@
 mod reference;
 
 use halfbyte::{CausalLm, Flow, GenerateOptions, LoadOptions, ModelSource, Silent};
-use reference::setups;
+use reference::{float32, setups};
 
 #[test]
 fn prompts_together_are_continued_as_each_alone() {
@@ -11,8 +11,7 @@ fn prompts_together_are_continued_as_each_alone() {
         ["Once there was", "A", "One day a girl named Mia found a big red ball. She", "Ben had a dog."];
     for setup in setups().into_iter().filter(|setup| setup.devices.len() == 1) {
         let load = |sequences| {
-            let options =
-                LoadOptions { device_map: setup.device_map.clone(), sequences, ..LoadOptions::default() };
+            let options = LoadOptions { device_map: setup.device_map.clone(), sequences, ..float32() };
             CausalLm::load(&ModelSource::named("stories"), &options, &mut Silent).unwrap()
         };
         let mut alone = load(1);

@@ -3,10 +3,10 @@
 mod reference;
 
 use halfbyte::{
-    CausalLm, DeviceMap, Encoded, FaultSpec, Flow, GenerateOptions, KvType, LoadOptions, ModelSource,
-    QuantSpec, SampleParams, SequenceClassifier, Silent,
+    CausalLm, DeviceMap, Encoded, FaultSpec, Flow, GenerateOptions, LoadOptions, ModelSource, QuantSpec,
+    SampleParams, SequenceClassifier, Silent,
 };
-use reference::{Fixture, GPU_TOLERANCE, MODELS, Setup, distance};
+use reference::{Fixture, GPU_TOLERANCE, MODELS, Setup, distance, float32};
 
 fn setup() -> Setup {
     let device_map = DeviceMap::Only("cube:0".into());
@@ -64,10 +64,9 @@ fn limited(limit: u64) -> LoadOptions {
     LoadOptions {
         device_map: DeviceMap::Sequential,
         max_memory: [("cube:0".to_owned(), limit)].into(),
-        kv_cache: KvType::F32,
         chunk: 8,
         context: Some(128),
-        ..LoadOptions::default()
+        ..float32()
     }
 }
 

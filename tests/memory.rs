@@ -113,7 +113,7 @@ fn layers_that_do_not_fit_the_gpu_run_on_the_cpu() {
         device_map: DeviceMap::Sequential,
         max_memory: [("wgpu:0".to_owned(), limit)].into(),
         chunk: 8,
-        ..LoadOptions::default()
+        ..reference::float32()
     };
     let whole_fits = |limit: u64| {
         let plan = halfbyte::plan(&fixture.source(), &with(limit), &mut Silent).unwrap();

@@ -6,11 +6,11 @@
 #[allow(dead_code, reason = "the tasks use more of it")]
 #[path = "../xtask/src/cgroup.rs"]
 mod cgroup;
+mod reference;
 
 use cgroup::Group;
-use halfbyte::{
-    CausalLm, EventKind, Flow, GenerateOptions, KvType, LoadOptions, ModelSource, SampleParams, Silent,
-};
+use halfbyte::{CausalLm, EventKind, Flow, GenerateOptions, LoadOptions, ModelSource, SampleParams, Silent};
+use reference::float32;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -64,10 +64,9 @@ fn in_a_group() {
 fn options(cache: &Path) -> LoadOptions {
     LoadOptions {
         max_memory: [("wgpu:0".to_owned(), 0)].into(),
-        kv_cache: KvType::F32,
         context: Some(256),
         cache_dir: Some(cache.to_path_buf()),
-        ..LoadOptions::default()
+        ..float32()
     }
 }
 

@@ -1,8 +1,11 @@
 //! Devices that are taken to be smaller than they are.
 
+mod reference;
+
 use halfbyte::{CausalLm, Error, LoadOptions, ModelSource, Silent};
 #[cfg(feature = "wgpu")]
 use halfbyte::{Flow, GenerateOptions, SampleParams};
+use reference::float32;
 
 fn stories() -> ModelSource {
     ModelSource::Bundled("stories".into())
@@ -14,7 +17,7 @@ fn pretend(device: &str, bytes: u64, device_map: &str) -> LoadOptions {
         pretend_memory: [(device.to_owned(), bytes)].into(),
         context: Some(128),
         chunk: 8,
-        ..LoadOptions::default()
+        ..float32()
     }
 }
 
@@ -83,10 +86,9 @@ impl Watched {
         LoadOptions {
             device_map: "sequential".parse().unwrap(),
             pretend_memory_file: Some(self.path()),
-            kv_cache: halfbyte::KvType::F32,
             context: Some(128),
             chunk: 8,
-            ..LoadOptions::default()
+            ..float32()
         }
     }
 }

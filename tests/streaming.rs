@@ -4,10 +4,10 @@
 mod reference;
 
 use halfbyte::{
-    CausalLm, DeviceMap, Flow, GenerateOptions, KvType, LoadOptions, ModelSource, Progress, QuantSpec,
-    SampleParams, Silent, StreamLayers,
+    CausalLm, DeviceMap, Flow, GenerateOptions, LoadOptions, ModelSource, Progress, QuantSpec, SampleParams,
+    Silent, StreamLayers,
 };
-use reference::{Fixture, GPU_TOLERANCE, distance};
+use reference::{Fixture, GPU_TOLERANCE, distance, float32};
 use std::path::PathBuf;
 
 /// The blocks of these names elsewhere than on the first GPU.
@@ -19,14 +19,13 @@ fn map(elsewhere: &[(&str, &str)]) -> DeviceMap {
 fn options(device_map: DeviceMap, stream_layers: StreamLayers, chunk: usize) -> LoadOptions {
     LoadOptions {
         quant: Some(QuantSpec::default()),
-        kv_cache: KvType::F32,
         cache_dir: Some(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("streaming")),
         context: Some(96),
         outputs: 16,
         device_map,
         stream_layers,
         chunk,
-        ..LoadOptions::default()
+        ..float32()
     }
 }
 

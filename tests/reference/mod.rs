@@ -86,10 +86,16 @@ pub fn setups() -> Vec<Setup> {
     setups
 }
 
+/// Options for texts that are compared: what `float16`, the default, computes is near, and another processor's text may
+/// be another.
+pub fn float32() -> LoadOptions {
+    LoadOptions { kv_cache: KvType::F32, compute_dtype: ComputeDtype::Float32, ..LoadOptions::default() }
+}
+
 impl Setup {
     /// Options that lose nothing but what `quant` loses.
     pub fn exact(&self, quant: Option<QuantSpec>) -> LoadOptions {
-        LoadOptions { quant, kv_cache: KvType::F32, compute_dtype: ComputeDtype::Float32, ..self.defaults() }
+        LoadOptions { quant, device_map: self.device_map.clone(), chunk: 64, outputs: 64, ..float32() }
     }
 
     /// The defaults, with logits for many positions at once.

@@ -4,10 +4,10 @@ mod command;
 
 use command::halfbyte;
 
-/// `run --device-map cpu` and more, for 16 tokens.
+/// `run --device-map cpu` and more, in float32, for 16 tokens.
 fn run(more: &[&str]) -> command::Outcome {
-    let run = ["run", "--device-map", "cpu", "--prompt", "Once there was", "-n", "16", "--kv-cache", "f32"];
-    halfbyte(&[&run, more].concat())
+    let run = ["run", "--device-map", "cpu", "--prompt", "Once there was", "-n", "16"];
+    halfbyte(&[&run[..], &["--compute-dtype", "float32", "--kv-cache", "f32"], more].concat())
 }
 
 #[test]
