@@ -411,6 +411,9 @@ pub struct DoctorArgs {
     /// Only this device, as in wgpu:0.
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
+    /// A line for every case, not for every step.
+    #[arg(long)]
+    pub cases: bool,
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,6 @@
 //! `halfbyte bench`: decode and prefill speed, beside what the device can do at most.
 
-use super::{print, print_json, report, say};
+use super::{print, print_json, print_table, report, say};
 use crate::args::BenchArgs;
 use crate::notes;
 use crate::progress::Bars;
@@ -43,7 +43,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
             device.device, device.adapter, device.driver
         ))?;
     }
-    print(&table(&measured.rows).to_string())?;
+    print_table(&table(&measured.rows))?;
     print(&format!("\n{}", report::memory_table(&measured.memory)))?;
     for profile in &measured.profiles {
         print(&format!("\n{}", profiled(profile)))?;

@@ -1,6 +1,6 @@
 //! `halfbyte classify`: labels texts.
 
-use super::{print, print_json, report, say};
+use super::{print_json, print_table, report, say, say_table};
 use crate::args::ClassifyArgs;
 use crate::progress::Bars;
 use crate::table::Table;
@@ -34,10 +34,10 @@ pub fn run(args: &ClassifyArgs) -> Result<(), Error> {
             "events": loaded.events(),
         }));
     }
-    print(&table.to_string())?;
+    print_table(&table)?;
     let rate = texts.len() as f64 / seconds.max(f64::MIN_POSITIVE);
     say(&format!("\nloaded in {:.1} s; {} texts at {rate:.1} texts/s", loaded.load_seconds(), texts.len()));
-    say(&report::memory_table(&loaded.memory()).to_string());
+    say_table(&report::memory_table(&loaded.memory()));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `halfbyte devices`: every device of this machine.
 
-use super::{print, print_json, say, watch};
+use super::{print_json, print_table, say, watch};
 use crate::args::DevicesArgs;
 use crate::table::{Table, bytes};
 use halfbyte::Error;
@@ -28,7 +28,7 @@ pub fn run(args: &DevicesArgs) -> Result<(), Error> {
             device.memory_source.clone(),
         ]);
     }
-    print(&table.to_string())?;
+    print_table(&table)?;
     for absent in &report.absent {
         say(&format!("note: {absent}"));
     }

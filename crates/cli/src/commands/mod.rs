@@ -14,6 +14,7 @@ pub mod report;
 pub mod run;
 mod watch;
 
+use crate::table::Table;
 use halfbyte::Error;
 use std::io::Write;
 
@@ -30,6 +31,16 @@ pub fn print(text: &str) -> Result<(), Error> {
         Err(error) => Err(Error::Usage(format!("stdout: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+/// Prints a table on stdout.
+pub fn print_table(table: &Table) -> Result<(), Error> {
+    print(&table.on(&console::Term::stdout()))
+}
+
+/// Prints a table on stderr.
+pub fn say_table(table: &Table) {
+    say(&table.on(&console::Term::stderr()));
 }
 
 /// Prints on stderr; nobody there is no error.

@@ -1,6 +1,6 @@
 //! `halfbyte plan`: what will live where, from headers alone.
 
-use super::{print, print_json};
+use super::{print, print_json, print_table};
 use crate::args::PlanArgs;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
@@ -44,7 +44,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
             device.budget_source.clone(),
         ]);
     }
-    print(&table.to_string())?;
+    print_table(&table)?;
     if let Some(streamed) = &report.streamed {
         print(&format!(
             "{} layers stream to {} for prompts of {} tokens and more, through {} there\n",

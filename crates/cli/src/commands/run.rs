@@ -1,6 +1,6 @@
 //! `halfbyte run`: completes a prompt.
 
-use super::{interrupt, print, print_json, report, say};
+use super::{interrupt, print, print_json, report, say, say_table};
 use crate::args::RunArgs;
 use crate::notes;
 use crate::progress::Bars;
@@ -48,6 +48,6 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     print("\n")?;
     drop(quiet);
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
-    say(&report::memory_table(&model.memory()).to_string());
+    say_table(&report::memory_table(&model.memory()));
     Ok(())
 }
