@@ -99,6 +99,11 @@ pub(crate) async fn open_all(options: &LoadOptions) -> Result<Found, Fault> {
     open(&|_, kind| kind != DeviceKind::Disk, options).await
 }
 
+/// Opens the CPU, and the device of this name, if there is one.
+pub(crate) async fn open_named(name: &str, options: &LoadOptions) -> Result<Found, Fault> {
+    open(&|other, _| other == name, options).await
+}
+
 /// Opens the CPU, and the disk and the GPUs for which `wanted` says yes to their name and kind.
 async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) -> Result<Found, Fault> {
     let memory_limit = options.pretend_memory.get("cpu").copied();
@@ -193,7 +198,7 @@ pub(crate) async fn reopen(
     options: &LoadOptions,
     limit: Option<&Limit>,
 ) -> Result<Rc<dyn Backend>, Fault> {
-    let found = open(&|other, _| other == name, options).await?;
+    let found = open_named(name, options).await?;
     let is = |backend: &Rc<dyn Backend>| backend.info().name == name;
     match found.backends.into_iter().find(is) {
         Some(backend) => Ok(match limit {

@@ -1,6 +1,6 @@
 //! The conformance table on the devices of this machine.
 
-use crate::devices::open_all;
+use crate::devices::{open_all, open_named};
 use crate::{Error, LoadOptions};
 use halfbyte_backend::Backend;
 use halfbyte_backend::conformance::{self, Outcome, Verdict};
@@ -65,7 +65,10 @@ pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Res
     pollster::block_on(async {
         let reference = CpuBackend::scalar();
         let options = LoadOptions { cpu_math: Some(Math::Exact), ..LoadOptions::default() };
-        let found = open_all(&options).await?;
+        let found = match device {
+            Some(name) => open_named(name, &options).await?,
+            None => open_all(&options).await?,
+        };
         // The table's tolerances are those of exact arithmetic; the CPU is looked at in both.
         let fast: Rc<dyn Backend> =
             Rc::new(CpuBackend::with(CpuOptions { math: Some(Math::Fast), ..CpuOptions::default() })?);
