@@ -10,7 +10,7 @@ use crate::model_source::ModelSource;
 use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
-use halfbyte_inference::{Finish, ModelError, Score, Session, Task};
+use halfbyte_inference::{Finish, ModelError, Score, Scoring, Session, Task};
 use std::collections::BTreeMap;
 
 /// How to generate.
@@ -389,8 +389,16 @@ impl CausalLm {
         self.session.clear();
         let sequence = self.session.sequence();
         let needed = ids.len().min(self.loaded.context());
-        self.loaded
-            .ask(needed, &mut |engine| pollster::block_on(halfbyte_inference::score(engine, sequence, &ids)))
+        let mut scoring = Scoring::new();
+        self.loaded.ask_in_parts(needed, &mut |engine, pause| {
+            // Blocks may move between windows.
+            while !pollster::block_on(scoring.window(engine, sequence, &ids))? {
+                if pause() {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(scoring.score()))
+        })
     }
 
     fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {

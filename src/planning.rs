@@ -1,6 +1,6 @@
 //! What will live where, from headers alone.
 
-use crate::devices::{Candidate, candidates};
+use crate::devices::{Candidate, DISK, candidates};
 use crate::file_form::usable;
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
@@ -372,7 +372,12 @@ impl Planning {
                 _ => Some(device.budget),
             },
             budget_source: match (device.kind, device.files) {
-                (DeviceClass::Disk, Some(_)) => "--max-memory".into(),
+                (DeviceClass::Disk, files)
+                    if files.is_some() && files == self.options.max_memory.get(DISK).copied() =>
+                {
+                    "--max-memory".into()
+                }
+                (DeviceClass::Disk, Some(_)) => "what is free on it for the model's 4-bit form".into(),
                 (DeviceClass::Disk, None) => "what is read is not limited; memory is the CPU's".into(),
                 _ => device.budget_source.clone(),
             },

@@ -115,8 +115,10 @@ fn headroom(memory: &Memory) -> u64 {
 
 /// What `memory` means for a model that holds `held` bytes of it.
 fn reading(memory: &Memory, held: u64, headroom: u64) -> Reading {
+    // A total below what is held, with more to be had, is no total: a driver tells of one part of its memory.
+    let total = memory.total.filter(|&total| held <= total || memory.free.is_none_or(|free| free == 0));
     let leaving = |left: u64| {
-        let of_total = memory.total.map_or(u64::MAX, |total| total.saturating_sub(left));
+        let of_total = total.map_or(u64::MAX, |total| total.saturating_sub(left));
         let of_free = memory.free.map_or(u64::MAX, |free| held.saturating_add(free).saturating_sub(left));
         of_total.min(of_free)
     };
@@ -180,6 +182,8 @@ mod tests {
         // The device itself shrinks below what is held.
         let found = reading(&memory(400, 0), 600, headroom);
         assert_eq!((found.short, found.fits), (true, 325));
+        // It holds more than it says that there is, and gives more: its total is not true.
+        assert!(!reading(&memory(400, 300), 600, headroom).short);
     }
 
     #[test]

@@ -47,20 +47,60 @@ pub async fn logits(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Resul
 /// # Errors
 /// As [`Session::extend`](crate::Session::extend), but for the length.
 pub async fn score(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Score, ModelError> {
-    let context = engine.blueprint().context;
-    let vocab = engine.blueprint().vocab;
-    if tokens.len() > context && context < 2 {
-        return Err(ModelError::Invalid(format!("a text of {} tokens in windows of one", tokens.len())));
+    let mut scoring = Scoring::new();
+    while !scoring.window(engine, sequence, tokens).await? {}
+    Ok(scoring.score())
+}
+
+/// A text that is being [scored](score), window by window: what an engine does between them changes nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scoring {
+    score: Score,
+    /// The first token of the next window.
+    begin: usize,
+    /// The first token that has not been scored.
+    next: usize,
+}
+
+impl Default for Scoring {
+    fn default() -> Self {
+        Self::new()
     }
-    let mut score = Score::default();
-    let mut begin = 0;
-    // The first token that has not been scored.
-    let mut next = 1;
-    loop {
+}
+
+impl Scoring {
+    /// Nothing has been scored.
+    pub fn new() -> Self {
+        Self { score: Score::default(), begin: 0, next: 1 }
+    }
+
+    /// The score of all windows so far.
+    pub fn score(&self) -> Score {
+        self.score
+    }
+
+    /// Scores the next window of `tokens`, the same at every call; whether it was the last. After an error the same
+    /// window is the next.
+    ///
+    /// # Errors
+    /// As [`score`].
+    pub async fn window(
+        &mut self,
+        engine: &mut Engine,
+        sequence: u32,
+        tokens: &[u32],
+    ) -> Result<bool, ModelError> {
+        let context = engine.blueprint().context;
+        let vocab = engine.blueprint().vocab;
+        if tokens.len() > context && context < 2 {
+            return Err(ModelError::Invalid(format!("a text of {} tokens in windows of one", tokens.len())));
+        }
+        // Where the context has become smaller since, the window begins later.
+        let begin = self.begin.max((self.next - 1).saturating_sub(context / 2));
         let end = tokens.len().min(begin + context);
         let window = &tokens[begin..end];
-        let from = next - 1 - begin;
-        each_chunk(engine, sequence, window, from, &mut |at, logits| {
+        let mut score = Score::default();
+        each_chunk(engine, sequence, window, self.next - 1 - begin, &mut |at, logits| {
             for (row, logits) in logits.chunks_exact(vocab).enumerate() {
                 if let Some(&target) = window.get(at + row + 1) {
                     score.negative_log_likelihood += surprise(logits, target);
@@ -69,11 +109,9 @@ pub async fn score(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result
             }
         })
         .await?;
-        if end == tokens.len() {
-            return Ok(score);
-        }
-        next = end;
-        begin = end - context / 2;
+        self.score.merge(score);
+        (self.next, self.begin) = (end, end.saturating_sub(context / 2));
+        Ok(end == tokens.len())
     }
 }
 
