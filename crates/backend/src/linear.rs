@@ -98,12 +98,20 @@ pub struct LinearShape {
     pub segments: Vec<Segment>,
     /// Their order.
     pub arrangement: Arrangement,
+    /// Whether it is a model's output head, alone or as its embedding table, too: the one dense matrix that decoding
+    /// reads as a whole. A device may hold it in fewer bits where it was asked for rough arithmetic.
+    pub head: bool,
 }
 
 impl LinearShape {
+    /// A layer of segments in some order.
+    pub fn new(segments: Vec<Segment>, arrangement: Arrangement) -> Self {
+        Self { segments, arrangement, head: false }
+    }
+
     /// A layer of one tensor.
     pub fn single(segment: Segment) -> Self {
-        Self { segments: vec![segment], arrangement: Arrangement::Stacked }
+        Self::new(vec![segment], Arrangement::Stacked)
     }
 
     /// Output features: the sum over the segments.
@@ -126,13 +134,14 @@ impl LinearShape {
         self.segments.iter().any(|segment| segment.bias.is_some())
     }
 
-    /// Whether `other` takes the same place: the same shapes and formats under whatever names.
+    /// Whether `other` takes the same place: the same shapes, formats and use under whatever names.
     pub fn lies_as(&self, other: &Self) -> bool {
         let unnamed = |segment: &Segment| {
             let Segment { tensor: _, rows, cols, format, bias, transposed } = segment;
             (*rows, *cols, *format, bias.is_some(), *transposed)
         };
         self.arrangement == other.arrangement
+            && self.head == other.head
             && self.segments.iter().map(unnamed).eq(other.segments.iter().map(unnamed))
     }
 

@@ -5,8 +5,8 @@ use crate::bound::Binder;
 use crate::buffer::Shortage;
 use crate::cache::Cache;
 use crate::contents::Contents;
-use crate::interleaved::Interleaved;
 use crate::layout::CpuLayout;
+use crate::lines::Lines;
 use crate::math::Math;
 use crate::memory::Host;
 use crate::path::Path;
@@ -101,8 +101,8 @@ impl CpuBackend {
 
     fn assemble(options: CpuOptions, path: Path, kernels: &'static dyn Kernels, team: Team) -> Self {
         let threads = team.threads();
-        let math = if kernels.interleaves() { Math::Fast } else { Math::Exact };
-        let layout = CpuLayout::with_threads(threads).interleaved(kernels.interleaves()).named(&options.name);
+        let math = if kernels.in_bytes() { Math::Fast } else { Math::Exact };
+        let layout = CpuLayout::with_threads(threads).in_bytes(kernels.in_bytes()).named(&options.name);
         let info = DeviceInfo {
             name: options.name,
             adapter: processor(),
@@ -132,7 +132,7 @@ impl CpuBackend {
         };
         Self {
             info,
-            layout: self.layout.clone().interleaved(false).named(name).in_files(),
+            layout: self.layout.clone().in_bytes(false).named(name).in_files(),
             path: self.path,
             kernels: self.kernels,
             team: self.team.clone(),
@@ -190,15 +190,15 @@ impl CpuBackend {
         }
         let mut made = Vec::with_capacity(wants.len());
         for want in wants {
-            let stored = Stored::reserve(&want.kind, self.in_files(), self.kernels.interleaves())
+            let stored = Stored::reserve(&want.kind, self.in_files(), self.kernels.in_bytes())
                 .map_err(|shortage| self.shortage(&want.name, want.purpose, shortage))?;
             made.push(stored);
         }
         // Weights are read one matrix after the other, so that they share large pages.
-        for work in [Interleaved::ask_for_large_pages, Interleaved::settle] {
+        for work in [Lines::ask_for_large_pages, Lines::settle] {
             for stored in &made {
                 if let Stored::Linear(matrix) = stored {
-                    matrix.write().interleaved().for_each(work);
+                    matrix.write().lines().for_each(work);
                 }
             }
         }

@@ -51,17 +51,23 @@ impl<'w> Contents<'w> {
             Tensor::Interleaved(held) => {
                 Canonical::Quantized(Cow::Owned(held.quantized(format(segment)?.quant_type)))
             }
+            Tensor::Bytes(_) => {
+                let tensor = &segment.tensor;
+                return Err(Fault::Source(format!(
+                    "{tensor} is held in bytes here, which are not its own values: read it from its checkpoint"
+                )));
+            }
         })
     }
 
-    /// What need not be copied: all but interleaved rows.
+    /// What need not be copied: all but rows side by side.
     fn share(&self, segment: &Segment) -> Result<Option<Mapped>, Fault> {
         let matrix = self.matrix().ok_or_else(|| missing(&segment.tensor))?.read();
         let index = index_of(&matrix, segment)?;
         Ok(match &matrix.tensors[index] {
             Tensor::Dense { dtype, bytes } => Some(Mapped::Dense { dtype: *dtype, bytes: bytes.share() }),
             Tensor::Quant(codes) => Some(Mapped::Quantized(codes.share())),
-            Tensor::Interleaved(_) => None,
+            Tensor::Interleaved(_) | Tensor::Bytes(_) => None,
         })
     }
 
@@ -178,7 +184,7 @@ impl Interleaved {
     fn quantized(&self, quant_type: halfbyte_quant::QuantType) -> Quantized {
         let (packed, absmax) = self.canonical();
         let (len, code) = (self.rows * self.cols, self.codebook());
-        Quantized { len, blocksize: crate::interleaved::BLOCK, quant_type, code, packed, absmax }
+        Quantized { len, blocksize: crate::lines::BLOCK, quant_type, code, packed, absmax }
     }
 }
 
@@ -286,7 +292,7 @@ mod tests {
                         Segment { tensor: tensor.into(), rows, cols, format, bias, transposed: false }
                     })
                     .collect();
-                let shape = LinearShape { segments, arrangement: Arrangement::Interleaved };
+                let shape = LinearShape::new(segments, Arrangement::Interleaved);
                 let linear = Want {
                     name: "linear".into(),
                     purpose: Purpose::Weights,

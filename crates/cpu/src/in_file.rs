@@ -1,7 +1,7 @@
 //! Matrices that stay in their file: what little of them is memory, and where the rest lies.
 
 use crate::buffer::{Shortage, zeroed};
-use crate::matrix::{Codes, Matrix, Scales, Tensor};
+use crate::matrix::{Codes, Form, Matrix, Scales, Tensor};
 use crate::store::Store;
 use halfbyte_backend::{
     Fault, Footprint, Format, LinearShape, Mapped, MappedBytes, MappedQuantized, MappedScales, Purpose,
@@ -46,7 +46,7 @@ impl Matrix {
     pub fn reserve_in_file(shape: &LinearShape) -> Result<Self, Shortage> {
         let tensor = |segment: &Segment| {
             Ok(match segment.format {
-                Format::Dense(_) if segment.transposed => Tensor::reserve(segment, false)?,
+                Format::Dense(_) if segment.transposed => Tensor::reserve(segment, Form::Canonical)?,
                 Format::Dense(dtype) => Tensor::Dense { dtype, bytes: Store::empty() },
                 Format::Quant(format) => {
                     let blocks = (segment.rows * segment.cols).div_ceil(format.blocksize);
@@ -112,7 +112,7 @@ impl Matrix {
             .iter()
             .flat_map(|tensor| match tensor {
                 Tensor::Dense { bytes, .. } => [bytes.file(), None],
-                Tensor::Interleaved(_) => [None, None],
+                Tensor::Interleaved(_) | Tensor::Bytes(_) => [None, None],
                 Tensor::Quant(codes) => {
                     let scales = match &codes.scales {
                         Scales::Mapped(store) | Scales::Nested { codes: store, .. } => store.file(),

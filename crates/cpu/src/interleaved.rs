@@ -5,33 +5,16 @@
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
 //! sixteen scales are neighbours too. It takes exactly the bytes of the canonical form.
 
-use crate::buffer::{Shortage, reserved, settle, zeroed};
+use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
+use crate::lines::{BLOCK, LANES, Line, Lines};
 use crate::matrix::{Codes, copy};
-use crate::pages;
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
 use halfbyte_quant::threads::each;
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized};
 
-/// Rows of a group.
-pub(crate) const LANES: usize = 16;
-
-/// Columns that share a scale, of weights and of activations.
-pub(crate) const BLOCK: usize = 64;
-
 /// Lines of a block.
 pub(crate) const LINES: usize = LANES * BLOCK / 128;
-
-/// A line of the cache.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(crate) struct Line(pub [u8; 64]);
-
-impl Default for Line {
-    fn default() -> Self {
-        Line([0; 64])
-    }
-}
 
 /// The weights of one segment, `[rows, cols]`.
 #[derive(Debug)]
@@ -45,7 +28,7 @@ pub(crate) struct Interleaved {
     factor: f32,
     code: [f32; 16],
     /// `[groups, blocks, LINES]`
-    lines: Vec<Line>,
+    lines: Lines,
     scales: LaneScales,
 }
 
@@ -73,7 +56,7 @@ pub(crate) fn fits(segment: &Segment) -> bool {
 }
 
 impl Interleaved {
-    /// Allocates the arrays of a segment that [`fits`], to be used after [`settle`](Self::settle).
+    /// Allocates the arrays of a segment that [`fits`], to be used once its [`lines`](Self::lines) are settled.
     pub fn reserve(segment: &Segment, format: QuantFormat) -> Result<Self, Shortage> {
         let (rows, cols) = (segment.rows, segment.cols);
         let blocks = rows * cols / BLOCK;
@@ -89,18 +72,12 @@ impl Interleaved {
         };
         let code = *format.quant_type.codebook();
         let (levels, factor) = levels(&code);
-        Ok(Self { rows, cols, levels, factor, code, lines: reserved(rows * cols / 128)?, scales })
+        Ok(Self { rows, cols, levels, factor, code, lines: Lines::reserve(rows * cols / 128)?, scales })
     }
 
-    /// Asks for large pages; before the arrays of any matrix beside it are settled.
-    pub fn ask_for_large_pages(&mut self) {
-        pages::ask_for_large_around(self.lines.spare_capacity_mut());
-    }
-
-    /// Touches the memory, so that it is really there.
-    pub fn settle(&mut self) {
-        pages::make_ends_large(self.lines.spare_capacity_mut());
-        settle(&mut self.lines, self.rows * self.cols / 128);
+    /// Its memory, to be settled.
+    pub fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
     }
 
     /// Bytes of its arrays, as allocated.
@@ -111,17 +88,12 @@ impl Interleaved {
                 codes.len() + size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())
             }
         };
-        (size_of_val(self.lines.as_slice()) + scales) as u64
+        (self.lines.bytes() + scales) as u64
     }
 
     /// Blocks of a row.
     pub fn blocks(&self) -> usize {
         self.cols / BLOCK
-    }
-
-    /// Groups of rows.
-    pub fn groups(&self) -> usize {
-        self.rows / LANES
     }
 
     /// The lines of a group's blocks, `[blocks]`.
@@ -350,7 +322,7 @@ mod tests {
                 assert!(fits(&segment));
                 let from = quantize(Source::F32(&values), spec).unwrap();
                 let mut held = Interleaved::reserve(&segment, spec.into()).unwrap();
-                held.settle();
+                held.lines().settle();
                 held.fill("w", &from).unwrap();
                 assert_eq!(
                     held.bytes(),

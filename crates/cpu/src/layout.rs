@@ -1,7 +1,8 @@
 //! The CPU's account of bytes: what wants and programs take, without touching memory.
 
+use crate::matrix::Form;
 use crate::scratch::panel_bytes;
-use crate::{in_file, interleaved, matrix, quants, threads};
+use crate::{in_file, matrix, quants, threads};
 use halfbyte_backend::{Caps, Fault, Footprint, Kind, Layout, Purpose, Step, Stretch, Want, WantId};
 use halfbyte_quant::QuantSpec;
 
@@ -20,7 +21,7 @@ const TILE_FLOATS: usize = 1 << 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuLayout {
     threads: usize,
-    interleaved: bool,
+    in_bytes: bool,
     device: String,
     /// Whether matrices stay in their files.
     in_files: bool,
@@ -35,7 +36,7 @@ impl CpuLayout {
 
     /// The layout of a backend with `threads` threads.
     pub fn with_threads(threads: usize) -> Self {
-        Self { threads, interleaved: false, device: "cpu".into(), in_files: false }
+        Self { threads, in_bytes: false, device: "cpu".into(), in_files: false }
     }
 
     /// Worker threads. Each keeps a tile of decoded weights.
@@ -43,14 +44,15 @@ impl CpuLayout {
         self.threads
     }
 
-    /// The same layout, for kernels that hold rows interleaved or not. Weights take as much; programs do not.
-    pub(crate) fn interleaved(self, interleaved: bool) -> Self {
-        Self { interleaved, ..self }
+    /// The same layout, for kernels that multiply in bytes or do not. 4-bit weights take as much either way; dense
+    /// heads and programs do not.
+    pub(crate) fn in_bytes(self, in_bytes: bool) -> Self {
+        Self { in_bytes, ..self }
     }
 
     /// Lengths of the buffers of a program.
     pub(crate) fn sizes(&self, stretch: &Stretch, caps: &Caps) -> Result<Sizes, Fault> {
-        Sizes::of(stretch, caps, self.interleaved)
+        Sizes::of(stretch, caps, self.in_bytes)
     }
 
     /// The same layout, with `device` for a name in errors.
@@ -98,7 +100,7 @@ impl Layout for CpuLayout {
                 Ok(if self.in_files {
                     in_file::footprint(shape, Purpose::Weights).total()
                 } else {
-                    matrix::bytes(shape)
+                    matrix::bytes(shape, self.in_bytes)
                 })
             }
             Kind::Norm(shape) => {
@@ -155,11 +157,11 @@ pub(crate) struct Sizes {
     pub results: usize,
     /// f32 of the decoded weights of one thread: `[tile rows, padded columns]`.
     pub tile: usize,
-    /// Whether matrices that fit are held with their rows interleaved.
-    pub interleaved: bool,
-    /// Columns of the panel of one thread, of interleaved matrices.
+    /// Whether matrices are held in the form for products in bytes.
+    pub in_bytes: bool,
+    /// Columns of the panel of one thread, for products in bytes.
     pub panel: usize,
-    /// Bytes of the inputs of a product with an interleaved matrix: `[pass rows, columns]`.
+    /// Bytes of the inputs of a product in bytes: `[pass rows, columns]`.
     pub quants: usize,
     /// f32 of a mixture of experts: normed rows `[pass rows, padded hidden]`, products of gate and up
     /// `[pass rows, padded inner]`, and how much each expert counts, `[pass rows, experts]`.
@@ -177,9 +179,9 @@ const ROW_BYTES: usize = size_of::<u32>() + size_of::<crate::request::Span>();
 
 impl Sizes {
     /// The buffers of `stretch`.
-    pub fn of(stretch: &Stretch, caps: &Caps, interleaved: bool) -> Result<Self, Fault> {
+    pub fn of(stretch: &Stretch, caps: &Caps, in_bytes: bool) -> Result<Self, Fault> {
         let mut sizes = Self {
-            interleaved,
+            in_bytes,
             panel: 0,
             quants: 0,
             registers: stretch.widths.iter().map(|width| width * caps.rows).collect(),
@@ -227,7 +229,7 @@ impl Sizes {
         let columns = padded(shape.cols());
         self.inputs = self.inputs.max(rows * columns);
         self.results = self.results.max(rows * shape.rows());
-        if self.interleaved && shape.segments.iter().all(interleaved::fits) {
+        if Form::of(shape, self.in_bytes) != Form::Canonical {
             self.quants = self.quants.max(rows * columns);
             if rows > 1 {
                 self.panel = self.panel.max(columns);

@@ -1,7 +1,9 @@
 //! Matrices as they are held: the canonical bytes of each segment, untouched.
 
 use crate::buffer::{Shortage, zeroed};
+use crate::byte_rows::{self, ByteRows};
 use crate::interleaved::{self, Interleaved};
+use crate::lines::Lines;
 use crate::store::{Store, float};
 use half::{bf16, f16};
 use halfbyte_backend::{Canonical, DType, Fault, Format, LinearShape, QuantFormat, Segment};
@@ -36,6 +38,8 @@ pub(crate) enum Tensor {
     Quant(Codes),
     /// The same, sixteen rows side by side.
     Interleaved(Interleaved),
+    /// A dense head's elements as bytes, sixteen rows side by side.
+    Bytes(ByteRows),
 }
 
 /// 4-bit codes with their scales over the flattened `[rows, cols]`.
@@ -73,9 +77,39 @@ pub(crate) enum Scales {
     },
 }
 
-/// Bytes of the arrays of a [`Matrix`] of this shape.
-pub(crate) fn bytes(shape: &LinearShape) -> u64 {
-    let tensors: u64 = shape.segments.iter().map(tensor_bytes).sum();
+/// How a matrix in memory is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// In its canonical bytes.
+    Canonical,
+    /// 4-bit weights sixteen rows side by side.
+    Interleaved,
+    /// A dense head in bytes, sixteen rows side by side.
+    Bytes,
+}
+
+impl Form {
+    /// The form of a matrix of this shape, for kernels that multiply in bytes or do not.
+    pub fn of(shape: &LinearShape, in_bytes: bool) -> Self {
+        let all = |fits: fn(&Segment) -> bool| in_bytes && shape.segments.iter().all(fits);
+        if all(interleaved::fits) {
+            Form::Interleaved
+        } else if shape.head && all(byte_rows::fits) {
+            Form::Bytes
+        } else {
+            Form::Canonical
+        }
+    }
+}
+
+/// Bytes of the arrays of a [`Matrix`] of this shape, in its [`Form::of`].
+pub(crate) fn bytes(shape: &LinearShape, in_bytes: bool) -> u64 {
+    let of: fn(&Segment) -> u64 = match Form::of(shape, in_bytes) {
+        Form::Bytes => byte_rows::bytes,
+        // Rows side by side take as much.
+        Form::Canonical | Form::Interleaved => tensor_bytes,
+    };
+    let tensors: u64 = shape.segments.iter().map(of).sum();
     tensors + if shape.has_bias() { shape.rows() as u64 * 4 } else { 0 }
 }
 
@@ -90,21 +124,21 @@ fn tensor_bytes(segment: &Segment) -> u64 {
 }
 
 impl Matrix {
-    /// Allocates the arrays of a matrix, filled with zeros. Its rows are held interleaved if `interleave` says so and
-    /// all its segments [fit](interleaved::fits).
-    pub fn reserve(shape: &LinearShape, interleave: bool) -> Result<Self, Shortage> {
-        let interleave = interleave && shape.segments.iter().all(interleaved::fits);
-        let tensor = |segment| Tensor::reserve(segment, interleave);
+    /// Allocates the arrays of a matrix, filled with zeros, in the form for kernels that multiply in bytes or do not.
+    pub fn reserve(shape: &LinearShape, in_bytes: bool) -> Result<Self, Shortage> {
+        let form = Form::of(shape, in_bytes);
+        let tensor = |segment| Tensor::reserve(segment, form);
         let tensors = shape.segments.iter().map(tensor).collect::<Result<_, _>>()?;
         let bias = zeroed(if shape.has_bias() { shape.rows() } else { 0 })?;
         Ok(Self { rows: shape.rows(), cols: shape.cols(), shape: shape.clone(), tensors, bias })
     }
 
     /// What is left to do after [`reserve`](Self::reserve), once the matrices that will be read after it have been
-    /// reserved, too: first for all of them `Interleaved::ask_for_large_pages`, then `Interleaved::settle`.
-    pub fn interleaved(&mut self) -> impl Iterator<Item = &mut Interleaved> {
+    /// reserved, too: first for all of them `Lines::ask_for_large_pages`, then `Lines::settle`.
+    pub fn lines(&mut self) -> impl Iterator<Item = &mut Lines> {
         self.tensors.iter_mut().filter_map(|tensor| match tensor {
-            Tensor::Interleaved(held) => Some(held),
+            Tensor::Interleaved(held) => Some(held.lines()),
+            Tensor::Bytes(held) => Some(held.lines()),
             Tensor::Dense { .. } | Tensor::Quant(_) => None,
         })
     }
@@ -158,13 +192,14 @@ impl Matrix {
 }
 
 impl Tensor {
-    pub(crate) fn reserve(segment: &Segment, interleave: bool) -> Result<Self, Shortage> {
+    pub(crate) fn reserve(segment: &Segment, form: Form) -> Result<Self, Shortage> {
         let len = segment.rows * segment.cols;
         Ok(match segment.format {
+            Format::Dense(dtype) if form == Form::Bytes => Tensor::Bytes(ByteRows::reserve(segment, dtype)?),
             Format::Dense(dtype) => {
                 Tensor::Dense { dtype, bytes: Store::zeroed(len * dtype.size() as usize)? }
             }
-            Format::Quant(format) if interleave => {
+            Format::Quant(format) if form == Form::Interleaved => {
                 Tensor::Interleaved(Interleaved::reserve(segment, format)?)
             }
             Format::Quant(format) => Tensor::Quant(Codes::reserve(len, format)?),
@@ -176,6 +211,7 @@ impl Tensor {
             Tensor::Dense { bytes, .. } => bytes.held(),
             Tensor::Quant(codes) => codes.bytes(),
             Tensor::Interleaved(held) => held.bytes(),
+            Tensor::Bytes(held) => held.bytes(),
         }
     }
 
@@ -186,6 +222,11 @@ impl Tensor {
             {
                 let bytes = bytes.own().ok_or_else(|| in_a_file(&segment.tensor))?;
                 copy(&segment.tensor, "bytes", bytes, &source)
+            }
+            (Tensor::Bytes(held), Canonical::Dense { dtype: found, bytes: source })
+                if held.dtype == found =>
+            {
+                held.fill(&segment.tensor, &source)
             }
             (Tensor::Quant(codes), Canonical::Quantized(source)) => codes.fill(&segment.tensor, &source),
             (Tensor::Interleaved(held), Canonical::Quantized(source)) => held.fill(&segment.tensor, &source),
@@ -206,6 +247,7 @@ impl Tensor {
             Tensor::Dense { dtype, bytes } => element(*dtype, bytes, index),
             Tensor::Quant(codes) => codes.element(index),
             Tensor::Interleaved(held) => held.element(index),
+            Tensor::Bytes(held) => held.element(index),
         }
     }
 }

@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// The work of each step, as the scalar reference and the fast kernels both do it. Slices hold exactly
 /// the rows of one pass.
 pub(crate) trait Kernels: Send + Sync {
-    /// Whether 4-bit matrices are to be held for it with their rows interleaved.
-    fn interleaves(&self) -> bool {
+    /// Whether matrices are to be held for it in the form for products in bytes.
+    fn in_bytes(&self) -> bool {
         false
     }
 

@@ -9,7 +9,7 @@
 //! next to nothing.
 
 use crate::buffer::{Shortage, zeroed};
-use crate::interleaved::BLOCK;
+use crate::lines::BLOCK;
 
 /// A block is held twice if its largest value is more than this many times the harmonic mean of its row's. Blocks
 /// of 64 normal values differ by 1.5 at most times; a second byte never harms, so that this is low.

@@ -1,9 +1,9 @@
 //! What products need beside their inputs and results.
 
 use crate::buffer::{Shortage, zeroed};
-use crate::interleaved::{BLOCK, LANES, Line};
 use crate::kernels::bytes_linear::PANEL_GROUPS;
 use crate::layout::Sizes;
+use crate::lines::{BLOCK, LANES, Line};
 use crate::quants::Quants;
 use std::sync::Mutex;
 

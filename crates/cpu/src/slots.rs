@@ -65,12 +65,12 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    /// Allocates what `kind` takes: of a matrix that stays in its file, little. `interleave` as for
+    /// Allocates what `kind` takes: of a matrix that stays in its file, little. `in_bytes` as for
     /// [`Matrix::reserve`].
-    pub fn reserve(kind: &Kind, in_files: bool, interleave: bool) -> Result<Self, Shortage> {
+    pub fn reserve(kind: &Kind, in_files: bool, in_bytes: bool) -> Result<Self, Shortage> {
         Ok(match kind {
             Kind::Linear(shape) if in_files => Stored::Linear(Shared::new(Matrix::reserve_in_file(shape)?)),
-            Kind::Linear(shape) => Stored::Linear(Shared::new(Matrix::reserve(shape, interleave)?)),
+            Kind::Linear(shape) => Stored::Linear(Shared::new(Matrix::reserve(shape, in_bytes)?)),
             Kind::Norm(shape) => Stored::Norm(Shared::new(NormParams::reserve(shape)?)),
             Kind::Rope(shape) => Stored::Rope(Shared::new(rope_table(shape)?)),
             Kind::Kv(shape) => Stored::Kv(Shared::new(Cache::reserve(*shape)?)),

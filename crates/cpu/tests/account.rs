@@ -35,7 +35,7 @@ fn all_kinds() -> Vec<Want> {
     for format in formats {
         for bias in [false, true] {
             let segments = vec![segment(7, 33, format, bias), segment(7, 33, format, false)];
-            kinds.push(Kind::Linear(LinearShape { segments, arrangement: Arrangement::Interleaved }));
+            kinds.push(Kind::Linear(LinearShape::new(segments, Arrangement::Interleaved)));
         }
     }
     let name = |index: usize| format!("want {index}");

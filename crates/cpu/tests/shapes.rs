@@ -87,7 +87,7 @@ fn with_product<T>(
         transposed: false,
     };
     let segments = vec![segment("gate", Some("bias")), segment("up", None)];
-    let kind = Kind::Linear(LinearShape { segments, arrangement: Arrangement::Interleaved });
+    let kind = Kind::Linear(LinearShape::new(segments, Arrangement::Interleaved));
     let want = Want { name: "gate_up".into(), purpose: Purpose::Weights, kind };
     let step = LinearStep {
         input: Reg(0),

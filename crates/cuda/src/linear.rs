@@ -60,7 +60,7 @@ impl PackedLinear {
             bias: bias.map(|_| "bias".to_owned()),
             transposed: false,
         };
-        let shape = LinearShape { segments: vec![segment], arrangement: Arrangement::Stacked };
+        let shape = LinearShape::new(vec![segment], Arrangement::Stacked);
         let layout = WeightLayout::of(DEVICE, &shape)?;
         check(tensor, "weight", out_features * in_features, &layout)?;
         let mut codes = Vec::with_capacity(out_features * layout.row_quads() * 16);

@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn runs_agree_with_source_row() {
-        let stacked = |segments| LinearShape { segments, arrangement: Arrangement::Stacked };
-        let interleaved = |segments| LinearShape { segments, arrangement: Arrangement::Interleaved };
+        let stacked = |segments| LinearShape::new(segments, Arrangement::Stacked);
+        let interleaved = |segments| LinearShape::new(segments, Arrangement::Interleaved);
         for shape in [
             stacked(vec![segment(5, 64), segment(3, 64), segment(3, 64)]),
             interleaved(vec![segment(7, 64), segment(7, 64)]),

@@ -120,7 +120,7 @@ fn stretch(load: Load) -> Stretch {
             bias: None,
             transposed: false,
         };
-        let kind = Kind::Linear(LinearShape { segments: vec![segment], arrangement: Arrangement::Stacked });
+        let kind = Kind::Linear(LinearShape::new(vec![segment], Arrangement::Stacked));
         stretch.wants.push(Want { name: format!("measured.{index}"), purpose: Purpose::Scratch, kind });
         stretch.steps.push(Step::Linear(LinearStep {
             input: from,

@@ -258,7 +258,7 @@ mod tests {
             bias: None,
             transposed: false,
         };
-        LinearShape { segments: rows.iter().map(segment).collect(), arrangement }
+        LinearShape::new(rows.iter().map(segment).collect(), arrangement)
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Llama {
             transposed: false,
         };
         let segments = rows.iter().enumerate().map(segment).collect();
-        let kind = Kind::Linear(LinearShape { segments, arrangement });
+        let kind = Kind::Linear(LinearShape::new(segments, arrangement));
         self.want(name.into(), Purpose::Weights, kind)
     }
 

@@ -162,7 +162,7 @@ impl Case {
             bias: bias.then(|| format!("{layer}.{index}.bias")),
             transposed: false,
         });
-        let shape = LinearShape { segments: segments.collect(), arrangement };
+        let shape = LinearShape::new(segments.collect(), arrangement);
         self.want(&layer, Purpose::Weights, Kind::Linear(shape))
     }
 

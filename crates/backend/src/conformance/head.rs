@@ -27,6 +27,8 @@ struct Parts {
     softcap: Option<f32>,
     norm: Option<NormKind>,
     fill: Fill,
+    /// Whether its matrix is a model's output head, as [`LinearShape::head`](crate::LinearShape::head) says.
+    of_model: bool,
 }
 
 const PLAIN: Parts = Parts {
@@ -38,6 +40,7 @@ const PLAIN: Parts = Parts {
     softcap: None,
     norm: Some(NormKind::Rms),
     fill: Fill::Normal(1.0),
+    of_model: false,
 };
 
 fn logits(name: String, parts: Parts) -> Case {
@@ -46,6 +49,9 @@ fn logits(name: String, parts: Parts) -> Case {
     let input = case.input(hidden, parts.fill);
     let norm = parts.norm.map(|kind| case.norm(kind, hidden, 1e-5, 0.0));
     let weight = case.linear(vocabulary, hidden, parts.format, parts.bias);
+    if let Some(Kind::Linear(shape)) = case.stretch.wants.last_mut().map(|want| &mut want.kind) {
+        shape.head = parts.of_model;
+    }
     let pre = Pre { norm, ..Pre::default() };
     case.step(Step::Head(Head { input, pre, weight, scale, softcap }));
     case
@@ -71,6 +77,15 @@ fn head() -> Vec<Case> {
         ("an outlier channel", Parts { fill: Fill::Outlier(11), ..PLAIN }),
     ] {
         cases.push(logits(name.to_owned(), parts));
+    }
+    // What a device may hold in a form of its own: whole blocks of columns, with and without whole groups of rows.
+    let model = Parts { of_model: true, ..PLAIN };
+    for (vocabulary, hidden, dtype) in
+        [(512, 192, DType::F16), (1003, 64, DType::Bf16), (33, 576, DType::F32), (15, 128, DType::F16)]
+    {
+        let name = format!("a model's head [{vocabulary}, {hidden}]");
+        let bias = vocabulary == 33;
+        cases.push(logits(name, Parts { vocabulary, hidden, format: Format::Dense(dtype), bias, ..model }));
     }
     for case in &mut cases {
         case.submit(Feed::Hidden(1.0), &[(0, 0, 1)], Take::Logits(vec![0]));

@@ -4,8 +4,10 @@
 //! count codes and scales for products, codes alone for reads. The memory of virtual machines changes its speed from one
 //! second to the next, so that reads and products come in turns.
 
-use super::bytes_linear::{Group, Tables, one_row};
-use crate::interleaved::{Interleaved, LANES, LINES, Line};
+use super::bytes_linear::one_row;
+use super::grouped::{CodeTables, Group, Grouped};
+use crate::interleaved::{Interleaved, LINES};
+use crate::lines::{LANES, Line};
 use crate::quants::{QuantRow, Quants, quantize_row};
 use crate::simd::Lanes;
 use crate::simd::avx512::Avx512;
@@ -31,8 +33,8 @@ fn matrix(bytes: usize, cols: usize) -> Interleaved {
     let few: Vec<f32> = (0..65_537).map(|_| stream.normal()).collect();
     let values: Vec<f32> = few.iter().cycle().take(rows * cols).copied().collect();
     let mut held = Interleaved::reserve(&segment, spec.into()).unwrap();
-    held.ask_for_large_pages();
-    held.settle();
+    held.lines().ask_for_large_pages();
+    held.lines().settle();
     held.fill("w", &quantize(Source::F32(&values), spec).unwrap()).unwrap();
     held
 }
@@ -52,8 +54,8 @@ fn rate(bytes: u64, time: Duration) -> f64 {
 }
 
 /// One group times `x`.
-fn multiply(lanes: Avx512, tensor: &Interleaved, tables: &Tables<Avx512>, group: usize, x: QuantRow<'_>) {
-    let group = Group { tensor, segment: 0, group, rows: [0; LANES] };
+fn multiply(lanes: Avx512, tensor: &Interleaved, tables: &CodeTables<Avx512>, group: usize, x: QuantRow<'_>) {
+    let group = Group { tensor, segment: 0, group, rows: [0; LANES], count: LANES };
     lanes.run_bytes(
         #[inline(always)]
         || {
@@ -97,18 +99,18 @@ fn account() {
         let tables = |tensor: &Interleaved| {
             lanes.run_bytes(
                 #[inline(always)]
-                || Tables::of(lanes, tensor),
+                || tensor.tables(lanes),
             )
         };
         let (near, far) = (matrix(400 << 10, cols), matrix(400 << 20, cols));
         let near_tables = tables(&near);
         let cached =
-            least(100, || (0..near.groups()).for_each(|at| multiply(lanes, &near, &near_tables, at, x)));
+            least(100, || (0..near.rows / LANES).for_each(|at| multiply(lanes, &near, &near_tables, at, x)));
         let near_rate = rate(near.bytes(), cached);
         println!(
             "{cols} columns: activations to bytes {to_bytes:?}; in the second-level cache {near_rate:.1} GB/s"
         );
-        let (tables, groups) = (tables(&far), far.groups());
+        let (tables, groups) = (tables(&far), far.rows / LANES);
         let codes = (far.rows * far.cols / 2) as u64;
         for _ in 0..5 {
             let one = least(1, || (0..groups).for_each(|at| multiply(lanes, &far, &tables, at, x)));

@@ -5,15 +5,18 @@
 //! and kept in the second-level cache. Both add the same numbers in the same order, so that a text does not depend
 //! on how its prompt was cut.
 
+use super::grouped::{Group, Grouped, group, groups};
 use super::norm_linear::{JOB_ROWS, finish};
 use crate::bound::Product;
-use crate::interleaved::{BLOCK, GroupScales, Interleaved, LANES, LINES, Line};
+use crate::byte_rows::ByteRows;
+use crate::interleaved::Interleaved;
+use crate::lines::{BLOCK, LANES, Line};
 use crate::matrix::{Matrix, Tensor};
 use crate::quants::{QuantRow, Quants, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
-use halfbyte_backend::{Act, Arrangement};
+use halfbyte_backend::Act;
 use std::sync::PoisonError;
 
 /// Groups of rows of weights in a panel.
@@ -22,65 +25,44 @@ pub(crate) const PANEL_GROUPS: usize = 2;
 /// Rows of activations that are multiplied at once: their sums, in whole numbers and floats, fill the registers.
 const TOGETHER: usize = 6;
 
+/// Steps of four columns of a block.
+const STEPS: usize = BLOCK / 4;
+
 /// Layer rows in one job of the epilogue; even, so that gate and up stay together.
 const FINISH_ROWS: usize = 512;
 
-/// Whether this product is for these kernels.
-pub(crate) fn takes(weight: &Matrix) -> bool {
-    matches!(weight.tensors.first(), Some(Tensor::Interleaved(_)))
-}
-
-/// One group of a matrix, and where its rows go.
-pub(super) struct Group<'a> {
-    pub tensor: &'a Interleaved,
-    /// The tensor's number in the matrix.
-    pub segment: usize,
-    pub group: usize,
-    /// Layer row of each lane.
-    pub rows: [usize; LANES],
-}
-
-/// Group `index` of all groups of `weight`.
-fn group(weight: &Matrix, index: usize) -> Option<Group<'_>> {
-    let (mut index, mut above) = (index, 0);
-    for (segment, tensor) in weight.tensors.iter().enumerate() {
-        let Tensor::Interleaved(tensor) = tensor else { return None };
-        if index >= tensor.groups() {
-            index -= tensor.groups();
-            above += tensor.rows;
-            continue;
-        }
-        let at: [usize; LANES] = std::array::from_fn(|lane| index * LANES + lane);
-        let half = tensor.rows / 2;
-        // The cases are outside of the loops over lanes, which become vectors.
-        let rows = match (weight.shape.arrangement, weight.tensors.len()) {
-            (Arrangement::Stacked, _) => at.map(|at| above + at),
-            (Arrangement::Interleaved, 1) => {
-                at.map(|at| if at < half { 2 * at } else { 2 * (at - half) + 1 })
-            }
-            (Arrangement::Interleaved, _) => at.map(|at| 2 * at + segment),
-        };
-        return Some(Group { tensor, segment, group: index, rows });
-    }
-    None
-}
-
-/// See [`Kernels::product`](crate::program::Kernels::product).
+/// See [`Kernels::product`](crate::program::Kernels::product). Returns whether the product was for these kernels.
 pub(crate) fn product<L: Bytes>(
     lanes: L,
     team: &Team,
-    product: Product<'_>,
+    product: &Product<'_>,
+    x: &[f32],
+    y: &mut [f32],
+    scratch: &Scratch,
+) -> bool {
+    match product.weight.tensors.first() {
+        Some(Tensor::Interleaved(_)) => product_of::<L, Interleaved>(lanes, team, product, x, y, scratch),
+        Some(Tensor::Bytes(_)) => product_of::<L, ByteRows>(lanes, team, product, x, y, scratch),
+        _ => return false,
+    }
+    true
+}
+
+fn product_of<L: Bytes, T: Grouped>(
+    lanes: L,
+    team: &Team,
+    product: &Product<'_>,
     x: &[f32],
     y: &mut [f32],
     scratch: &Scratch,
 ) {
-    let Product { weight, next, epilogue, rows } = product;
+    let &Product { weight, next, epilogue, rows } = product;
     let cols = weight.cols;
     let mut quants = scratch.quants.lock().unwrap_or_else(PoisonError::into_inner);
     quantize(lanes, team, rows, cols, x, &mut quants);
     let quants = &*quants;
     expect(team, next);
-    let groups = weight.rows / LANES;
+    let groups = groups::<T>(weight);
     let out = Scatter::new(y);
     if rows == 1 {
         let x = quants.row(0, cols);
@@ -88,20 +70,20 @@ pub(crate) fn product<L: Bytes>(
         team.each_with(
             groups,
             |_| None,
-            |tables: &mut Option<(usize, Tables<L>)>, index| {
-                let Some(group) = group(weight, index) else { return };
+            |tables: &mut Option<(usize, T::Tables<L>)>, index| {
+                let Some(group) = group::<T>(weight, index) else { return };
                 let mut sums = [0.0; LANES];
                 lanes.run_bytes(
                     #[inline(always)]
                     || {
                         let (_, tables) = match tables {
                             Some(tables) if tables.0 == group.segment => tables,
-                            tables => tables.insert((group.segment, Tables::of(lanes, group.tensor))),
+                            tables => tables.insert((group.segment, group.tensor.tables(lanes))),
                         };
                         lanes.store(one_row(lanes, &group, tables, x), &mut sums);
                     },
                 );
-                for (row, sum) in group.rows.into_iter().zip(sums) {
+                for (row, sum) in group.rows.into_iter().zip(sums).take(group.count) {
                     // SAFETY: a layer row belongs to one group, and `each_with` gives a group to one thread.
                     unsafe { out.range(row, 1) }.fill(sum);
                 }
@@ -110,7 +92,8 @@ pub(crate) fn product<L: Bytes>(
     } else {
         team.each(groups.div_ceil(PANEL_GROUPS), |thread, index| {
             let mut panel = scratch.panels[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let both = [PANEL_GROUPS * index, PANEL_GROUPS * index + 1].map(|index| group(weight, index));
+            let both =
+                [PANEL_GROUPS * index, PANEL_GROUPS * index + 1].map(|index| group::<T>(weight, index));
             lanes.run_bytes(
                 #[inline(always)]
                 || many_rows(lanes, &both, rows, cols, quants, &mut panel, &out),
@@ -136,16 +119,20 @@ pub(crate) fn product<L: Bytes>(
 pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
     let Some(next) = next else { return team.expect(|_, _| None) };
     team.expect(|thread, threads| match next.tensors.first()? {
-        Tensor::Interleaved(_) => {
-            let group = group(next, next.rows / LANES * thread / threads)?;
-            Some(group.tensor.group(group.group).as_ptr().cast())
-        }
+        Tensor::Interleaved(_) => start_of::<Interleaved>(next, thread, threads),
+        Tensor::Bytes(_) => start_of::<ByteRows>(next, thread, threads),
         Tensor::Dense { dtype, bytes } => {
             let row = next.rows.div_ceil(JOB_ROWS) * thread / threads * JOB_ROWS;
             bytes.get(row * next.cols * dtype.size() as usize..).map(<[u8]>::as_ptr)
         }
         Tensor::Quant(_) => None,
     });
+}
+
+/// Where the weights that `thread` begins with lie.
+fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Option<*const u8> {
+    let group = group::<T>(weight, groups::<T>(weight) * thread / threads)?;
+    Some(group.tensor.blocks(group.group).as_ptr().cast())
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.
@@ -165,76 +152,31 @@ fn quantize<L: Bytes>(lanes: L, team: &Team, rows: usize, cols: usize, x: &[f32]
     });
 }
 
-/// What the codes of a tensor are looked up in, as registers hold it.
-pub(super) struct Tables<L: Bytes> {
-    levels: L::Levels,
-    map: L::Map,
-    offset: L::V,
-}
-
-impl<L: Bytes> Tables<L> {
-    #[inline(always)]
-    pub(super) fn of(lanes: L, tensor: &Interleaved) -> Self {
-        let (map, offset) = tensor.nested();
-        Self { levels: lanes.levels(&tensor.levels), map: lanes.map(map), offset: lanes.splat(offset) }
-    }
-}
-
-/// Calls `work(block, scales)` for every block of a group, with the scales of its sixteen rows.
-#[inline(always)]
-fn each_block<L: Bytes>(lanes: L, group: &Group<'_>, tables: &Tables<L>, mut work: impl FnMut(usize, L::V)) {
-    match group.tensor.scales(group.group) {
-        GroupScales::Plain(scales) => {
-            for (block, scales) in scales.iter().enumerate() {
-                work(block, lanes.load(scales));
-            }
-        }
-        scales @ GroupScales::Nested { codes, .. } => {
-            let mut start = 0;
-            while start < codes.len() {
-                let (nested, until) = scales.nested(start);
-                let (nested, until) = (lanes.load(&nested), until.min(codes.len()));
-                let (fours, rest) = codes[start..until].as_chunks::<4>();
-                for four in fours {
-                    let values = lanes.scales(&tables.map, bytemuck::cast_ref(four));
-                    for value in values {
-                        work(start, lanes.mul_add(value, nested, tables.offset));
-                        start += 1;
-                    }
-                }
-                if !rest.is_empty() {
-                    let mut four = [[0; LANES]; 4];
-                    four[..rest.len()].copy_from_slice(rest);
-                    let values = lanes.scales(&tables.map, bytemuck::cast_ref(&four));
-                    for value in &values[..rest.len()] {
-                        work(start, lanes.mul_add(*value, nested, tables.offset));
-                        start += 1;
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Sixteen rows of weights times one row of activations.
 #[inline(always)]
-pub(super) fn one_row<L: Bytes>(lanes: L, group: &Group<'_>, tables: &Tables<L>, x: QuantRow<'_>) -> L::V {
-    let lines = group.tensor.group(group.group);
+pub(super) fn one_row<L: Bytes, T: Grouped>(
+    lanes: L,
+    group: &Group<'_, T>,
+    tables: &T::Tables<L>,
+    x: QuantRow<'_>,
+) -> L::V {
+    let blocks = group.tensor.blocks(group.group);
     // Lengths are checked here, not at each block.
-    let (coarse, fine, scales) = (&x.coarse[..lines.len()], &x.fine[..lines.len()], &x.scales[..lines.len()]);
+    let (coarse, fine) = (&x.coarse[..blocks.len()], &x.fine[..blocks.len()]);
+    let scales = &x.scales[..blocks.len()];
     let mut total = lanes.splat(0.0);
-    each_block(
+    group.tensor.each_block(
         lanes,
-        group,
+        group.group,
         tables,
         #[inline(always)]
         |block, scale| {
             let of = &scales[block];
-            let sums = block_sums(lanes, &lines[block], tables.levels, &coarse[block], of.coarse_sum);
+            let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &coarse[block], of.coarse_sum);
             let factor = lanes.mul(scale, lanes.splat(of.coarse));
             total = lanes.mul_add(lanes.floats(sums), factor, total);
             if of.fine != 0.0 {
-                let sums = block_sums(lanes, &lines[block], tables.levels, &fine[block], of.fine_sum);
+                let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &fine[block], of.fine_sum);
                 let factor = lanes.mul(scale, lanes.splat(of.fine));
                 total = lanes.mul_add(lanes.floats(sums), factor, total);
             }
@@ -245,29 +187,35 @@ pub(super) fn one_row<L: Bytes>(lanes: L, group: &Group<'_>, tables: &Tables<L>,
 
 /// One block of sixteen rows times one block of activations.
 #[inline(always)]
-fn block_sums<L: Bytes>(
+fn block_sums<L: Bytes, T: Grouped>(
     lanes: L,
-    lines: &[Line; LINES],
-    levels: L::Levels,
+    block: &T::Block,
+    tables: &T::Tables<L>,
     x: &[i8; BLOCK],
     total: i32,
 ) -> L::Sums {
+    let x: &[[[i8; 4]; 2]] = x.as_chunks::<4>().0.as_chunks().0;
+    let x = &x[..STEPS / 2];
     // Two chains, so that a product does not wait for the one before it.
-    let (mut low, mut high) = (lanes.start(total), lanes.nothing());
-    let x: &[[i8; 4]] = x.as_chunks().0;
-    for (line, x) in lines.iter().zip(x.as_chunks::<2>().0) {
-        let (first, second) = lanes.unpack(line, levels);
-        low = lanes.dot(low, first, x[0]);
-        high = lanes.dot(high, second, x[1]);
-    }
-    lanes.join(low, high)
+    let (mut even, mut odd) = (lanes.start(total), lanes.nothing());
+    T::each_pair(
+        lanes,
+        block,
+        tables,
+        #[inline(always)]
+        |pair, first, second| {
+            even = lanes.dot(even, first, x[pair][0]);
+            odd = lanes.dot(odd, second, x[pair][1]);
+        },
+    );
+    lanes.join(even, odd)
 }
 
 /// Up to two groups of rows times all rows of activations.
 #[inline(always)]
-fn many_rows<L: Bytes>(
+fn many_rows<L: Bytes, T: Grouped>(
     lanes: L,
-    groups: &[Option<Group<'_>>; PANEL_GROUPS],
+    groups: &[Option<Group<'_, T>>; PANEL_GROUPS],
     rows: usize,
     cols: usize,
     quants: &Quants,
@@ -276,27 +224,32 @@ fn many_rows<L: Bytes>(
 ) {
     let blocks = cols / BLOCK;
     let (lines, scales) = panel.parts(cols);
-    let (lines, _) = lines.as_chunks_mut::<{ PANEL_GROUPS * 2 * LINES }>();
+    let (lines, _) = lines.as_chunks_mut::<{ PANEL_GROUPS * STEPS }>();
     let (scales, _) = scales.as_chunks_mut::<{ PANEL_GROUPS * LANES }>();
     for (at, group) in groups.iter().enumerate() {
         // An odd group has no companion: its sums are not stored.
         let Some(group) = group else { continue };
-        let tables = Tables::of(lanes, group.tensor);
-        let codes = group.tensor.group(group.group);
-        each_block(
+        let tables = group.tensor.tables(lanes);
+        let codes = group.tensor.blocks(group.group);
+        group.tensor.each_block(
             lanes,
-            group,
+            group.group,
             &tables,
             #[inline(always)]
             |block, scale| {
                 if let Some(to) = scales[block][at * LANES..].first_chunk_mut() {
                     lanes.store(scale, to);
                 }
-                for (j, line) in codes[block].iter().enumerate() {
-                    let (first, second) = lanes.unpack(line, tables.levels);
-                    lanes.put(first, &mut lines[block][2 * j * PANEL_GROUPS + at]);
-                    lanes.put(second, &mut lines[block][(2 * j + 1) * PANEL_GROUPS + at]);
-                }
+                T::each_pair(
+                    lanes,
+                    &codes[block],
+                    &tables,
+                    #[inline(always)]
+                    |pair, first, second| {
+                        lanes.put(first, &mut lines[block][2 * pair * PANEL_GROUPS + at]);
+                        lanes.put(second, &mut lines[block][(2 * pair + 1) * PANEL_GROUPS + at]);
+                    },
+                );
             },
         );
     }
@@ -304,7 +257,7 @@ fn many_rows<L: Bytes>(
     let store = |first: usize, sums: &[[[f32; LANES]; PANEL_GROUPS]]| {
         for (at, group) in groups.iter().enumerate() {
             let Some(group) = group else { continue };
-            for (lane, row) in group.rows.into_iter().enumerate() {
+            for (lane, row) in group.rows.into_iter().enumerate().take(group.count) {
                 // SAFETY: a layer row belongs to one group, and `each` gives a group to one thread.
                 let out = unsafe { out.range(row * rows + first, sums.len()) };
                 out.iter_mut().zip(sums).for_each(|(out, sums)| *out = sums[at][lane]);
@@ -331,7 +284,7 @@ fn many_rows<L: Bytes>(
 /// Weights and scales of two groups, looked up.
 struct BlockPanel<'a> {
     /// `[blocks, 16 steps of 4 columns, groups]`
-    lines: &'a [[Line; PANEL_GROUPS * 2 * LINES]],
+    lines: &'a [[Line; PANEL_GROUPS * STEPS]],
     /// `[blocks, groups, LANES]`
     scales: &'a [[f32; PANEL_GROUPS * LANES]],
 }
@@ -360,7 +313,7 @@ fn block<L: Bytes, const M: usize>(
         let mut x: [&[[i8; 4]]; M] = [&[]; M];
         for m in 0..M {
             sums[m] = [lanes.start(rows[m].scales[index].coarse_sum); PANEL_GROUPS];
-            x[m] = &rows[m].coarse[index].as_chunks().0[..2 * LINES];
+            x[m] = &rows[m].coarse[index].as_chunks().0[..STEPS];
         }
         for (k, lines) in lines.as_chunks::<PANEL_GROUPS>().0.iter().enumerate() {
             let weights = [lanes.take(&lines[0]), lanes.take(&lines[1])];
@@ -407,7 +360,7 @@ fn block<L: Bytes, const M: usize>(
 #[inline(always)]
 fn fine_sums<L: Bytes>(
     lanes: L,
-    lines: &[Line; PANEL_GROUPS * 2 * LINES],
+    lines: &[Line; PANEL_GROUPS * STEPS],
     x: &[i8; BLOCK],
     total: i32,
 ) -> [L::Sums; PANEL_GROUPS] {

@@ -174,6 +174,11 @@ pub(crate) fn decode_row<L: Lanes>(lanes: L, tensor: &Tensor, row: usize, cols: 
                 *value = held.element(row * cols + i);
             }
         }
+        Tensor::Bytes(held) => {
+            for (i, value) in out.iter_mut().enumerate() {
+                *value = held.element(row * cols + i);
+            }
+        }
         Tensor::Dense { dtype, bytes } => {
             let size = dtype.size() as usize;
             widen(lanes, *dtype, &bytes[row * cols * size..][..cols * size], out);

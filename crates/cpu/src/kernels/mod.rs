@@ -10,6 +10,7 @@ pub(crate) mod bytes_linear;
 mod decode;
 mod embed;
 mod exp;
+mod grouped;
 mod norm;
 mod norm_linear;
 mod records;
@@ -22,11 +23,11 @@ use crate::scratch::Scratch;
 use crate::simd::bytes::Bytes;
 use crate::team::Team;
 
-/// The kernels for one instruction set; with `BYTES`, 4-bit weights are multiplied in bytes.
+/// The kernels for one instruction set; with `BYTES`, 4-bit weights and dense heads are multiplied in bytes.
 pub(crate) struct Fast<L, const BYTES: bool>(pub L);
 
 impl<L: Bytes, const BYTES: bool> Kernels for Fast<L, BYTES> {
-    fn interleaves(&self) -> bool {
+    fn in_bytes(&self) -> bool {
         BYTES
     }
 
@@ -39,9 +40,7 @@ impl<L: Bytes, const BYTES: bool> Kernels for Fast<L, BYTES> {
     }
 
     fn product(&self, team: &Team, product: Product<'_>, x: &mut [f32], y: &mut [f32], scratch: &Scratch) {
-        if bytes_linear::takes(product.weight) {
-            bytes_linear::product(self.0, team, product, x, y, scratch);
-        } else {
+        if !bytes_linear::product(self.0, team, &product, x, y, scratch) {
             norm_linear::product(self.0, team, product, x, y, &scratch.tiles);
         }
     }

@@ -111,8 +111,8 @@ fn direct_rows<L: Lanes, const M: usize>(
             let (tensor, at) = weight.source(first + j);
             let start = at * cols + left;
             let sums = match tensor {
-                // These kernels are never asked for it: `bytes_linear::takes` does.
-                Tensor::Interleaved(_) => [0.0; M],
+                // These kernels are never asked for these: `bytes_linear` takes them.
+                Tensor::Interleaved(_) | Tensor::Bytes(_) => [0.0; M],
                 Tensor::Quant(codes) => decode::quant_dot(lanes, codes, start, right - left, strips),
                 Tensor::Dense { dtype, bytes } => {
                     let size = dtype.size() as usize;

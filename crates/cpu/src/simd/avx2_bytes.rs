@@ -3,8 +3,8 @@
 
 use super::avx2::Avx2;
 use super::bytes::Bytes;
-use crate::interleaved::Line;
 use crate::kernels::Fast;
+use crate::lines::Line;
 use crate::program::Kernels;
 use std::arch::x86_64::*;
 
@@ -55,6 +55,11 @@ impl Bytes for Avx2 {
             };
             ((low(first), low(second)), (high(first), high(second)))
         }
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &Line) -> Self::Weights {
+        self.take(bytes)
     }
 
     #[inline(always)]

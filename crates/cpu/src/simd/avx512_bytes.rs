@@ -2,8 +2,8 @@
 
 use super::avx512::Avx512;
 use super::bytes::Bytes;
-use crate::interleaved::Line;
 use crate::kernels::Fast;
+use crate::lines::Line;
 use crate::program::Kernels;
 use std::arch::x86_64::*;
 
@@ -53,6 +53,12 @@ impl Bytes for Avx512 {
             let high = _mm512_srli_epi16::<4>(bytes);
             (_mm512_permutexvar_epi8(bytes, levels), _mm512_permutexvar_epi8(high, levels))
         }
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &Line) -> __m512i {
+        // SAFETY: AVX-512F. Adding 128 to a byte turns its highest bit.
+        unsafe { _mm512_xor_si512(self.take(bytes), _mm512_set1_epi8(RAISED as u8 as i8)) }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Products of bytes: what the fast arithmetic needs of a processor.
 
 use super::Lanes;
-use crate::interleaved::Line;
+use crate::lines::Line;
 
 /// Products of signed bytes for sixteen rows of weights at once, with sums in i32: no sum of one block can overflow.
 pub(crate) trait Bytes: Lanes {
@@ -21,6 +21,8 @@ pub(crate) trait Bytes: Lanes {
     fn levels(self, levels: &[i8; 16]) -> Self::Levels;
     /// The weights of the low nibbles of a line, and of its high ones.
     fn unpack(self, codes: &Line, levels: Self::Levels) -> (Self::Weights, Self::Weights);
+    /// The weights of four columns that are held as signed bytes, each within ±127.
+    fn signed(self, bytes: &Line) -> Self::Weights;
     /// Keeps weights in memory.
     fn put(self, weights: Self::Weights, to: &mut Line);
     /// Takes them back.

@@ -3,8 +3,8 @@
 
 use super::bytes::Bytes;
 use super::neon::Neon;
-use crate::interleaved::Line;
 use crate::kernels::Fast;
+use crate::lines::Line;
 use crate::program::Kernels;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -79,6 +79,11 @@ impl<const DOT: bool> Bytes for Neon<DOT> {
             }
         }
         (low, high)
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &Line) -> Self::Weights {
+        self.take(bytes)
     }
 
     #[inline(always)]

@@ -2,8 +2,8 @@
 
 use super::bytes::Bytes;
 use super::portable::Portable;
-use crate::interleaved::Line;
 use crate::kernels::Fast;
+use crate::lines::Line;
 use crate::program::Kernels;
 use std::array::from_fn;
 
@@ -33,6 +33,11 @@ impl Bytes for Portable {
     #[inline(always)]
     fn unpack(self, codes: &Line, levels: [i8; 16]) -> ([i8; 64], [i8; 64]) {
         (from_fn(|i| levels[usize::from(codes.0[i] & 15)]), from_fn(|i| levels[usize::from(codes.0[i] >> 4)]))
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &Line) -> [i8; 64] {
+        self.take(bytes)
     }
 
     #[inline(always)]

@@ -161,7 +161,7 @@ pub fn build(case: &Case) -> Built {
             transposed: false,
         });
     }
-    let shape = LinearShape { segments, arrangement: case.arrangement };
+    let shape = LinearShape::new(segments, case.arrangement);
     let rows = shape.rows();
     let norm: Vec<f32> = (0..case.cols).map(|_| normal(&mut stream) * 0.3 + 1.0).collect();
     weights.vectors.insert("norm".into(), norm.clone());

@@ -101,8 +101,16 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// A decoder: its logits are over the vocabulary.
+    /// A decoder: its logits are over the vocabulary, and the matrix that makes them is its head.
     pub(super) fn finish(mut self, vocab: usize, hidden: usize) -> Blueprint {
+        let Blueprint { blocks, wants, .. } = &mut self.blueprint;
+        for step in blocks.iter().flat_map(|block| &block.steps) {
+            if let Step::Head(head) = step
+                && let Some(Want { kind: Kind::Linear(shape), .. }) = wants.get_mut(head.weight.0 as usize)
+            {
+                shape.head = true;
+            }
+        }
         self.blueprint.vocab = vocab;
         self.blueprint.logits = vocab;
         self.blueprint.hidden = hidden;
@@ -206,7 +214,7 @@ impl<'a> Draft<'a> {
     }
 
     fn weights(&mut self, name: String, segments: Vec<Segment>, arrangement: Arrangement) -> WantId {
-        self.want(name, Purpose::Weights, Kind::Linear(LinearShape { segments, arrangement }))
+        self.want(name, Purpose::Weights, Kind::Linear(LinearShape::new(segments, arrangement)))
     }
 
     fn segment(&self, part: &Part) -> Result<Segment, ModelError> {

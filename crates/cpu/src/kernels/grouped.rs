@@ -1,0 +1,219 @@
+//! Weights sixteen rows side by side, as products in bytes take them: 4-bit codes to look up, and bytes.
+
+use crate::byte_rows::{self, ByteRows};
+use crate::interleaved::{self, GroupScales, Interleaved};
+use crate::lines::{LANES, Line};
+use crate::matrix::{Matrix, Tensor};
+use crate::simd::bytes::Bytes;
+use halfbyte_backend::Arrangement;
+
+/// A tensor whose rows lie in groups of sixteen.
+pub(crate) trait Grouped: Sized + Sync {
+    /// The lines of one block of 64 columns.
+    type Block;
+    /// What the tensor is looked up in, as registers hold it.
+    type Tables<L: Bytes>;
+
+    /// The tensor, if it is held so.
+    fn of(tensor: &Tensor) -> Option<&Self>;
+    /// Its rows.
+    fn rows(&self) -> usize;
+    /// The blocks of a group.
+    fn blocks(&self, group: usize) -> &[Self::Block];
+    /// What to look it up in.
+    fn tables<L: Bytes>(&self, lanes: L) -> Self::Tables<L>;
+    /// Calls `work(block, scales)` for every block of a group, with the scales of its sixteen rows.
+    fn each_block<L: Bytes>(
+        &self,
+        lanes: L,
+        group: usize,
+        tables: &Self::Tables<L>,
+        work: impl FnMut(usize, L::V),
+    );
+    /// Calls `work(pair, first, second)` for each pair of the sixteen steps of four columns of a block.
+    fn each_pair<L: Bytes>(
+        lanes: L,
+        block: &Self::Block,
+        tables: &Self::Tables<L>,
+        work: impl FnMut(usize, L::Weights, L::Weights),
+    );
+}
+
+/// One group of a matrix, and where its rows go.
+pub(crate) struct Group<'a, T> {
+    pub tensor: &'a T,
+    /// The tensor's number in the matrix.
+    pub segment: usize,
+    pub group: usize,
+    /// Layer row of each lane.
+    pub rows: [usize; LANES],
+    /// Lanes that have a row.
+    pub count: usize,
+}
+
+/// Groups of a matrix.
+pub(crate) fn groups<T: Grouped>(weight: &Matrix) -> usize {
+    weight.tensors.iter().filter_map(T::of).map(|tensor| tensor.rows().div_ceil(LANES)).sum()
+}
+
+/// Group `index` of all groups of `weight`.
+pub(crate) fn group<T: Grouped>(weight: &Matrix, index: usize) -> Option<Group<'_, T>> {
+    let (mut index, mut above) = (index, 0);
+    for (segment, tensor) in weight.tensors.iter().enumerate() {
+        let tensor = T::of(tensor)?;
+        let groups = tensor.rows().div_ceil(LANES);
+        if index >= groups {
+            index -= groups;
+            above += tensor.rows();
+            continue;
+        }
+        let at: [usize; LANES] = std::array::from_fn(|lane| index * LANES + lane);
+        let half = tensor.rows() / 2;
+        // The cases are outside of the loops over lanes, which become vectors.
+        let rows = match (weight.shape.arrangement, weight.tensors.len()) {
+            (Arrangement::Stacked, _) => at.map(|at| above + at),
+            (Arrangement::Interleaved, 1) => {
+                at.map(|at| if at < half { 2 * at } else { 2 * (at - half) + 1 })
+            }
+            (Arrangement::Interleaved, _) => at.map(|at| 2 * at + segment),
+        };
+        let count = LANES.min(tensor.rows() - index * LANES);
+        return Some(Group { tensor, segment, group: index, rows, count });
+    }
+    None
+}
+
+/// What the codes of 4-bit weights are looked up in.
+pub(crate) struct CodeTables<L: Bytes> {
+    levels: L::Levels,
+    map: L::Map,
+    offset: L::V,
+}
+
+impl Grouped for Interleaved {
+    type Block = [Line; interleaved::LINES];
+    type Tables<L: Bytes> = CodeTables<L>;
+
+    #[inline(always)]
+    fn of(tensor: &Tensor) -> Option<&Self> {
+        match tensor {
+            Tensor::Interleaved(held) => Some(held),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline(always)]
+    fn blocks(&self, group: usize) -> &[Self::Block] {
+        self.group(group)
+    }
+
+    #[inline(always)]
+    fn tables<L: Bytes>(&self, lanes: L) -> CodeTables<L> {
+        let (map, offset) = self.nested();
+        CodeTables { levels: lanes.levels(&self.levels), map: lanes.map(map), offset: lanes.splat(offset) }
+    }
+
+    #[inline(always)]
+    fn each_block<L: Bytes>(
+        &self,
+        lanes: L,
+        group: usize,
+        tables: &CodeTables<L>,
+        mut work: impl FnMut(usize, L::V),
+    ) {
+        match self.scales(group) {
+            GroupScales::Plain(scales) => {
+                for (block, scales) in scales.iter().enumerate() {
+                    work(block, lanes.load(scales));
+                }
+            }
+            scales @ GroupScales::Nested { codes, .. } => {
+                let mut start = 0;
+                while start < codes.len() {
+                    let (nested, until) = scales.nested(start);
+                    let (nested, until) = (lanes.load(&nested), until.min(codes.len()));
+                    let (fours, rest) = codes[start..until].as_chunks::<4>();
+                    for four in fours {
+                        let values = lanes.scales(&tables.map, bytemuck::cast_ref(four));
+                        for value in values {
+                            work(start, lanes.mul_add(value, nested, tables.offset));
+                            start += 1;
+                        }
+                    }
+                    if !rest.is_empty() {
+                        let mut four = [[0; LANES]; 4];
+                        four[..rest.len()].copy_from_slice(rest);
+                        let values = lanes.scales(&tables.map, bytemuck::cast_ref(&four));
+                        for value in &values[..rest.len()] {
+                            work(start, lanes.mul_add(*value, nested, tables.offset));
+                            start += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn each_pair<L: Bytes>(
+        lanes: L,
+        block: &Self::Block,
+        tables: &CodeTables<L>,
+        mut work: impl FnMut(usize, L::Weights, L::Weights),
+    ) {
+        for (at, line) in block.iter().enumerate() {
+            let (first, second) = lanes.unpack(line, tables.levels);
+            work(at, first, second);
+        }
+    }
+}
+
+impl Grouped for ByteRows {
+    type Block = [Line; byte_rows::LINES];
+    type Tables<L: Bytes> = ();
+
+    #[inline(always)]
+    fn of(tensor: &Tensor) -> Option<&Self> {
+        match tensor {
+            Tensor::Bytes(held) => Some(held),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline(always)]
+    fn blocks(&self, group: usize) -> &[Self::Block] {
+        self.group(group).0
+    }
+
+    #[inline(always)]
+    fn tables<L: Bytes>(&self, _: L) {}
+
+    #[inline(always)]
+    fn each_block<L: Bytes>(&self, lanes: L, group: usize, (): &(), mut work: impl FnMut(usize, L::V)) {
+        for (block, scales) in self.group(group).1.iter().enumerate() {
+            work(block, lanes.load_bf16(scales));
+        }
+    }
+
+    #[inline(always)]
+    fn each_pair<L: Bytes>(
+        lanes: L,
+        block: &Self::Block,
+        (): &(),
+        mut work: impl FnMut(usize, L::Weights, L::Weights),
+    ) {
+        for (at, lines) in block.as_chunks::<2>().0.iter().enumerate() {
+            work(at, lanes.signed(&lines[0]), lanes.signed(&lines[1]));
+        }
+    }
+}
