@@ -7,7 +7,7 @@ use std::str::FromStr;
 /// The environment variable that chooses the arithmetic where nothing else does.
 pub const MATH_VARIABLE: &str = "HALFBYTE_CPU_MATH";
 
-/// The arithmetic of products with 4-bit weights. Everything else is f32 in either.
+/// The arithmetic of products with 4-bit weights and with output heads. Everything else is f32 in either.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Math {
     /// f32 activations times the codebook's own values.
@@ -15,14 +15,15 @@ pub enum Math {
     Exact,
     /// Activations in bytes with a scale for every 64, held twice where a block has outliers, times a codebook in
     /// bytes, summed in whole numbers. Weights in blocks of 64, whose rows are a multiple of 16 and whose columns
-    /// one of 64, are held sixteen rows side by side for it; others are multiplied exactly.
+    /// one of 64, are held sixteen rows side by side for it; others are multiplied exactly. So is a model's output head,
+    /// and the embedding table that it may be, in bytes with a scale for every 64 columns, its inputs all held twice.
     Fast,
 }
 
 impl Math {
     /// The largest relative error `‖out - exact‖ / ‖out‖` of [`Math::Fast`] in a step of the conformance table,
     /// whose inputs are normal: bytes round activations to a 127th of the largest of 64, about 0.6 %, and the
-    /// codebook to a 127th of its largest level, about as much. Measured: 0.75 %.
+    /// codebook, or a head, to a 127th of its largest level, about as much. Measured: 0.75 %.
     pub const FAST_TOLERANCE: f64 = 1e-2;
 
     /// What [`MATH_VARIABLE`] says, or `otherwise`.

@@ -85,9 +85,16 @@ impl Quants {
     }
 }
 
-/// Fills one row from `x`, `[cols]`. What is not finite makes a scale that is not, and so reaches the result.
+/// Fills one row from `x`, `[cols]`, every block held twice if `all_twice` says so. What is not finite makes a scale
+/// that is not, and so reaches the result.
 #[inline(always)]
-pub(crate) fn quantize_row(x: &[f32], coarse: &mut [i8], fine: &mut [i8], scales: &mut [BlockScale]) {
+pub(crate) fn quantize_row(
+    x: &[f32],
+    all_twice: bool,
+    coarse: &mut [i8],
+    fine: &mut [i8],
+    scales: &mut [BlockScale],
+) {
     let (x, coarse, fine) = (x.as_chunks::<BLOCK>().0, coarse.as_chunks_mut().0, fine.as_chunks_mut().0);
     let (mut inverses, mut blocks) = (0.0f32, 0.0f32);
     for (x, scale) in x.iter().zip(&mut *scales) {
@@ -106,7 +113,7 @@ pub(crate) fn quantize_row(x: &[f32], coarse: &mut [i8], fine: &mut [i8], scales
         *scale = BlockScale { coarse: largest / 127.0, ..BlockScale::default() };
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         scale.coarse_sum = round(x, inverse, coarse);
-        if largest > large || largest > UNEVEN * mean {
+        if all_twice || largest > large || largest > UNEVEN * mean {
             let step = largest / 127.0;
             let mut rests = [0.0f32; BLOCK];
             let mut largest = 0.0f32;
@@ -161,9 +168,13 @@ mod tests {
     use halfbyte_backend::random::Stream;
 
     fn round_trip(x: &[f32]) -> (Vec<f32>, usize) {
+        round_trip_of(x, false)
+    }
+
+    fn round_trip_of(x: &[f32], all_twice: bool) -> (Vec<f32>, usize) {
         let mut quants = Quants::reserve(x.len()).unwrap();
         let (coarse, fine, scales) = quants.parts(1, x.len());
-        quantize_row(x, coarse, fine, scales);
+        quantize_row(x, all_twice, coarse, fine, scales);
         let row = quants.row(0, x.len());
         let mut out = Vec::new();
         for (block, scale) in row.scales.iter().enumerate() {
@@ -188,6 +199,10 @@ mod tests {
         };
         assert_eq!(twice, 0);
         assert!(error(&x, &found) < 0.01, "{}", error(&x, &found));
+        let (found, twice) = round_trip_of(&x, true);
+        assert_eq!(twice, 16);
+        // Cut rests of the largest values are most of it.
+        assert!(error(&x, &found) < 0.004, "{}", error(&x, &found));
         for channel in [70, 500, 501] {
             x[channel] *= 1000.0;
         }

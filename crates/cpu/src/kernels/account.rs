@@ -92,7 +92,7 @@ fn account() {
         let to_bytes = least(100, || {
             lanes.run(
                 #[inline(always)]
-                || quantize_row(&x, coarse, fine, scales),
+                || quantize_row(&x, false, coarse, fine, scales),
             );
         });
         let x = quants.row(0, cols);

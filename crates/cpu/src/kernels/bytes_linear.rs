@@ -59,7 +59,7 @@ fn product_of<L: Bytes, T: Grouped>(
     let &Product { weight, next, epilogue, rows } = product;
     let cols = weight.cols;
     let mut quants = scratch.quants.lock().unwrap_or_else(PoisonError::into_inner);
-    quantize(lanes, team, rows, cols, x, &mut quants);
+    quantize(lanes, team, [rows, cols], x, T::INPUTS_TWICE, &mut quants);
     let quants = &*quants;
     expect(team, next);
     let groups = groups::<T>(weight);
@@ -136,7 +136,14 @@ fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Optio
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.
-fn quantize<L: Bytes>(lanes: L, team: &Team, rows: usize, cols: usize, x: &[f32], to: &mut Quants) {
+fn quantize<L: Bytes>(
+    lanes: L,
+    team: &Team,
+    [rows, cols]: [usize; 2],
+    x: &[f32],
+    all_twice: bool,
+    to: &mut Quants,
+) {
     let (coarse, fine, scales) = to.parts(rows, cols);
     let (coarse, fine, scales) = (Scatter::new(coarse), Scatter::new(fine), Scatter::new(scales));
     let blocks = cols / BLOCK;
@@ -147,7 +154,7 @@ fn quantize<L: Bytes>(lanes: L, team: &Team, rows: usize, cols: usize, x: &[f32]
         };
         lanes.run(
             #[inline(always)]
-            || quantize_row(&x[row * cols..][..cols], coarse, fine, scales),
+            || quantize_row(&x[row * cols..][..cols], all_twice, coarse, fine, scales),
         );
     });
 }

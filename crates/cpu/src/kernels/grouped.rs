@@ -13,6 +13,8 @@ pub(crate) trait Grouped: Sized + Sync {
     type Block;
     /// What the tensor is looked up in, as registers hold it.
     type Tables<L: Bytes>;
+    /// Whether all inputs are held twice, in sixteen bits.
+    const INPUTS_TWICE: bool;
 
     /// The tensor, if it is held so.
     fn of(tensor: &Tensor) -> Option<&Self>;
@@ -93,6 +95,7 @@ pub(crate) struct CodeTables<L: Bytes> {
 impl Grouped for Interleaved {
     type Block = [Line; interleaved::LINES];
     type Tables<L: Bytes> = CodeTables<L>;
+    const INPUTS_TWICE: bool = false;
 
     #[inline(always)]
     fn of(tensor: &Tensor) -> Option<&Self> {
@@ -176,6 +179,8 @@ impl Grouped for Interleaved {
 impl Grouped for ByteRows {
     type Block = [Line; byte_rows::LINES];
     type Tables<L: Bytes> = ();
+    // These products wait for memory, so that it costs nothing, and nothing after a head evens errors out.
+    const INPUTS_TWICE: bool = true;
 
     #[inline(always)]
     fn of(tensor: &Tensor) -> Option<&Self> {
