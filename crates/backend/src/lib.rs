@@ -45,7 +45,7 @@ pub use mapped::{Mapped, MappedBytes, MappedQuantized, MappedScales};
 pub use profile::StepCost;
 pub use program::{Answer, Caps, Draw, Input, Output, Place, Program, Rows, Ticket};
 pub use rope::{RopeShape, RopeTable};
-pub use sampler::{SampleParams, argmax, sample};
+pub use sampler::{SampleParams, Sampler, argmax, sample};
 pub use source::{Canonical, WeightSource};
 pub use step::{
     Act, Attend, Embed, Emit, EmitKind, Head, LinearStep, Moe, Norm, NormKind, Pairing, Pre, RopeUse, Step,

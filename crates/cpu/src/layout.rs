@@ -170,6 +170,8 @@ pub(crate) struct Sizes {
     pub logits: usize,
     /// Tokens chosen last: `[caps.outputs]` u32.
     pub chosen: usize,
+    /// Candidates of a draw: `[vocabulary]` u32.
+    pub candidates: usize,
     /// Rows whose tokens and spans are kept: `caps.rows`.
     pub rows: usize,
 }
@@ -191,6 +193,7 @@ impl Sizes {
             experts: 0,
             logits: 0,
             chosen: 0,
+            candidates: 0,
             rows: caps.rows,
         };
         for step in &stretch.steps {
@@ -202,6 +205,7 @@ impl Sizes {
                     let rows = sizes.product(stretch, step.weight, caps.outputs.min(PASS_ROWS))?;
                     sizes.logits = sizes.logits.max(caps.outputs * rows);
                     sizes.chosen = caps.outputs;
+                    sizes.candidates = sizes.candidates.max(rows);
                 }
                 Step::Moe(step) => {
                     let rows = caps.rows.min(PASS_ROWS);
@@ -249,7 +253,7 @@ impl Sizes {
             .add(Purpose::Scratch, floats(self.inputs + self.results + self.experts + threads * self.tile));
         let bytes = self.rows * ROW_BYTES + quants::bytes(self.quants) + threads * panel_bytes(self.panel);
         footprint.add(Purpose::Scratch, bytes as u64);
-        footprint.add(Purpose::Logits, floats(self.logits + self.chosen));
+        footprint.add(Purpose::Logits, floats(self.logits + self.chosen + self.candidates));
         footprint
     }
 }

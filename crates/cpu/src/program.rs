@@ -1,7 +1,7 @@
 //! A compiled stretch: registers, the steps in order, and the checks before them.
 
 use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, PreView, Product};
-use crate::buffer::{Shortage, zeroed};
+use crate::buffer::{Shortage, reserved, zeroed};
 use crate::layout::{PASS_ROWS, Sizes, padded};
 use crate::matrix::Matrix;
 use crate::profile::Clock;
@@ -12,7 +12,7 @@ use crate::sweep::Sweep;
 use crate::team::Team;
 use halfbyte_backend::{
     Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
-    StepCost, Ticket, argmax, sample,
+    Sampler, StepCost, Ticket, argmax,
 };
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -117,6 +117,8 @@ pub(crate) struct State {
     logits: Vec<f32>,
     /// What the last [`Output::Greedy`] or [`Output::Sample`] chose.
     chosen: Vec<u32>,
+    /// Draws them.
+    sampler: Sampler,
     /// What each sequence has seen, as [`Draw`](halfbyte_backend::Draw) says.
     seen: BTreeMap<u32, Vec<u32>>,
     /// Token of each row.
@@ -150,6 +152,7 @@ impl State {
             experts: zeroed(sizes.experts)?,
             logits: zeroed(sizes.logits)?,
             chosen: zeroed(sizes.chosen)?,
+            sampler: Sampler::over(reserved(sizes.candidates)?),
             seen: BTreeMap::new(),
             tokens: zeroed(sizes.rows)?,
             spans: zeroed(sizes.rows)?,
@@ -431,7 +434,8 @@ impl State {
                     }
                     seen.push(self.tokens[row as usize]);
                     let logits = &mut self.logits[index * width..(index + 1) * width];
-                    let token = sample(logits, seen, &draw.params, u64::from(place.position) + 1);
+                    let position = u64::from(place.position) + 1;
+                    let token = self.sampler.draw(logits, seen, &draw.params, position);
                     self.chosen.push(token);
                 }
                 Ok(Answer::Tokens(self.chosen.clone()))
