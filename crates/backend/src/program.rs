@@ -215,11 +215,13 @@ impl Rows<'_> {
         if self.input == Input::Chosen && wanted.iter().zip(0..).any(|(&row, index)| row != index) {
             return Err(Fault::Invalid("draws of chosen rows that are not in their order".into()));
         }
-        let mut sequences: Vec<u32> = wanted.iter().map(|&row| self.places[row as usize].sequence).collect();
-        sequences.sort_unstable();
-        match sequences.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(Fault::Invalid(format!("two draws for sequence {}", pair[0]))),
-            None => Ok(()),
+        let sequence = |row: u32| self.places[row as usize].sequence;
+        // A batch is small, and decoding allocates nothing.
+        for (index, &row) in wanted.iter().enumerate() {
+            if wanted[..index].iter().any(|&earlier| sequence(earlier) == sequence(row)) {
+                return Err(Fault::Invalid(format!("two draws for sequence {}", sequence(row))));
+            }
         }
+        Ok(())
     }
 }

@@ -22,6 +22,13 @@ const AWAKE: Duration = Duration::from_millis(2);
 /// than memory delivers between two steps.
 const AHEAD_LINES: u64 = 2048;
 
+/// A thread takes so small a share of what is left of a stretch at a time, one item at least: few at first, since taking
+/// one stops its loads for a moment, and single ones at the end, so that all are done at the same time.
+const SHARE: usize = 4;
+
+/// Bit of [`Shared::gate`] that says that helpers may come in.
+const OPEN: usize = 1 << (usize::BITS - 1);
+
 /// The epoch that ends the threads.
 const STOP: u64 = u64::MAX;
 
@@ -36,9 +43,9 @@ struct Apart<T>(T);
 struct Shared {
     /// Counts steps; a new value means that `job` is set.
     epoch: Apart<AtomicU64>,
-    /// Threads that have not finished the step.
-    busy: Apart<AtomicUsize>,
-    /// The step. Written by the caller while no thread works, read by threads that have seen its epoch.
+    /// Helpers that are inside the step, with [`OPEN`] as long as others may come in.
+    gate: Apart<AtomicUsize>,
+    /// The step. Written by the caller while the gate is closed and nobody is inside, read by who came in.
     job: UnsafeCell<Option<Job<'static>>>,
     /// The next item of each thread's share in [`Team::each`].
     cursors: Vec<Apart<AtomicUsize>>,
@@ -50,8 +57,8 @@ struct Shared {
     panicked: AtomicBool,
 }
 
-// SAFETY: `job` is written only by the holder of `Team::turn` before a new epoch is published, and read only after
-// that epoch was seen; `busy` returns to zero before it is written again.
+// SAFETY: `job` is written only by the holder of `Team::turn` while the gate is closed and nobody is inside, and read
+// only inside.
 unsafe impl Sync for Shared {}
 
 /// A fixed number of threads that do the steps of a program together.
@@ -64,19 +71,8 @@ pub(crate) struct Team {
 impl Team {
     /// A team of `threads`, the caller among them; fewer where the system grants no more.
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
-            epoch: Apart::default(),
-            busy: Apart::default(),
-            job: UnsafeCell::new(None),
-            cursors: (0..threads.max(1)).map(|_| Apart::default()).collect(),
-            expected: (0..threads.max(1)).map(|_| Apart::default()).collect(),
-            asleep: AtomicU32::new(0),
-            door: Mutex::new(()),
-            bell: Condvar::new(),
-            panicked: AtomicBool::new(false),
-        });
-        let mut team = Self { shared, helpers: Vec::new(), turn: Mutex::new(()) };
-        for number in 1..threads.max(1) {
+        let mut team = Self::with_room(threads.max(1));
+        for number in 1..threads {
             let shared = team.shared.clone();
             let thread = std::thread::Builder::new().name(format!("halfbyte-cpu-{number}"));
             let Ok(helper) = thread.spawn(move || help(&shared, number)) else { break };
@@ -85,15 +81,19 @@ impl Team {
         team
     }
 
-    /// A team of the caller alone.
+    /// A team of the caller alone. Starts no thread, so that nothing can fail.
     pub fn solo() -> Self {
-        // Starts no thread, so that nothing can fail.
+        Self::with_room(1)
+    }
+
+    /// A team of the caller, with room for helpers: `threads` in all.
+    fn with_room(threads: usize) -> Self {
         let shared = Shared {
             epoch: Apart::default(),
-            busy: Apart::default(),
+            gate: Apart::default(),
             job: UnsafeCell::new(None),
-            cursors: Vec::new(),
-            expected: Vec::new(),
+            cursors: (0..threads).map(|_| Apart::default()).collect(),
+            expected: (0..threads).map(|_| Apart::default()).collect(),
             asleep: AtomicU32::new(0),
             door: Mutex::new(()),
             bell: Condvar::new(),
@@ -107,14 +107,18 @@ impl Team {
         self.helpers.len() + 1
     }
 
-    /// Calls `job` on every thread with its number, and returns when all have. The caller holds the turn.
+    /// Calls `job` on this thread and on every helper that comes before this one is done, with their numbers, and
+    /// returns when all who came are done. The caller holds the turn, and leaves no work when its own call returns.
+    ///
+    /// A helper that the system has given no processor is not waited for: beside another busy program that would
+    /// cost a time slice, a hundred times as long as the step.
     fn lead(&self, job: Job<'_>) {
         let shared = &*self.shared;
         shared.panicked.store(false, Ordering::Relaxed);
-        shared.busy.0.store(self.helpers.len(), Ordering::Relaxed);
-        // SAFETY: no thread works, and none looks at it before the epoch below. The lifetime is over only after
-        // `Join` has seen every thread finish, even if `job` panics here.
+        // SAFETY: nobody is inside, and nobody looks at it before the gate opens. The lifetime is over only after
+        // `Join` has closed the gate and seen everyone leave, even if `job` panics here.
         unsafe { *shared.job.get() = Some(std::mem::transmute::<Job<'_>, Job<'static>>(job)) };
+        shared.gate.0.fetch_or(OPEN, Ordering::Release);
         shared.epoch.0.fetch_add(1, Ordering::SeqCst);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
             let _door = shared.door.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,12 +165,15 @@ impl Team {
             for turn in 0..threads {
                 let owner = (thread + turn) % threads;
                 let end = count * (owner + 1) / threads;
+                let cursor = &cursors[owner].0;
                 loop {
-                    let item = cursors[owner].0.fetch_add(1, Ordering::Relaxed);
+                    let left = end.saturating_sub(cursor.load(Ordering::Relaxed));
+                    let taken = (left / SHARE).max(1);
+                    let item = cursor.fetch_add(taken, Ordering::Relaxed);
                     if item >= end {
                         break;
                     }
-                    work(&mut state, item);
+                    (item..end.min(item + taken)).for_each(|item| work(&mut state, item));
                 }
             }
         });
@@ -260,13 +267,14 @@ fn fetch(address: usize) {
     let _ = address;
 }
 
-/// Waits for the helpers when it goes out of scope.
+/// Closes the gate and waits for the helpers inside when it goes out of scope.
 struct Join<'a>(&'a Shared);
 
 impl Drop for Join<'_> {
     fn drop(&mut self) {
+        self.0.gate.0.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
-        while self.0.busy.0.load(Ordering::Acquire) > 0 {
+        while self.0.gate.0.load(Ordering::Acquire) > 0 {
             if !self.0.expected.first().is_some_and(|expected| expected.0.fetch()) {
                 pause(&mut looks);
             }
@@ -292,14 +300,23 @@ fn help(shared: &Shared, number: usize) {
         if seen == STOP {
             return;
         }
-        // SAFETY: the epoch was seen, so the job is set, and stays until this thread has counted itself off.
+        if !come_in(shared) {
+            continue;
+        }
+        // SAFETY: inside, so the job is set, and stays until this thread has left.
         if let Some(job) = unsafe { *shared.job.get() }
             && catch_unwind(AssertUnwindSafe(|| job(number))).is_err()
         {
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        shared.busy.0.fetch_sub(1, Ordering::AcqRel);
+        shared.gate.0.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Comes in if the gate is open. That may be a later step's than the one whose epoch was seen.
+fn come_in(shared: &Shared) -> bool {
+    let enter = |inside: usize| (inside & OPEN != 0).then_some(inside + 1);
+    shared.gate.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter).is_ok()
 }
 
 /// Waits for an epoch other than `seen`.
@@ -372,6 +389,24 @@ mod tests {
             }
         }
         Team::solo().each(3, |thread, _| assert_eq!(thread, 0));
+    }
+
+    #[test]
+    fn a_helper_that_never_comes_is_not_waited_for() {
+        // A helper that does something else.
+        let mut team = Team::with_room(3);
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        team.helpers.push(std::thread::spawn(move || {
+            let _ = told.recv();
+        }));
+        for count in [2, 9, 100] {
+            let done: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            team.each(count, |_, item| {
+                done[item].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == 1));
+        }
+        drop(tell);
     }
 
     #[test]

@@ -69,9 +69,11 @@ impl Program for WatchedProgram {
     fn submit(&mut self, rows: &Rows<'_>) -> Result<Ticket, Fault> {
         let (allocations, ticket) = counted(|| self.0.submit(rows));
         let ticket = ticket?;
-        // What a sequence has seen is kept from draw to draw, and grows now and then: an entry, and its tokens.
+        // What a sequence has seen is kept from draw to draw: tokens that are told are copied, and one more is added
+        // at each, for which there is no room now and then.
         let grown = match rows.output {
-            Output::Sample { rows, .. } => 2 * rows.len(),
+            Output::Sample { draws, .. } if draws.iter().any(|draw| draw.seen.is_some()) => 4 * draws.len(),
+            Output::Sample { draws, .. } => draws.len(),
             _ => 0,
         };
         Ok(Box::pin(async move {
