@@ -66,6 +66,8 @@ pub enum Flag {
     Shuffle,
     /// Slabs of weights and inputs are in f16.
     F16,
+    /// Records of keys and values are read in loads of 16 bytes.
+    Wide,
 }
 
 /// A set of [`Flag`]s.
@@ -83,7 +85,7 @@ pub struct Variant {
 
 impl Flag {
     /// All flags.
-    pub const ALL: [Flag; 18] = [
+    pub const ALL: [Flag; 19] = [
         Flag::Subgroups,
         Flag::Q4,
         Flag::Bias,
@@ -102,6 +104,7 @@ impl Flag {
         Flag::Expert,
         Flag::Shuffle,
         Flag::F16,
+        Flag::Wide,
     ];
 
     /// Its name in `#if`.
@@ -125,6 +128,7 @@ impl Flag {
             Flag::Expert => "EXPERT",
             Flag::Shuffle => "SHUFFLE",
             Flag::F16 => "F16",
+            Flag::Wide => "WIDE",
         }
     }
 
@@ -206,7 +210,10 @@ impl Kernel {
                 &[Subgroups, Q4, Bias, Residual, Norm, Merge, Expert, Shuffle]
             }
             Kernel::LinearTiled => &[Flag::Q4, Flag::Bias, Flag::Residual, Flag::Expert, Flag::F16],
-            Kernel::Attend => &[Flag::Rope, Flag::QNorm, Flag::KNorm, Flag::Fresh, Flag::Parts],
+            Kernel::Attend => {
+                use Flag::*;
+                &[Rope, QNorm, KNorm, Fresh, Parts, Wide]
+            }
             Kernel::KvStore => &[Flag::Rope, Flag::KNorm],
             Kernel::Embed => &[Flag::Positions, Flag::Types],
             Kernel::Pre => &[Flag::Subgroups, Flag::Residual, Flag::Post, Flag::Norm, Flag::Emit],

@@ -4,8 +4,10 @@
 // attention output merged from its splits (MERGE). LANES threads share 4 FOURS rows of W and walk their
 // columns in steps of 32 weights a thread: 16 bytes of codes a row in one load, eight loads on their way
 // while a step is decoded (the next step's, with four rows the one after it too), one scale a row.
-// Decoded weights serve all COLUMNS, staged inputs serve 4 FOURS rows. An RMSNorm's deviation is a factor of the sums: it is formed while the inputs are
-// staged and applied at the end. An expert's workgroups end at once if no row takes it (EXPERT).
+// Decoded weights serve all COLUMNS, staged inputs serve 4 FOURS rows. Where one thread has rows of its own and
+// lanes ask each other (LANES 1, SHUFFLE), eight lanes read a group's inputs once for their whole subgroup. An
+// RMSNorm's deviation is a factor of the sums: it is formed while the inputs are staged and applied at the end. An
+// expert's workgroups end at once if no row takes it (EXPERT).
 //
 // A step of a thread, for one column: 64 FOURS bytes of codes, 128 FOURS reads of the codebook (of 4
 // bytes, at most one a weight), 32 bytes of inputs for 4 FOURS rows of 8 weights, 4 FOURS scales.
@@ -177,6 +179,32 @@ var<private> source_row: array<u32, 8>;
 // Sums of four rows for each column, then of the second four rows.
 var<private> sums: array<vec4<f32>, 16>;
 
+#if SHUFFLE
+// Four `lane % 8` of a group's inputs, of each column.
+var<private> own_inputs: array<vec4<f32>, 8>;
+#endif
+
+// Called before the inputs of a group are asked for. `within`: the group in the chunk.
+fn take_group(within: u32) {
+#if SHUFFLE
+    if (LANES == 1u) {
+        for (var m = 0u; m < COLUMNS; m++) {
+            own_inputs[m] = staged[m * pitch() + staged_at(within * 8u + subgroup_lane % 8u)];
+        }
+    }
+#endif
+}
+
+// Four `quad` of the eight of a group's inputs of column `m`.
+fn group_input(m: u32, within: u32, quad: u32) -> vec4<f32> {
+#if SHUFFLE
+    if (LANES == 1u) {
+        return subgroupShuffle(own_inputs[m], quad);
+    }
+#endif
+    return staged[m * pitch() + staged_at(within * 8u) + quad];
+}
+
 #if Q4
 var<private> unscaled: array<vec4<f32>, 16>; // as `sums`
 
@@ -249,21 +277,22 @@ fn add_group(
         unscaled[m] = vec4<f32>();
         unscaled[8u + m] = vec4<f32>();
     }
+    take_group(within);
     for (var word = 0u; word < 4u; word++) {
-        let at = staged_at((within * 4u + word) * 2u);
         let col = group * 32u + word * 8u;
         let rows = decoded(word_of(codes, word), starts, col);
         if (FOURS == 2u) {
             let upper = decoded(word_of(upper_codes, word), upper_starts, col);
             for (var m = 0u; m < COLUMNS; m++) {
-                let low = staged[m * pitch() + at];
-                let high = staged[m * pitch() + at + 1u];
+                let low = group_input(m, within, 2u * word);
+                let high = group_input(m, within, 2u * word + 1u);
                 unscaled[m] += low * rows.low + high * rows.high;
                 unscaled[8u + m] += low * upper.low + high * upper.high;
             }
         } else {
             for (var m = 0u; m < COLUMNS; m++) {
-                unscaled[m] += staged[m * pitch() + at] * rows.low + staged[m * pitch() + at + 1u] * rows.high;
+                unscaled[m] += group_input(m, within, 2u * word) * rows.low
+                    + group_input(m, within, 2u * word + 1u) * rows.high;
             }
         }
     }

@@ -14,4 +14,5 @@ pub(crate) const LIMITS: AttendLimits = AttendLimits {
     max_merged: 512,
     // They are merged a quad at a time.
     merged_features: 4,
+    fours: false,
 };

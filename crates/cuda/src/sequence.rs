@@ -15,7 +15,7 @@ use crate::product::{Product, Share, Splits};
 use crate::program_plan::{MAX_FEW, ProgramPlan, Role, needs_launch, seen_words, stride};
 use crate::weight::unsupported;
 use cubecl::server::Handle;
-use halfbyte_backend::gpu::{SPLIT_KEYS, parts_of};
+use halfbyte_backend::gpu::{KeyTile, SPLIT_KEYS, parts_of};
 use halfbyte_backend::{
     Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Moe, Pairing, Pre, Reg, Step, WantId,
 };
@@ -341,7 +341,7 @@ impl Sequence<'_> {
 
         let tile_rows = if few { 1 } else { self.plan.tile_rows };
         // The plan admits only sizes that fit.
-        let (tile_keys, dot_lanes) = LIMITS.keys(tile_rows * plan.heads_here, plan.record).unwrap_or((1, 1));
+        let tile = LIMITS.keys(tile_rows * plan.heads_here, plan.record).unwrap_or(KeyTile::LEAST);
         let splits = if parts { plan.splits } else { 1 };
         let kernel = Kernel::Attend(AttendVariant {
             record: plan.record,
@@ -355,8 +355,8 @@ impl Sequence<'_> {
             pieces: plan.pieces,
             heads_here: plan.heads_here,
             tile_rows,
-            keys: tile_keys,
-            dot_lanes,
+            keys: tile.keys,
+            dot_lanes: tile.lanes,
             splits,
             split_keys: SPLIT_KEYS,
         });

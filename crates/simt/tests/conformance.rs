@@ -108,6 +108,9 @@ fn codebooks_in_subgroups() {
     for (turn, (least, size)) in [(8, 8), (16, 16), (32, 32), (64, 64), (8, 32)].into_iter().enumerate() {
         shaped(subgroups(least, size), turn, |tuning| Tuning { shuffle: true, ..tuning });
     }
+    // Inputs, too.
+    shaped(subgroups(8, 8), 5, |_| Tuning::software(Some(8)));
+    shaped(subgroups(32, 32), 3, |_| Tuning::software(Some(32)));
 }
 
 #[test]

@@ -42,8 +42,10 @@ pub(crate) async fn read(gpu: &Gpu, max_binding: u64) -> Result<f64, Fault> {
     };
     launch.read(1, &made[0].buffer);
     launch.write(2, &made[1].buffer);
-    let dispatch = gpu.prepare(&launch)?;
-    let [x, y, z] = dispatch.grid.map(|extent| extent.of(&Counts::default()));
+    let (dispatches, counts) = (gpu.prepare(&[launch])?, Counts::default());
+    let mut prepared = dispatches.of(&counts);
+    let (dispatch, [x, y, z]) =
+        prepared.next().ok_or_else(|| Fault::Internal("a launch without a dispatch".into()))?;
 
     let mut best = f64::INFINITY;
     for _ in 0..=SUBMISSIONS {

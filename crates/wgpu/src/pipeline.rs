@@ -105,18 +105,40 @@ impl<'a> Launch<'a> {
 pub(crate) struct Dispatch {
     pub(crate) pipeline: Rc<wgpu::ComputePipeline>,
     pub(crate) bindings: wgpu::BindGroup,
-    pub(crate) grid: [Extent; 3],
     /// Elsewhere: every token walks the list, profiles alone ask for this.
     pub(crate) class: Box<StepClass>,
 }
 
 impl Dispatch {
-    /// Adds the dispatch to a pass.
-    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, counts: &Counts) {
+    /// Adds the dispatch of `grid` workgroups to a pass.
+    pub(crate) fn encode(&self, pass: &mut wgpu::ComputePass<'_>, grid: [u32; 3]) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bindings, &[]);
-        let [x, y, z] = self.grid.map(|extent| extent.of(counts));
+        let [x, y, z] = grid;
         pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// Dispatches one after the other. Their extents lie side by side: they are all that a token has to work out, often
+/// with cold caches.
+#[derive(Debug)]
+pub(crate) struct Dispatches {
+    each: Vec<Dispatch>,
+    extents: Vec<[Extent; 3]>,
+}
+
+impl Dispatches {
+    /// Every dispatch with its workgroups.
+    pub(crate) fn of<'a>(
+        &'a self,
+        counts: &'a Counts,
+    ) -> impl Iterator<Item = (&'a Dispatch, [u32; 3])> + use<'a> {
+        self.each.iter().zip(self.grids(counts))
+    }
+
+    /// The workgroups of every dispatch.
+    pub(crate) fn grids<'a>(&'a self, counts: &'a Counts) -> impl Iterator<Item = [u32; 3]> + use<'a> {
+        self.extents.iter().map(|extents| extents.map(|extent| extent.of(counts)))
     }
 }
 
@@ -267,25 +289,16 @@ impl Pipelines {
 }
 
 impl Gpu {
-    /// Turns a launch into a dispatch; the pipeline is made if there is none yet.
-    ///
-    /// # Errors
-    /// [`Fault::Internal`] if the device refuses the pipeline.
-    pub(crate) fn prepare(&self, launch: &Launch<'_>) -> Result<Dispatch, Fault> {
-        let mut made = self.prepare_all(std::slice::from_ref(launch))?;
-        made.pop().ok_or_else(|| Fault::Internal("a launch without a dispatch".into()))
-    }
-
     /// Turns launches into dispatches; the pipelines that are not there yet are made in parallel.
     ///
     /// # Errors
-    /// As [`prepare`](Self::prepare).
-    pub(crate) fn prepare_all(&self, launches: &[Launch<'_>]) -> Result<Vec<Dispatch>, Fault> {
+    /// [`Fault::Internal`] if the device refuses a pipeline.
+    pub(crate) fn prepare(&self, launches: &[Launch<'_>]) -> Result<Dispatches, Fault> {
         let Gpu { device, pipelines, .. } = self;
         let keyed: Vec<Keyed> =
             launches.iter().map(|launch| pipelines.keyed(device, launch)).collect::<Result<_, _>>()?;
         pipelines.complete(device, &keyed);
-        let mut dispatches = Vec::with_capacity(launches.len());
+        let mut each = Vec::with_capacity(launches.len());
         for (launch, keyed) in launches.iter().zip(keyed) {
             let pipeline = pipelines.pipelines.borrow().get(&keyed.key).cloned();
             let pipeline = pipeline.ok_or_else(|| Fault::Internal("a launch without a pipeline".into()))?;
@@ -299,14 +312,9 @@ impl Gpu {
                 layout: &keyed.layout.0,
                 entries: &entries,
             });
-            dispatches.push(Dispatch {
-                pipeline,
-                bindings,
-                grid: launch.grid,
-                class: Box::new(StepClass::of(launch)),
-            });
+            each.push(Dispatch { pipeline, bindings, class: Box::new(StepClass::of(launch)) });
         }
         self.check()?;
-        Ok(dispatches)
+        Ok(Dispatches { each, extents: launches.iter().map(|launch| launch.grid).collect() })
     }
 }

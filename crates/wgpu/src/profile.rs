@@ -4,7 +4,7 @@
 //! passes begin and end. That costs time between dispatches, which is in no class.
 
 use crate::gpu::{BufferPlan, Gpu};
-use crate::pipeline::{Counts, Dispatch};
+use crate::pipeline::Dispatch;
 use crate::wait::{Signal, lost};
 use halfbyte_backend::{Fault, Purpose, StepCost};
 
@@ -15,8 +15,7 @@ const QUERIES: usize = 4096;
 /// if the adapter has no timestamps.
 pub(crate) async fn run(
     gpu: &Gpu,
-    dispatches: &[&Dispatch],
-    counts: &Counts,
+    dispatches: &[(&Dispatch, [u32; 3])],
     position: u64,
 ) -> Result<Vec<StepCost>, Fault> {
     if dispatches.is_empty() || !gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -39,7 +38,7 @@ pub(crate) async fn run(
             ty: wgpu::QueryType::Timestamp,
             count: 2 * dispatches.len() as u32,
         });
-        for (index, dispatch) in dispatches.iter().enumerate() {
+        for (index, &(dispatch, grid)) in dispatches.iter().enumerate() {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: None,
                 timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
@@ -48,7 +47,7 @@ pub(crate) async fn run(
                     end_of_pass_write_index: Some(2 * index as u32 + 1),
                 }),
             });
-            dispatch.encode(&mut pass, counts);
+            dispatch.encode(&mut pass, grid);
         }
         let at = (part * QUERIES * 8) as u64;
         encoder.resolve_query_set(&queries, 0..2 * dispatches.len() as u32, resolved, at);
@@ -67,7 +66,7 @@ pub(crate) async fn run(
     read.unmap();
     let second = f64::from(gpu.queue.get_timestamp_period()) * 1e-9;
     let mut costs: Vec<StepCost> = Vec::new();
-    for (dispatch, ticks) in dispatches.iter().zip(ticks.chunks_exact(2)) {
+    for (&(dispatch, _), ticks) in dispatches.iter().zip(ticks.chunks_exact(2)) {
         let class = dispatch.class.name;
         let known = costs.iter().position(|cost| cost.class == class).unwrap_or_else(|| {
             costs.push(StepCost { class: class.into(), dispatches: 0, seconds: 0.0, bytes: 0 });

@@ -5,10 +5,10 @@ use crate::gpu::{Allocation, Gpu};
 use crate::held::{Held, Wants};
 use crate::kernels::sample::seen_words;
 use crate::layout::stride;
-use crate::pipeline::{Counts, Dispatch};
+use crate::pipeline::{Counts, Dispatch, Dispatches};
 use crate::profile;
 use crate::program_plan::{ProgramPlan, RING, Role};
-use crate::rows::encode;
+use crate::rows::Metadata;
 use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
 use halfbyte_backend::gpu::{Reach, all_apart, seen_bits};
@@ -31,12 +31,14 @@ pub(crate) struct WgpuProgram {
     plan: ProgramPlan,
     caps: Caps,
     reach: Reach,
-    bodies: HashMap<Manners, Rc<Vec<Dispatch>>>,
-    heads: HashMap<Columns, Rc<Vec<Dispatch>>>,
-    argmax: Option<Rc<Dispatch>>,
-    sample: Option<Rc<Dispatch>>,
+    bodies: HashMap<Manners, Rc<Dispatches>>,
+    heads: HashMap<Columns, Rc<Dispatches>>,
+    argmax: Option<Rc<Dispatches>>,
+    sample: Option<Rc<Dispatches>>,
     small: Ring,
     large: Ring,
+    /// The row metadata of the last submission.
+    metadata: Metadata,
     /// How many tokens the last output that chose some did.
     chosen: usize,
     dispatches: u64,
@@ -48,19 +50,20 @@ pub(crate) struct WgpuProgram {
 
 /// A submission, ready to be encoded.
 struct Work {
-    /// The row metadata.
-    words: Vec<u32>,
     counts: Counts,
-    body: Rc<Vec<Dispatch>>,
-    head: Option<Rc<Vec<Dispatch>>>,
-    choice: Option<Rc<Dispatch>>,
+    body: Rc<Dispatches>,
+    head: Option<Rc<Dispatches>>,
+    choice: Option<Rc<Dispatches>>,
     reply: Reply,
 }
 
 impl Work {
-    fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
-        let head = self.head.iter().flat_map(|head| head.iter());
-        self.body.iter().chain(head).chain(self.choice.as_deref())
+    fn lists(&self) -> impl Iterator<Item = &Dispatches> {
+        [Some(&self.body), self.head.as_ref(), self.choice.as_ref()].into_iter().flatten().map(Rc::as_ref)
+    }
+
+    fn dispatches(&self) -> impl Iterator<Item = (&Dispatch, [u32; 3])> {
+        self.lists().flat_map(|list| list.of(&self.counts))
     }
 }
 
@@ -88,6 +91,7 @@ impl WgpuProgram {
             Ring::new((0..RING).filter_map(buffer).collect())
         };
         let (small, large) = (ring(Role::SmallAnswer), ring(Role::LargeAnswer));
+        let metadata = Metadata::new(&caps);
         let mut program = Self {
             gpu,
             stretch,
@@ -101,6 +105,7 @@ impl WgpuProgram {
             sample: None,
             small,
             large,
+            metadata,
             chosen: 0,
             dispatches: 0,
             submissions: 0,
@@ -128,7 +133,7 @@ impl WgpuProgram {
         }
     }
 
-    fn body(&mut self, manners: Manners) -> Result<Rc<Vec<Dispatch>>, Fault> {
+    fn body(&mut self, manners: Manners) -> Result<Rc<Dispatches>, Fault> {
         if let Some(body) = self.bodies.get(&manners) {
             return Ok(body.clone());
         }
@@ -137,7 +142,7 @@ impl WgpuProgram {
         Ok(body)
     }
 
-    fn head(&mut self, columns: Columns) -> Result<Rc<Vec<Dispatch>>, Fault> {
+    fn head(&mut self, columns: Columns) -> Result<Rc<Dispatches>, Fault> {
         if let Some(head) = self.heads.get(&columns) {
             return Ok(head.clone());
         }
@@ -146,7 +151,7 @@ impl WgpuProgram {
         Ok(head)
     }
 
-    fn argmax(&mut self) -> Result<Rc<Dispatch>, Fault> {
+    fn argmax(&mut self) -> Result<Rc<Dispatches>, Fault> {
         if let Some(argmax) = &self.argmax {
             return Ok(argmax.clone());
         }
@@ -155,7 +160,7 @@ impl WgpuProgram {
         Ok(argmax)
     }
 
-    fn sample(&mut self) -> Result<Rc<Dispatch>, Fault> {
+    fn sample(&mut self) -> Result<Rc<Dispatches>, Fault> {
         if let Some(sample) = &self.sample {
             return Ok(sample.clone());
         }
@@ -321,7 +326,7 @@ impl WgpuProgram {
         let few = columns != Columns::Many;
         let fresh = few && self.plan.fresh && all_apart(rows.places);
         let tile_rows = if few { 1 } else { self.plan.tile_rows };
-        let (words, counts) = encode(rows, &self.caps, tile_rows);
+        let counts = self.metadata.encode(rows, &self.caps, tile_rows);
 
         let reply = match rows.output {
             Output::Nothing => Reply::Nothing,
@@ -343,13 +348,14 @@ impl WgpuProgram {
             (Reply::Tokens(_), _) => Some(self.argmax()?),
             _ => None,
         };
-        Ok(Work { words, counts, body, head, choice, reply })
+        Ok(Work { counts, body, head, choice, reply })
     }
 
     /// Writes what the host says to a submission: ordered before the one that follows and after the one before.
-    fn write(&self, work: &Work, rows: &Rows<'_>) -> Result<(), Fault> {
+    fn write(&self, rows: &Rows<'_>) -> Result<(), Fault> {
         let places = self.buffer(Role::Places)?;
-        self.gpu.meter.driver(|| self.gpu.queue.write_buffer(places, 0, bytemuck::cast_slice(&work.words)));
+        let words = bytemuck::cast_slice(self.metadata.words());
+        self.gpu.meter.driver(|| self.gpu.queue.write_buffer(places, 0, words));
         if let Output::Sample { rows: wanted, draws } = rows.output {
             self.gpu.meter.driver(|| self.write_seen(rows.places, wanted, draws))?;
         }
@@ -369,19 +375,19 @@ impl Program for WgpuProgram {
             Reply::Tokens(_) => Some(self.small.next(&gpu)?),
             Reply::Logits { .. } | Reply::Hidden { .. } => Some(self.large.next(&gpu)?),
         };
-        self.write(&work, rows)?;
+        self.write(rows)?;
         if gpu.meter.is_on() {
             // Between the driver's calls only this is done: once more, where it counts as ours.
-            for dispatch in work.dispatches() {
-                std::hint::black_box(dispatch.grid.map(|extent| extent.of(&work.counts)));
+            for grid in work.lists().flat_map(|list| list.grids(&work.counts)) {
+                std::hint::black_box(grid);
             }
         }
         let (mut encoder, encoded) = gpu.meter.driver(|| {
             let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             let mut encoded = 0;
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in work.dispatches() {
-                dispatch.encode(&mut pass, &work.counts);
+            for (dispatch, grid) in work.dispatches() {
+                dispatch.encode(&mut pass, grid);
                 encoded += 1;
             }
             drop(pass);
@@ -439,10 +445,10 @@ impl Program for WgpuProgram {
     fn profile<'a>(&'a mut self, rows: &'a Rows<'a>) -> Fut<'a, Vec<StepCost>> {
         Box::pin(async move {
             let work = self.work(rows)?;
-            self.write(&work, rows)?;
-            let dispatches: Vec<&Dispatch> = work.dispatches().collect();
+            self.write(rows)?;
+            let dispatches: Vec<_> = work.dispatches().collect();
             let position = rows.places.iter().map(|place| place.position).max().unwrap_or(0);
-            let costs = profile::run(&self.gpu, &dispatches, &work.counts, u64::from(position)).await?;
+            let costs = profile::run(&self.gpu, &dispatches, u64::from(position)).await?;
             if let (Output::Greedy(outputs), false) = (rows.output, costs.is_empty()) {
                 self.chosen = outputs.len();
             }

@@ -7,7 +7,7 @@ use crate::kernels::norm_linear::Splits;
 use crate::kernels::{Places, Product, Register, Residual, argmax, attend, embed, kv_store, linear_tiled};
 use crate::kernels::{norm_linear, pre, sample};
 use crate::layout::stride;
-use crate::pipeline::{Dispatch, Launch};
+use crate::pipeline::{Dispatches, Launch};
 use crate::program_plan::{MAX_COLUMNS, ProgramPlan, Role, needs_dispatch};
 use halfbyte_backend::gpu::parts_of;
 use halfbyte_backend::{Act, Attend, Caps, Embed, EmitKind, Fault, Head, LinearStep, Pre, Reg, Step, WantId};
@@ -47,7 +47,7 @@ pub(crate) struct Sequence<'a> {
 
 impl<'a> Sequence<'a> {
     /// The dispatches of all steps but the head.
-    pub(crate) fn body(&self, manners: Manners) -> Result<Vec<Dispatch>, Fault> {
+    pub(crate) fn body(&self, manners: Manners) -> Result<Dispatches, Fault> {
         let mut out = Vec::new();
         for (index, step) in self.wants.stretch.steps.iter().enumerate() {
             match step {
@@ -58,36 +58,36 @@ impl<'a> Sequence<'a> {
                 Step::Head(_) => {}
             }
         }
-        self.gpu.prepare_all(&out)
+        self.gpu.prepare(&out)
     }
 
     /// The dispatches of the head, for as many outputs.
-    pub(crate) fn head(&self, columns: Columns) -> Result<Vec<Dispatch>, Fault> {
+    pub(crate) fn head(&self, columns: Columns) -> Result<Dispatches, Fault> {
         let mut out = Vec::new();
         for step in &self.wants.stretch.steps {
             if let Step::Head(step) = step {
                 self.head_step(step, columns, &mut out)?;
             }
         }
-        self.gpu.prepare_all(&out)
+        self.gpu.prepare(&out)
     }
 
     /// The greedy choice from the logits.
-    pub(crate) fn argmax(&self) -> Result<Dispatch, Fault> {
+    pub(crate) fn argmax(&self) -> Result<Dispatches, Fault> {
         let launch = argmax::launch(self.logits()?, self.plan.vocabulary, self.buffer(Role::Chosen)?);
-        self.gpu.prepare(&launch)
+        self.gpu.prepare(&[launch])
     }
 
     /// The draw from the logits.
-    pub(crate) fn sample(&self) -> Result<Dispatch, Fault> {
-        self.gpu.prepare(&sample::launch(&sample::Sample {
+    pub(crate) fn sample(&self) -> Result<Dispatches, Fault> {
+        self.gpu.prepare(&[sample::launch(&sample::Sample {
             places: self.places()?,
             logits: self.logits()?,
             vocabulary: self.plan.vocabulary,
             chosen: self.buffer(Role::Chosen)?,
             seen: self.buffer(Role::Seen)?,
             candidates: self.buffer(Role::Candidates)?,
-        }))
+        })])
     }
 
     pub(crate) fn buffer(&self, role: Role) -> Result<&'a wgpu::Buffer, Fault> {

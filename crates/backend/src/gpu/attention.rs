@@ -26,6 +26,25 @@ pub struct AttendLimits {
     pub max_merged: usize,
     /// Features of a head are a multiple of this where the output stays in splits.
     pub merged_features: usize,
+    /// Whether queries, keys and scores are kept in fours: features are padded to fours, and a thread scores a few
+    /// queries with four keys at once.
+    pub fours: bool,
+}
+
+/// How a workgroup scores the keys that it holds at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyTile {
+    /// Keys at once.
+    pub keys: usize,
+    /// Queries that a thread scores together: 1, or where keys are in fours 1, 2 or 4.
+    pub query_tile: usize,
+    /// Threads that share such scores, each with a part of the features.
+    pub lanes: usize,
+}
+
+impl KeyTile {
+    /// The smallest.
+    pub const LEAST: Self = Self { keys: 1, query_tile: 1, lanes: 1 };
 }
 
 /// The sizes of one attention.
@@ -71,7 +90,7 @@ impl AttendLimits {
         let fits = |queries: usize, least: usize| {
             queries <= MAX_QUERIES
                 && queries * head_dim <= FEATURES * self.threads
-                && self.keys(queries, record).is_some_and(|(keys, _)| keys >= least)
+                && self.keys(queries, record).is_some_and(|tile| tile.keys >= least)
         };
         let cut = |least: usize| {
             let mut pieces = (1..=group).filter(|&pieces| group.is_multiple_of(pieces));
@@ -94,17 +113,36 @@ impl AttendLimits {
         Ok(AttendSizes { record, pieces, heads_here, tile_rows, splits, parts })
     }
 
-    /// Keys of a tile for `queries` queries, and the threads that share a score; none if not even one key fits.
-    pub fn keys(&self, queries: usize, record: Record) -> Option<(usize, usize)> {
-        let fixed = (queries + 2) * record.head_dim + 2 * record.words();
+    /// As many keys at once as fit beside `queries` queries; none if not even one does.
+    pub fn keys(&self, queries: usize, record: Record) -> Option<KeyTile> {
+        let tiles: &[usize] = if self.fours { &[4, 2, 1] } else { &[1] };
         [32, 24, 16, 8, 4, 2, 1].into_iter().find_map(|keys| {
-            let pairs = queries * keys;
-            let lanes = (self.threads / pairs).max(1);
-            // A power of two that divides the work evenly.
-            let lanes = if lanes.is_power_of_two() { lanes } else { lanes.next_power_of_two() / 2 };
-            let words = fixed + keys * (record.head_dim + 1) + pairs * lanes.max(self.least_partials);
-            (words <= self.words).then_some((keys, lanes))
+            let mut tiles = tiles.iter().filter(|&&tile| tile == 1 || tile <= queries);
+            tiles.find_map(|&query_tile| self.tile(queries, keys, query_tile, record))
         })
+    }
+
+    /// The tile of `keys` keys where each thread scores `query_tile` queries, if it fits.
+    fn tile(&self, queries: usize, keys: usize, query_tile: usize, record: Record) -> Option<KeyTile> {
+        let width = if self.fours { 4 } else { 1 };
+        let features = record.head_dim.next_multiple_of(width);
+        let columns = keys.div_ceil(width);
+        let lanes = (self.threads / (queries.div_ceil(query_tile) * columns)).max(1);
+        // A power of two that divides the work evenly.
+        let mut lanes = if lanes.is_power_of_two() { lanes } else { lanes.next_power_of_two() / 2 };
+        // Sums of more parts than eight cost more than the reads that queries share.
+        if query_tile > 1 && lanes > 8 || self.fours && features > 4 * self.threads {
+            return None;
+        }
+        let vectors = queries * features + 2 * record.head_dim + 2 * record.words();
+        let words = |lanes: usize| {
+            let scores = queries * columns * width * lanes.max(self.least_partials);
+            vectors + keys * (features + width) + scores
+        };
+        while self.fours && lanes > 4 && words(lanes) > self.words {
+            lanes /= 2;
+        }
+        (words(lanes) <= self.words).then_some(KeyTile { keys, query_tile, lanes })
     }
 }
 
@@ -168,11 +206,16 @@ mod tests {
             max_splits: 8,
             max_merged: 512,
             merged_features: 1,
+            fours: false,
         };
-        for (queries, head_dim) in [(1, 128), (4, 128), (8, 128), (16, 64), (4, 256), (7, 64), (1, 80)] {
-            let (keys, lanes) = limits.keys(queries, Record { dtype: KvType::F16, head_dim }).unwrap();
-            assert!(keys >= 8, "{queries} queries of {head_dim}: {keys} keys");
-            assert!(queries * keys * lanes <= 512);
+        for (queries, head_dim) in [(1, 128), (4, 128), (8, 128), (16, 64), (2, 256), (7, 64), (1, 80)] {
+            for fours in [false, true] {
+                let limits = AttendLimits { fours, ..limits };
+                let KeyTile { keys, query_tile, lanes } =
+                    limits.keys(queries, Record { dtype: KvType::F16, head_dim }).unwrap();
+                assert!(keys >= 8, "{queries} queries of {head_dim}: {keys} keys");
+                assert!(queries * keys * lanes <= 512 * query_tile);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ mod draws;
 mod reach;
 mod tiles;
 
-pub use attention::{AttendLimits, AttendSizes, SPLIT_KEYS, parts_of};
+pub use attention::{AttendLimits, AttendSizes, KeyTile, SPLIT_KEYS, parts_of};
 pub use draws::{DRAW_WORDS, draw_words, seen_bits};
 pub use reach::Reach;
 pub use tiles::{Tile, all_apart, tiles};

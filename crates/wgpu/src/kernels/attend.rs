@@ -1,11 +1,11 @@
 //! `attend.wgsl`: attention over one slice of the keys.
 
 use super::{Places, Register, truth};
-use crate::attend_plan::limits;
+use crate::attend_plan::{ValueTile, limits};
 use crate::held::NormUse;
 use crate::pipeline::{Extent, Launch};
 use crate::tuning::Tuning;
-use halfbyte_backend::gpu::AttendSizes;
+use halfbyte_backend::gpu::{AttendSizes, KeyTile};
 use halfbyte_backend::{Attend, KvType, Pairing};
 use halfbyte_shaders::{Flag, Flags, Kernel, Variant};
 
@@ -96,20 +96,21 @@ pub(crate) fn launches<'a>(
     let queries = manner.tile_rows * plan.heads_here;
     // The plan admits only sizes that fit.
     let limits = limits(tuning.attend_threads, queries, step.head_dim);
-    let (keys, lanes) = limits.keys(queries, plan.record).unwrap_or((1, 1));
+    let tile = limits.keys(queries, plan.record).unwrap_or(KeyTile::LEAST);
+    let values = ValueTile::new(limits.threads, queries, step.head_dim, tile.keys);
     let flags = Flags::default()
         .with(Flag::Rope, attention.rope.is_some())
         .with(Flag::QNorm, attention.q_norm.is_some())
         .with(Flag::KNorm, manner.fresh && attention.k_norm.is_some())
         .with(Flag::Fresh, manner.fresh)
-        .with(Flag::Parts, manner.parts.is_some());
+        .with(Flag::Parts, manner.parts.is_some())
+        .with(Flag::Wide, plan.record.words().is_multiple_of(4));
     let splits = if manner.parts.is_some() { plan.splits } else { 1 };
     let launch = |shard: &Shard<'a>| {
         let mut launch = Launch {
             variant: Variant { kernel: Kernel::Attend, flags },
             constants: vec![
                 ("THREADS", limits.threads as f64),
-                ("VECTORS", (queries + if manner.fresh { 2 } else { 0 }) as f64),
                 ("HEAD_DIM", step.head_dim as f64),
                 ("QKV_STRIDE", attention.qkv.stride as f64),
                 ("SHARD_HEAD", shard.first as f64),
@@ -126,9 +127,12 @@ pub(crate) fn launches<'a>(
                 ("HEADS_HERE", plan.heads_here as f64),
                 ("TILE_ROWS", manner.tile_rows as f64),
                 ("QUERIES", queries as f64),
-                ("KEYS", keys as f64),
-                ("DOT_LANES", lanes as f64),
-                ("SCORE_PLANES", lanes.max(2) as f64),
+                ("KEYS", tile.keys as f64),
+                ("QUERY_TILE", tile.query_tile as f64),
+                ("DOT_LANES", tile.lanes as f64),
+                ("SCORE_PLANES", tile.lanes.max(2) as f64),
+                ("VALUE_QUERIES", values.queries as f64),
+                ("VALUE_LANES", values.lanes as f64),
                 ("SPLITS", splits as f64),
                 ("SPLIT_KEYS", manner.split_keys as f64),
                 ("OUT_STRIDE", manner.out.stride as f64),

@@ -31,7 +31,9 @@ pub(crate) fn launches<'a>(
         .with(Flag::Subgroups, tuning.subgroup.is_some())
         .with(Flag::Norm, product.norm.is_some())
         .with(Flag::Merge, splits.is_some());
-    flags = flags.with(Flag::Shuffle, tuning.shuffle && tuning.subgroup.is_some() && flags.has(Flag::Q4));
+    // Eight lanes hold the codebook, or a group's inputs, between them.
+    let shuffle = tuning.shuffle && tuning.subgroup.is_some_and(|size| size >= 8);
+    flags = flags.with(Flag::Shuffle, shuffle && flags.has(Flag::Q4));
     let chunk = tuning.staged / columns;
     let blocks = (most as u32).div_ceil(columns);
     let extent = if product.select { Extent::Outputs(columns) } else { Extent::Rows(columns) };
