@@ -11,6 +11,8 @@ use std::rc::Rc;
 pub(crate) struct Pending {
     buffer: wgpu::Buffer,
     len: u64,
+    /// What copies the bytes.
+    submission: wgpu::SubmissionIndex,
     signal: Signal,
     state: RefCell<State>,
 }
@@ -48,20 +50,21 @@ impl Ring {
             return Err(Fault::Invalid("an answer that the program was not compiled for".into()));
         };
         if let Some(pending) = pending.take() {
-            pending.signal.block(gpu).map_err(|reason| lost(&gpu.info.name, reason))?;
+            pending.signal.block(gpu, &pending.submission).map_err(|reason| lost(&gpu.info.name, reason))?;
             gpu.meter.driver(|| pending.fetch());
         }
         Ok(buffer.clone())
     }
 
-    /// Maps the buffer of [`Ring::next`], now that the copy of `len` bytes to it is submitted.
-    pub(crate) fn map(&mut self, len: u64) -> Option<Rc<Pending>> {
+    /// Maps the buffer of [`Ring::next`], now that the copy of `len` bytes to it is submitted with `submission`.
+    pub(crate) fn map(&mut self, len: u64, submission: wgpu::SubmissionIndex) -> Option<Rc<Pending>> {
         let index = self.next;
         self.next = (self.next + 1) % self.slots.len().max(1);
         let (buffer, slot) = self.slots.get_mut(index)?;
         let signal = Signal::default();
         signal.map(buffer, wgpu::MapMode::Read);
-        let pending = Rc::new(Pending { buffer: buffer.clone(), len, signal, state: RefCell::default() });
+        let pending =
+            Rc::new(Pending { buffer: buffer.clone(), len, submission, signal, state: RefCell::default() });
         *slot = Some(pending.clone());
         Some(pending)
     }
@@ -79,7 +82,7 @@ impl Pending {
 
     /// Awaits the bytes.
     pub(crate) async fn bytes(&self, gpu: &Gpu) -> Result<Vec<u8>, Fault> {
-        let mapped = self.signal.wait(gpu).await;
+        let mapped = self.signal.wait_for(gpu, Some(self.submission.clone())).await;
         gpu.check()?;
         mapped.map_err(|reason| lost(&gpu.info.name, reason))?;
         gpu.meter.driver(|| self.fetch());

@@ -397,7 +397,7 @@ impl Program for WgpuProgram {
             Some(target) => gpu.meter.driver(|| self.copy_reply(&work.reply, target, &mut encoder))?,
             None => 0,
         };
-        gpu.meter.driver(|| gpu.queue.submit([encoder.finish()]));
+        let submission = gpu.meter.driver(|| gpu.queue.submit([encoder.finish()]));
         self.dispatches += encoded;
         self.passes += 1;
         self.submissions += 1;
@@ -418,8 +418,10 @@ impl Program for WgpuProgram {
                     Ok(empty)
                 }));
             }
-            Reply::Tokens(_) => gpu.meter.driver(|| self.small.map(len)),
-            Reply::Logits { .. } | Reply::Hidden { .. } => gpu.meter.driver(|| self.large.map(len)),
+            Reply::Tokens(_) => gpu.meter.driver(|| self.small.map(len, submission)),
+            Reply::Logits { .. } | Reply::Hidden { .. } => {
+                gpu.meter.driver(|| self.large.map(len, submission))
+            }
         };
         let pending = pending.ok_or_else(|| Fault::Internal("an answer without a buffer".into()))?;
         Ok(Box::pin(answer(gpu, pending, work.reply)))

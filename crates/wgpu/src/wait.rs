@@ -1,8 +1,9 @@
 //! Waiting for the device. The only file that blocks.
 //!
 //! Natively wgpu runs callbacks only while somebody polls the device, so the future that waits for a
-//! callback polls it itself, in short waits: several may be outstanding and awaited in any order. In
-//! the browser callbacks come from the event loop and waiting is impossible.
+//! callback polls it itself, up to the end of the submission that brings the callback: a later one may be on its way,
+//! and the device is not to idle until its successor comes. In the browser callbacks come from the event loop and waiting
+//! is impossible.
 
 use crate::gpu::{Gpu, Trouble};
 use crate::meter::Meter;
@@ -47,9 +48,19 @@ impl Signal {
         buffer.slice(..).map_async(mode, move |result| signal.set(result.map_err(|error| error.to_string())));
     }
 
-    /// Awaits the event, or the device's loss.
+    /// Awaits the event, or the device's loss. It comes with the end of the last submission.
     pub(crate) fn wait(&self, gpu: &Gpu) -> impl Future<Output = Result<(), String>> + use<> {
+        self.wait_for(gpu, None)
+    }
+
+    /// As [`wait`](Self::wait), where the event comes with the end of `submission`, if one is named.
+    pub(crate) fn wait_for(
+        &self,
+        gpu: &Gpu,
+        submission: Option<wgpu::SubmissionIndex>,
+    ) -> impl Future<Output = Result<(), String>> + use<> {
         Wait {
+            submission,
             signal: self.clone(),
             device: gpu.device.clone(),
             trouble: gpu.trouble.clone(),
@@ -57,11 +68,11 @@ impl Signal {
         }
     }
 
-    /// Blocks until the event.
+    /// Blocks until the event, which comes with the end of `submission`.
     ///
     /// # Errors
     /// What the event reported; in the browser, that blocking is impossible.
-    pub(crate) fn block(&self, gpu: &Gpu) -> Result<(), String> {
+    pub(crate) fn block(&self, gpu: &Gpu, submission: &wgpu::SubmissionIndex) -> Result<(), String> {
         loop {
             if let Some(outcome) = self.outcome() {
                 return outcome;
@@ -72,23 +83,25 @@ impl Signal {
             if cfg!(target_arch = "wasm32") {
                 return Err("too many answers are awaited at once".into());
             }
-            gpu.meter.driver(|| poll(&gpu.device));
+            gpu.meter.driver(|| poll(&gpu.device, Some(submission)));
         }
     }
 }
 
-/// Lets the device report what has ended, waiting a few milliseconds for it.
+/// Lets the device report what has ended, waiting a while for `submission` to end, or the last one.
 #[cfg(not(target_arch = "wasm32"))]
-fn poll(device: &wgpu::Device) {
-    let timeout = Some(std::time::Duration::from_millis(5));
+fn poll(device: &wgpu::Device, submission: Option<&wgpu::SubmissionIndex>) {
+    // Where it is not known what brings the callback, it may well come before the last submission ends.
+    let timeout = Some(std::time::Duration::from_millis(if submission.is_some() { 50 } else { 5 }));
     // A timeout is no failure: the caller looks again. A lost device signals an error by itself.
-    let _ = device.poll(wgpu::PollType::Wait { submission_index: None, timeout });
+    let _ = device.poll(wgpu::PollType::Wait { submission_index: submission.cloned(), timeout });
 }
 
 #[cfg(target_arch = "wasm32")]
-fn poll(_device: &wgpu::Device) {}
+fn poll(_device: &wgpu::Device, _submission: Option<&wgpu::SubmissionIndex>) {}
 
 struct Wait {
+    submission: Option<wgpu::SubmissionIndex>,
     signal: Signal,
     device: wgpu::Device,
     trouble: Trouble,
@@ -100,7 +113,7 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if self.signal.outcome().is_none() {
-            self.meter.driver(|| poll(&self.device));
+            self.meter.driver(|| poll(&self.device, self.submission.as_ref()));
         }
         let mut state = self.signal.state();
         if let Some(outcome) = state.outcome.clone() {
