@@ -93,7 +93,7 @@ pub enum ModelError {
         max_positions: usize,
     },
     /// A token id that the model does not embed.
-    #[error("token id {token} is not below the vocabulary's {vocab}: the tokenizer belongs to another model")]
+    #[error("token id {token} is not in the vocabulary of {vocab}: ids of another model's tokenizer?")]
     Token {
         /// The id.
         token: u32,
