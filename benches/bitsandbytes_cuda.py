@@ -5,7 +5,8 @@ CPU; `--device cpu` here only tries the script.)
 
     python benches/bitsandbytes_cuda.py halfbyte --device cuda:0 --shape llama-2-7b --prompt 512 --tokens 64 --json
 
-`--json` gives rows on stdout: `name`, `prefill_tokens_per_second`, `decode_tokens_per_second`.
+`--json` gives rows on stdout: `name`, `prefill_tokens_per_second`, `decode_tokens_per_second`; and `slower_over_faster`,
+how many times as fast halfbyte is at least: `prefill_ratio`, `decode_ratio`.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def quantized(shape, dtype, device, positions):
 def bitsandbytes(args, dtype):
     """Tokens a second: prefill of the prompt, decode; medians."""
     model = quantized(args.shape, dtype, args.device, args.prompt + args.tokens + 1)
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    wait = (lambda: torch.cuda.synchronize(args.device)) if args.device.startswith("cuda") else lambda: None
     ids = torch.randint(0, VOCABULARY, (1, args.prompt), device=args.device)
     prefill, decode = [], []
     for run in range(args.runs + 1):
@@ -121,15 +122,17 @@ def main():
     for dtype in dtypes:
         rows.append((f"bitsandbytes {bnb.__version__}, {dtype}", *bitsandbytes(args, dtype)))
     rows.append(("halfbyte, after", *halfbyte(args)))
-    if args.json:
-        names = ("name", "prefill_tokens_per_second", "decode_tokens_per_second")
-        print(json.dumps({"shape": args.shape, "rows": [dict(zip(names, row)) for row in rows]}))
-        return
-    for name, prefill, decode in rows:
-        print(f"{name:40} prefill {args.prompt}: {prefill:8.2f}   decode: {decode:8.3f}")
     ours = [min(rows[0][i], rows[-1][i]) for i in (1, 2)]
     theirs = [max(row[i] for row in rows[1:-1]) for i in (1, 2)]
-    print(f"slower halfbyte over faster bitsandbytes: prefill {ours[0] / theirs[0]:.1f}, decode {ours[1] / theirs[1]:.1f}")
+    prefill, decode = (our / their for our, their in zip(ours, theirs))
+    if args.json:
+        names = ("name", "prefill_tokens_per_second", "decode_tokens_per_second")
+        ratios = {"prefill_ratio": round(prefill, 3), "decode_ratio": round(decode, 3)}
+        print(json.dumps({"shape": args.shape, "rows": [dict(zip(names, row)) for row in rows], "slower_over_faster": ratios}))
+        return
+    for name, prefill_rate, decode_rate in rows:
+        print(f"{name:40} prefill {args.prompt}: {prefill_rate:8.2f}   decode: {decode_rate:8.3f}")
+    print(f"slower halfbyte over faster bitsandbytes: prefill {prefill:.1f}, decode {decode:.1f}")
 
 
 main()

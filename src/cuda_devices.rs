@@ -76,6 +76,20 @@ pub(crate) fn twin<'a>(
     })
 }
 
+/// Whether `CUDA_VISIBLE_DEVICES` (`visible`) keeps `info`, one of NVIDIA's cards under wgpu, from whoever does not name
+/// it: CUDA works, or was told to show nothing, and does not show the card.
+///
+/// Who hides a card from CUDA wants it left alone, whatever the way to it. `opened` are the CUDA devices here, `failed`
+/// those that did not open: a card may be one of these.
+pub(crate) fn hidden(info: &DeviceInfo, visible: Option<&str>, opened: usize, failed: usize) -> bool {
+    let Some(visible) = visible.filter(|_| cfg!(feature = "cuda")) else { return false };
+    let nothing = matches!(visible.trim(), "" | "-1");
+    info.name.starts_with("wgpu:")
+        && info.kind == DeviceKind::DiscreteGpu
+        && info.adapter.contains("NVIDIA")
+        && (nothing || (opened > 0 && failed == 0))
+}
+
 /// Whether two devices are one card: by their places on the PCI bus, or, where one does not tell, by name.
 fn same_card(a: &DeviceInfo, b: &DeviceInfo) -> bool {
     let place = |info: &DeviceInfo| {
@@ -112,5 +126,19 @@ mod tests {
         assert!(!same_card(&cuda, &device("wgpu:1", h200, Some("0000:86:00.0"))));
         assert!(same_card(&cuda, &device("wgpu:1", h200, None)));
         assert!(!same_card(&cuda, &device("wgpu:1", "NVIDIA L4", None)));
+    }
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn a_card_that_is_hidden_from_cuda_is_left_alone() {
+        let second = device("wgpu:1", "NVIDIA L4", None);
+        // One of two is shown.
+        assert!(hidden(&second, Some("0"), 1, 0));
+        assert!(hidden(&second, Some(""), 0, 0) && hidden(&second, Some("-1"), 0, 0));
+        // Nobody hides it; CUDA does not work here; it may be the card that did not open; it is nobody's of NVIDIA.
+        assert!(!hidden(&second, None, 1, 0));
+        assert!(!hidden(&second, Some("0"), 0, 0));
+        assert!(!hidden(&second, Some("0,1"), 1, 1));
+        assert!(!hidden(&device("wgpu:1", "AMD Radeon Pro W7900", None), Some("0"), 1, 0));
+        assert!(!hidden(&device("cuda:1", "NVIDIA L4", None), Some("0,1"), 2, 0));
     }
 }

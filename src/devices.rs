@@ -1,6 +1,6 @@
 //! The devices of this machine, and how much of each may be used.
 
-use crate::cuda_devices::{open_cube, open_cuda, twin};
+use crate::cuda_devices::{hidden, open_cube, open_cuda, twin};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::pressure::read_pretended;
 use crate::{Error, human_bytes, rates};
@@ -260,12 +260,18 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
     let found = open(&wanted, opened_with).await?;
     check_named(options, &found)?;
 
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let cuda = |name: &str| name.starts_with("cuda:");
+    let opened = found.backends.iter().filter(|backend| cuda(&backend.info().name)).count();
+    let failed = found.failed.iter().filter(|(name, _)| cuda(name)).count();
     let mut candidates = Vec::new();
     for backend in &found.backends {
         let name = &backend.info().name;
-        // A card that CUDA drives is used through CUDA; named, it is used as it is named, its memory counted once.
+        // A card that CUDA drives is used through CUDA, and one that is hidden from CUDA not at all; named, it is used as
+        // it is named, its memory counted once.
         let twin = twin(found.backends.iter().map(|backend| &**backend), backend.info());
-        if mapped(name) && (twin.is_none() || named(name)) {
+        let apart = twin.is_none() && !hidden(backend.info(), visible.as_deref(), opened, failed);
+        if mapped(name) && (apart || named(name)) {
             let limit = watched.get(name).map(|&bytes| Limit::new(Cell::new(bytes)));
             let backend = match &limit {
                 Some(limit) => Rc::new(Limited::new(Rc::clone(backend), Rc::clone(limit))) as Rc<dyn Backend>,

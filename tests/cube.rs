@@ -4,7 +4,7 @@ mod reference;
 
 use halfbyte::{
     CausalLm, DeviceMap, Encoded, FaultSpec, Flow, GenerateOptions, LoadOptions, ModelSource, QuantSpec,
-    SampleParams, SequenceClassifier, Silent,
+    SampleParams, SequenceClassifier, Silent, StreamLayers,
 };
 use reference::{Fixture, GPU_TOLERANCE, MODELS, Setup, distance, float32};
 
@@ -96,15 +96,59 @@ fn layers_over_two_devices_say_the_same() {
         assert_eq!(row.planned_bytes, row.measured_bytes, "{}", row.device);
     }
     assert_eq!(tell(&mut shared), wanted);
+    drop(shared);
+    // Of unlike sizes, by another policy: neither holds all, and together they hold it. (`auto` would rather have the CPU
+    // than software GPUs: two cards under it are planned in the placement crate's tests.)
+    let mut balanced = LoadOptions { device_map: DeviceMap::Balanced, ..limited(all - 1) };
+    let less = all - all / 32;
+    balanced.max_memory.insert("cube:1".into(), less);
+    let mut shared = load(&balanced);
+    let blocks = ["cube:0", "cube:1", "cpu"].map(|device| shared.blocks_on(device));
+    assert!(blocks[0] > 0 && blocks[1] > 0 && blocks[2] == 0, "{:?}", shared.device_map());
+    for row in shared.memory() {
+        assert_eq!(row.planned_bytes, row.measured_bytes, "{}", row.device);
+        assert!(row.device != "cube:1" || row.measured_bytes <= less, "{}", row.measured_bytes);
+    }
+    assert_eq!(tell(&mut shared), wanted);
+    drop(shared);
+
     // Draws, too: by the host, from logits.
     let drawn = |model: &mut CausalLm| {
         let sample = SampleParams { temperature: 1.0, seed: 5, ..SampleParams::default() };
         let options = GenerateOptions { max_new_tokens: 12, sample };
         model.generate("Once there was", &options, &mut |_| Flow::Continue).unwrap().text
     };
-    let across = drawn(&mut shared);
-    drop(shared);
+    let across = drawn(&mut load(&options));
     assert_eq!(drawn(&mut load(&limited(1 << 30))), across);
+}
+
+#[test]
+fn layers_of_the_cpu_pass_through_it_for_prompts() {
+    let layers =
+        [("", "cube:0"), ("model.embed_tokens", "cpu"), ("model.layers.0", "cpu"), ("model.layers.1", "cpu")];
+    let map = layers.iter().map(|&(block, device)| (block.to_owned(), device.to_owned())).collect();
+    // One prompt in one chunk and in many: then its caches' beginning comes with each layer.
+    for (name, chunk) in [("llama_gqa_tied_llama3rope", 64), ("gemma2_softcap", 5)] {
+        let fixture = Fixture::open(name);
+        let input = fixture.ids("input_ids");
+        let options = LoadOptions {
+            device_map: DeviceMap::Given(Clone::clone(&map)),
+            stream_layers: StreamLayers::Always,
+            chunk,
+            ..setup().exact(Some(QuantSpec::default()))
+        };
+        let mut model = CausalLm::load(&fixture.endless(), &options, &mut Silent).unwrap();
+        for row in model.memory() {
+            assert_eq!(row.planned_bytes, row.measured_bytes, "{name}: {}", row.device);
+        }
+        let text = model.generate_ids(&input, &greedy(16), &mut |_| Flow::Continue).unwrap();
+        assert_eq!(text.token_ids, fixture.ids("greedy16.nf4dq"), "{name}");
+        assert!(model.loaded().streamed_layers().unwrap() >= 2, "{name}");
+        // Its beginning is in the caches: what follows streams after it.
+        let logits = model.logits(&input).unwrap();
+        let distance = distance(&logits, &fixture.floats("logits.nf4dq"));
+        assert!(distance < GPU_TOLERANCE, "{name}: {distance:e}");
+    }
 }
 
 #[test]

@@ -40,14 +40,7 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of one head's key (or value) at one position, scales included.
     pub fn head_bytes(&self) -> u64 {
-        let dim = self.head_dim as u64;
-        let scales = dim.div_ceil(KV_BLOCK as u64) * 2;
-        match self.dtype {
-            KvType::F32 => dim * 4,
-            KvType::F16 => dim * 2,
-            KvType::Q8 => dim + scales,
-            KvType::Q4 => dim.div_ceil(2) + scales,
-        }
+        Record::of(self).canonical().0 as u64
     }
 
     /// Bytes of keys and values together, without any backend's padding.
@@ -67,6 +60,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// That of a cache.
+    pub fn of(shape: &KvShape) -> Self {
+        Self { dtype: shape.dtype, head_dim: shape.head_dim }
+    }
+
     /// Features of a word.
     pub fn per_word(self) -> usize {
         match self.dtype {
@@ -75,6 +73,17 @@ impl Record {
             KvType::Q8 => 4,
             KvType::Q4 => 8,
         }
+    }
+
+    /// Bytes of the same in [`KvRows`], and of the codes that begin it.
+    pub(crate) fn canonical(self) -> (usize, usize) {
+        let codes = match self.dtype {
+            KvType::F32 => return (self.head_dim * 4, self.head_dim * 4),
+            KvType::F16 => return (self.head_dim * 2, self.head_dim * 2),
+            KvType::Q8 => self.head_dim,
+            KvType::Q4 => self.head_dim.div_ceil(2),
+        };
+        (codes + self.head_dim.div_ceil(KV_BLOCK) * 2, codes)
     }
 
     /// Words that hold codes.

@@ -6,6 +6,7 @@ use crate::hardware::{Hardware, offered_cores, plane_size};
 use crate::held::{Held, WeightBuffers, kv_bytes};
 use crate::kernels::linear_cores::Cores;
 use crate::kernels::variant::{Lookup, Team};
+use crate::kv_rows::Cache;
 use crate::layout::{CubeLayout, STAGING};
 use crate::program::CubeProgram;
 use crate::program_plan::{ProgramPlan, Role};
@@ -15,8 +16,8 @@ use crate::weight::{WeightLayout, aligned};
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use halfbyte_backend::{
-    Backend, Caps, DeviceInfo, Fault, Fut, Kind, Layout, Ledger, Memory, Program, Purpose, Slot, Stretch,
-    Want, WeightSource,
+    Backend, Caps, DeviceInfo, Fault, Fut, Kind, KvRows, KvSpan, Layout, Ledger, Memory, Program, Purpose,
+    Slot, Stretch, Want, WeightSource,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -232,6 +233,17 @@ impl<R: Runtime> CubeBackend<R> {
         Ok(held.clone())
     }
 
+    /// A slot's cache, when all that was replayed over it has ended.
+    fn cache(&self, slot: Slot) -> Result<Cache, Fault> {
+        let Held::Kv { keys, values, shape } = self.held(slot)? else {
+            return Err(Fault::Internal(format!("slot {} holds no cache", slot.0)));
+        };
+        if let Some(recorder) = &self.recorder {
+            recorder.finish()?;
+        }
+        Ok(Cache { keys, values, shape })
+    }
+
     /// A program's buffers.
     fn program_buffers(&self, plan: &ProgramPlan) -> Result<BTreeMap<Role, Handle>, Fault> {
         let total = plan.buffers.values().map(|buffer| buffer.bytes).sum();
@@ -356,6 +368,9 @@ impl<R: Runtime> Backend for CubeBackend<R> {
         Box::pin(async move {
             match (self.held(slot)?, &want.kind) {
                 (Held::Linear(layout, buffers), Kind::Linear(shape)) => {
+                    if layout != WeightLayout::of(self.device(), shape)? {
+                        return Err(Fault::Internal(format!("{} was reserved in another shape", want.name)));
+                    }
                     self.uploader().linear(&layout, &buffers, shape, source).await?;
                 }
                 (Held::Norm(handle, _), Kind::Norm(shape)) => {
@@ -372,6 +387,18 @@ impl<R: Runtime> Backend for CubeBackend<R> {
             caught(self.device(), || self.client.flush())?
                 .map_err(|error| fault(self.device(), &want.name, &error))
         })
+    }
+
+    fn moves_kv(&self) -> bool {
+        true
+    }
+
+    fn read_kv<'a>(&'a self, slot: Slot, span: KvSpan) -> Fut<'a, KvRows> {
+        Box::pin(async move { self.uploader().read_kv(&self.cache(slot)?, &span).await })
+    }
+
+    fn write_kv<'a>(&'a self, slot: Slot, span: KvSpan, rows: &'a KvRows) -> Fut<'a, ()> {
+        Box::pin(async move { self.uploader().write_kv(&self.cache(slot)?, &span, rows).await })
     }
 
     fn release(&self, slots: &[Slot]) {

@@ -27,12 +27,21 @@ pub fn cuda_devices() -> Result<usize, String> {
         return Err(NO_DRIVER.to_owned());
     }
     let count = caught("cuda", || driver::init().and_then(|()| driver::device::get_count()));
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let absent = |why: &str| Err(absence(why, visible.as_deref()));
     match count {
         Ok(Ok(count)) if count > 0 => Ok(count as usize),
-        Ok(Ok(_)) => Err("CUDA was not found: NVIDIA's driver has no device".to_owned()),
-        Ok(Err(error)) => Err(format!("CUDA was not found: NVIDIA's driver failed: {error}")),
-        Err(fault) => Err(format!("CUDA was not found: {fault}")),
+        Ok(Ok(_)) => absent("NVIDIA's driver has no device"),
+        Ok(Err(error)) => absent(&format!("NVIDIA's driver failed: {error}")),
+        Err(fault) => absent(&fault.to_string()),
     }
+}
+
+/// A sentence on why there is no device. The driver numbers only those that `CUDA_VISIBLE_DEVICES` (`visible`) lets
+/// through, and calls it an error where that are none.
+fn absence(why: &str, visible: Option<&str>) -> String {
+    let through = visible.map(|visible| format!(" (CUDA_VISIBLE_DEVICES is `{visible}`)"));
+    format!("CUDA was not found: {why}{}", through.unwrap_or_default())
 }
 
 impl CubeBackend<CudaRuntime> {
@@ -144,6 +153,13 @@ fn free_and_total(index: usize) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_hides_all_devices_is_told() {
+        let why = "NVIDIA's driver has no device";
+        assert_eq!(absence(why, None), "CUDA was not found: NVIDIA's driver has no device");
+        assert!(absence(why, Some("-1")).ends_with("(CUDA_VISIBLE_DEVICES is `-1`)"));
+    }
 
     #[test]
     fn a_machine_without_a_device_gets_a_reason() {

@@ -35,7 +35,7 @@ pub(crate) enum Held {
 
 /// Bytes of the keys of a cache, or of its values.
 pub(crate) fn kv_bytes(shape: &KvShape) -> u64 {
-    let record = Record { dtype: shape.dtype, head_dim: shape.head_dim };
+    let record = Record::of(shape);
     (shape.sequences * shape.kv_heads * shape.capacity * record.words()) as u64 * 4
 }
 

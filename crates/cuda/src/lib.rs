@@ -54,6 +54,7 @@ mod guard;
 mod hardware;
 mod held;
 mod kernels;
+mod kv_rows;
 mod launch;
 mod layout;
 mod linear;

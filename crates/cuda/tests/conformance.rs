@@ -68,7 +68,9 @@ fn prompts_through_tensor_cores_say_the_same() {
         if !tiled || matches!(case.step, "attend" | "embed" | "pre") {
             continue;
         }
+        let start = std::time::Instant::now();
         let outcome = pollster::block_on(run_case(&case, &reference, &subject));
+        println!("{}: {}: {:.1e} {:?}", case.step, case.name, outcome.error, start.elapsed());
         assert_eq!(outcome.result, Verdict::Passed, "{}: {}", case.step, case.name);
         many += 1;
     }

@@ -133,6 +133,22 @@ fn balanced_and_sequential_spread_as_they_say() {
 }
 
 #[test]
+fn two_cards_of_unlike_sizes_share_what_neither_holds() {
+    let model = Model::llama_2_7b(F16);
+    // Half each would be 2,406 MiB: the smaller one takes what it holds, 13 layers and an end.
+    for (budgets, wanted) in [([2, 4], [0..14, 14..34]), ([4, 2], [0..20, 20..34])] {
+        let devices = [cpu(12 * GIB), gpu("cuda:0", budgets[0] * GIB), gpu("cuda:1", budgets[1] * GIB)];
+        let context = Wanted::Exactly(2048);
+        let balanced = plan(&devices, &model, &request(context, Policy::Balanced)).unwrap();
+        let [first, second] = wanted;
+        assert_eq!(stages(&devices, &balanced), [("cuda:0", first), ("cuda:1", second)]);
+        let auto = auto(&devices, context).unwrap();
+        let names: Vec<&str> = stages(&devices, &auto).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["cuda:0", "cuda:1"], "{budgets:?}");
+    }
+}
+
+#[test]
 fn sequential_spills_its_first_blocks_to_the_cpu() {
     let devices = [cpu(12 * GIB), gpu("wgpu:0", GIB), gpu("wgpu:1", 2 * GIB)];
     let model = Model::llama_2_7b(F16);

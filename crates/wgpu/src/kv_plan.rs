@@ -20,7 +20,7 @@ impl KvPlan {
     /// # Errors
     /// [`Fault::Unsupported`] if one head's context cannot be bound.
     pub(crate) fn new(shape: &KvShape, bounds: &Bounds) -> Result<Self, Fault> {
-        let record = Record { dtype: shape.dtype, head_dim: shape.head_dim };
+        let record = Record::of(shape);
         let head_bytes = (shape.sequences * shape.capacity * record.words()) as u64 * 4;
         bounds.bindable("one head of the KV cache", head_bytes)?;
         let per_shard = ((bounds.shard / head_bytes.max(1)) as usize).clamp(1, shape.kv_heads.max(1));

@@ -6,14 +6,18 @@
 //! A case also holds a backend to its word on memory: the ledger must grow by exactly what the
 //! [`Layout`](crate::Layout) says at `reserve` and `compile`, and be as before when everything is gone.
 //!
+//! [`compare_kv`] and [`compare_draws`] hold two backends, and a device and the host, to the same bytes and tokens.
+//!
 //! [`mutants`] are small errors of meaning (a norm's eps, a window's edge). A test runs each of them
 //! against the right reference: a mutant that no case of its row catches is a hole in the table.
 
 mod attend;
 mod case;
+mod draws;
 mod embed;
 mod execute;
 mod head;
+mod kv_moves;
 mod linear;
 mod moe;
 mod mutants;
@@ -21,6 +25,8 @@ mod report;
 mod weights;
 
 pub use case::{Case, Feed, Fill, Submission, TOLERANCE, Take};
+pub use draws::compare_draws;
+pub use kv_moves::compare_kv;
 pub use mutants::{Mutant, mutants, run_mutant};
 pub use report::{Outcome, Report, Verdict};
 pub use weights::SeededWeights;

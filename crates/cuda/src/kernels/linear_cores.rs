@@ -10,7 +10,8 @@
 //! A cube brings 32 columns of its rows of the matrix, decoded and scaled once, and of its rows of `x` to shared memory.
 //! A plane (warp) of 32 units owns `plane_rows` × `plane_batch` results, in fragments of 16 × 16. With `plain` the same
 //! planes multiply the same tiles in loops, with numbers that are rounded as halves are: for devices without tensor
-//! cores, which test all but the fragments' loads, products and stores.
+//! cores, which test all but the fragments' loads, products and stores. Nothing is unrolled there: software adapters
+//! compile for longer than they run.
 
 #![allow(
     clippy::collapsible_if,
@@ -180,7 +181,7 @@ pub(crate) fn linear_cores<E: Float>(
     }
     let mut high_sums = Array::<f32>::new(comptime!(cores.sums()));
     let mut low_sums = Array::<f32>::new(comptime!(cores.sums()));
-    #[unroll]
+    #[unroll(!cores.plain)]
     for i in 0..comptime!(cores.sums()) {
         high_sums[i] = 0.0f32;
         low_sums[i] = 0.0f32;
@@ -213,7 +214,7 @@ pub(crate) fn linear_cores<E: Float>(
                 &mut weights,
                 elements,
             );
-            #[unroll]
+            #[unroll(!cores.plain)]
             for j in 0..8usize {
                 let to = local * PITCH + word * 8 + j;
                 keep::<E>(&mut weights_tile, to, weights[j], comptime!(cores.rows() * PITCH), cores);
@@ -227,7 +228,7 @@ pub(crate) fn linear_cores<E: Float>(
                 source = output_row(places, source);
             }
             let quad = input[(source * groups + group) * 8 + i % 8];
-            #[unroll]
+            #[unroll(!cores.plain)]
             for j in 0..4usize {
                 let to = i / 8 * PITCH + i % 8 * 4 + j;
                 keep::<E>(&mut input_tile, to, quad[j] * INPUT, comptime!(cores.batch() * PITCH), cores);
@@ -242,6 +243,7 @@ pub(crate) fn linear_cores<E: Float>(
                 plane_row,
                 plane_input,
                 lane,
+                min(rows as usize, 1usize),
                 &mut high_sums,
                 &mut low_sums,
                 cores,
@@ -264,9 +266,8 @@ pub(crate) fn linear_cores<E: Float>(
             for part in 0..comptime!(cores.parts()) {
                 sync_cube();
                 if comptime!(cores.plain) {
-                    #[unroll]
                     for j in 0..comptime!(SIDE * SIDE / PLANE) {
-                        let own = comptime!(fragment * SIDE * SIDE / PLANE + j);
+                        let own = comptime!(fragment * SIDE * SIDE / PLANE) + j;
                         let mut sum = high_sums[own];
                         if comptime!(part == 1) {
                             sum = low_sums[own];
@@ -282,7 +283,7 @@ pub(crate) fn linear_cores<E: Float>(
                     }
                 }
                 sync_cube();
-                #[unroll]
+                #[unroll(!cores.plain)]
                 for j in 0..comptime!(SIDE * SIDE / PLANE) {
                     let index = lane + j * PLANE;
                     let next = index - index % SIDE + min(index % SIDE + 1, comptime!(SIDE - 1));
@@ -295,7 +296,7 @@ pub(crate) fn linear_cores<E: Float>(
                     }
                 }
             }
-            #[unroll]
+            #[unroll(!cores.plain)]
             for j in 0..comptime!(SIDE * SIDE / PLANE) {
                 let index = lane + j * PLANE;
                 let row = first_row + plane_row + comptime!(r * SIDE) + index % SIDE;
@@ -437,7 +438,8 @@ fn multiply<E: Float>(
     }
 }
 
-/// The same in loops.
+/// The same in loops. `once` is 1, which only the caller knows: loops of known lengths are unrolled by drivers, and are
+/// compiled for minutes then. Not one column at a time: llvmpipe ends every loop of a unit after 65,535 turns in all.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "what a cube shares has no other name")]
 fn multiply_plain<E: Float>(
@@ -446,26 +448,30 @@ fn multiply_plain<E: Float>(
     plane_row: usize,
     plane_input: usize,
     lane: usize,
+    once: usize,
     high: &mut Array<f32>,
     low: &mut Array<f32>,
     #[comptime] cores: Cores,
 ) {
-    #[unroll]
-    for i in 0..comptime!(cores.sums()) {
-        let fragment = comptime!(i / (SIDE * SIDE / PLANE));
-        let index = lane + comptime!(i % (SIDE * SIDE / PLANE) * PLANE);
-        let row = plane_row + comptime!(fragment / cores.fragments[1] * SIDE) + index % SIDE;
-        let source = plane_input + comptime!(fragment % cores.fragments[1] * SIDE) + index / SIDE;
+    for i in 0..once * comptime!(cores.sums()) {
+        let fragment = i / comptime!(SIDE * SIDE / PLANE);
+        let index = lane + i % comptime!(SIDE * SIDE / PLANE) * PLANE;
+        let row = plane_row + fragment / comptime!(cores.fragments[1]) * SIDE + index % SIDE;
+        let source = plane_input + fragment % comptime!(cores.fragments[1]) * SIDE + index / SIDE;
         let mut sum = 0.0f32;
         let mut mixed = 0.0f32;
-        for k in 0..GROUP {
-            let w = f32::cast_from(weights[row * PITCH + k]);
-            let x = f32::cast_from(input[source * PITCH + k]);
-            sum += w * x;
-            if comptime!(cores.split) {
-                let w_low = f32::cast_from(weights[(row + comptime!(cores.rows())) * PITCH + k]);
-                let x_low = f32::cast_from(input[(source + comptime!(cores.batch())) * PITCH + k]);
-                mixed += w_low * x + w * x_low;
+        for quarter in 0..once * 4 {
+            #[unroll]
+            for j in 0..comptime!(GROUP / 4) {
+                let k = quarter * comptime!(GROUP / 4) + j;
+                let w = f32::cast_from(weights[row * PITCH + k]);
+                let x = f32::cast_from(input[source * PITCH + k]);
+                sum += w * x;
+                if comptime!(cores.split) {
+                    let w_low = f32::cast_from(weights[(row + comptime!(cores.rows())) * PITCH + k]);
+                    let x_low = f32::cast_from(input[(source + comptime!(cores.batch())) * PITCH + k]);
+                    mixed += w_low * x + w * x_low;
+                }
             }
         }
         high[i] += sum;

@@ -21,6 +21,7 @@ pub(crate) mod read_bandwidth;
 pub(crate) mod route;
 pub(crate) mod sample;
 pub(crate) mod scatter;
+pub(crate) mod scatter_words;
 pub(crate) mod tile;
 pub(crate) mod variant;
 
