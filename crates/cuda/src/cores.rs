@@ -71,7 +71,7 @@ mod tests {
     use crate::{CubeBackend, WgpuRuntime};
 
     #[test]
-    #[ignore = "the software adapter compiles its three kernels for minutes: see CONTRIBUTING"]
+    #[ignore = "the software adapter compiles its kernels for 20 s: see CONTRIBUTING"]
     fn two_halves_are_as_good_as_32_bits_and_one_is_not() {
         let backend = CubeBackend::<WgpuRuntime>::open().unwrap();
         let error = |cores: Option<Cores>| {

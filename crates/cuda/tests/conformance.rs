@@ -56,7 +56,7 @@ fn recorded_steps_say_the_same() {
 }
 
 #[test]
-#[ignore = "the software adapter compiles its kernels for minutes: see CONTRIBUTING"]
+#[ignore = "the software adapter takes a minute and a half: see CONTRIBUTING"]
 fn prompts_through_tensor_cores_say_the_same() {
     // With loops in place of the fragments: what is left are decoding, layouts, indices and numbers.
     let subject = CubeBackend::<WgpuRuntime>::open().unwrap().with_plain_cores();
