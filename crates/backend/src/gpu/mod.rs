@@ -1,5 +1,6 @@
 //! What the GPU backends plan alike, from shapes alone: how far a submission's rows may reach, the tiles that they
-//! are cut into, the sizes of an attention, how keys and values lie in their caches, and what a draw is told. Nothing here knows an API; only GPU backends need it.
+//! are cut into, the sizes of an attention, how keys and values lie in their caches, and what a draw is told. Nothing
+//! here knows an API; only GPU backends need it.
 
 mod attention;
 mod draws;
