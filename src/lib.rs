@@ -46,6 +46,7 @@ mod memory_report;
 mod model_source;
 mod opened;
 mod options;
+mod plan_report;
 mod planning;
 mod pressure;
 mod profile;
@@ -82,7 +83,8 @@ pub use options::{
     ComputeDtype, CpuMath, DeviceMap, LoadOptions, StreamLayers, Token, parse_bytes, parse_max_memory,
     parse_pretend_memory, parse_stream_layers,
 };
-pub use planning::{LayerReport, PlanReport, PlannedDevice, StreamedReport, plan};
+pub use plan_report::{LayerReport, PlanReport, PlannedDevice, StreamedReport};
+pub use planning::plan;
 pub use profile::{DecodeProfile, StepProfile};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
