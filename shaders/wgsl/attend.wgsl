@@ -441,8 +441,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         }
 #endif
     }
-#else
-    workgroupBarrier();
 #endif
 
     // A thread sums one four of features of VALUE_QUERIES queries, over one in VALUE_LANES fours of the keys.

@@ -104,8 +104,8 @@ fn add_bins(thread: u32) {
     workgroupBarrier();
 }
 
+// After `add_bins`, which ends with a barrier.
 fn clear_bins(thread: u32) {
-    workgroupBarrier();
     for (var digit = 0u; digit < DIGITS; digit++) {
         bins[digit * THREADS + thread] = 0.0;
     }
@@ -197,7 +197,6 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
         seen[seen_at + token / 32u] |= 1u << (token % 32u);
     }
     storageBarrier();
-    workgroupBarrier();
 
     var best = 0u;
     var best_token = 0u;
