@@ -40,7 +40,7 @@ pub fn print_table(table: &Table) -> Result<(), Error> {
 
 /// Prints a table on stderr.
 pub fn say_table(table: &Table) {
-    say(&table.on(&console::Term::stderr()));
+    say(table.on(&console::Term::stderr()).trim_end());
 }
 
 /// Prints on stderr; nobody there is no error.
