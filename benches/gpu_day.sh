@@ -103,7 +103,7 @@ bench() {
 
 # doctor NAME: the conformance table, a line a case in the log. The first run compiles every kernel, one after the other.
 doctor() {
-    step 400 "$1.txt" "$halfbyte" doctor --device "$device"
+    step 400 "$1.txt" "$halfbyte" doctor --device "$device" --cases
     say "$1: $(grep -c ' passed (' "$dir/$1.log") passed, $(grep -c ' failed: ' "$dir/$1.log") failed"
 }
 
