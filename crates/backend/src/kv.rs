@@ -49,8 +49,8 @@ impl KvShape {
     }
 }
 
-/// How GPUs keep one head's key or value: in words of 4 bytes, codes first, then for the quantized types one f16
-/// scale per block, two a word.
+/// What GPUs keep of one head's key or value: words of 4 bytes, codes first, then for the quantized types one f16
+/// scale per block, two a word. Where the words of many records lie is each backend's own affair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Record {
     /// Element type.
@@ -91,10 +91,17 @@ impl Record {
         self.head_dim.div_ceil(self.per_word())
     }
 
-    /// All words, scales included.
+    /// Words that hold scales.
+    pub fn scale_words(self) -> usize {
+        match self.dtype {
+            KvType::F32 | KvType::F16 => 0,
+            KvType::Q8 | KvType::Q4 => self.head_dim.div_ceil(KV_BLOCK).div_ceil(2),
+        }
+    }
+
+    /// All words.
     pub fn words(self) -> usize {
-        let scaled = matches!(self.dtype, KvType::Q8 | KvType::Q4);
-        self.code_words() + if scaled { self.head_dim.div_ceil(KV_BLOCK).div_ceil(2) } else { 0 }
+        self.code_words() + self.scale_words()
     }
 }
 

@@ -12,19 +12,26 @@ use halfbyte_backend::{Fault, KvRows, KvSpan};
 pub(crate) async fn get(gpu: &Gpu, held: &KvHeld, span: &KvSpan) -> Result<KvRows, Fault> {
     let KvHeld { plan, shards } = held;
     span.bytes(&plan.shape)?;
-    let pieces = |keys: bool| {
+    // Keys' codes, keys' scales, values' codes, values' scales, each of all heads.
+    let pieces = |keys: bool, plane: usize| {
         let heads = plan.shards.iter().zip(shards).flat_map(move |(&(_, heads), shard)| {
             (0..heads).map(move |head| (heads, head, if keys { &shard.0 } else { &shard.1 }))
         });
-        heads.map(|(heads, head, allocation)| {
-            let (offset, len) = plan.record.place(&plan.shape, heads, head, span);
+        heads.map(move |(heads, head, allocation)| {
+            let (offset, len) = plan.places(heads, head, span)[plane];
             Piece { buffer: &allocation.buffer, offset, len }
         })
     };
-    let own = read(gpu, pieces(true).chain(pieces(false))).await?;
+    let both = |keys: bool| pieces(keys, 0).chain(pieces(keys, 1));
+    let own = read(gpu, both(true).chain(both(false))).await?;
+    let record = plan.planes.record;
+    let records = plan.shape.kv_heads * span.positions.len();
+    let canonical = |own: &[u8]| {
+        let (codes, scales) = own.split_at(records * record.code_words() * 4);
+        record.to_canonical(&plan.planes.join(codes, scales))
+    };
     let (keys, values) = own.split_at(own.len() / 2);
-    let (keys, values) = (plan.record.to_canonical(keys), plan.record.to_canonical(values));
-    Ok(KvRows { keys, values })
+    Ok(KvRows { keys: canonical(keys), values: canonical(values) })
 }
 
 /// Puts keys and values into a span.
@@ -38,10 +45,13 @@ pub(crate) async fn set(gpu: &Gpu, held: &KvHeld, span: &KvSpan, rows: &KvRows) 
     let mut writer = Writer::new(gpu);
     for (&(first, heads), shard) in plan.shards.iter().zip(shards) {
         for head in 0..heads {
-            let (offset, _) = plan.record.place(&plan.shape, heads, head, span);
+            let places = plan.places(heads, head, span);
             for (allocation, from) in [(&shard.0, &rows.keys), (&shard.1, &rows.values)] {
                 let from = &from[(first + head) * head_bytes..][..head_bytes];
-                writer.write(&allocation.buffer, offset, &plan.record.from_canonical(from)).await?;
+                let planes = plan.planes.split(&plan.planes.record.from_canonical(from));
+                for ((offset, _), bytes) in places.into_iter().zip(&planes) {
+                    writer.write(&allocation.buffer, offset, bytes).await?;
+                }
             }
         }
     }

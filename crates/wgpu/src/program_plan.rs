@@ -4,6 +4,7 @@ use crate::attend_plan::LIMITS;
 use crate::gpu::BufferPlan;
 use crate::kernels::route::share_stride;
 use crate::kernels::sample::{THREADS, seen_words};
+use crate::kv_plan::Planes;
 use crate::layout::{Bounds, stride};
 use crate::linear_plan::LinearPlan;
 use halfbyte_backend::gpu::{AttendSizes, SPLIT_KEYS};
@@ -155,7 +156,8 @@ impl ProgramPlan {
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);
                     plan.fresh &= attend.cache.is_some();
                     if attend.cache.is_none() {
-                        let words = caps.rows * attend.kv_heads * sizes.record.words();
+                        let planes = Planes { record: sizes.record, capacity: caps.rows };
+                        let words = attend.kv_heads * planes.words();
                         plan.float(bounds, Role::Keys, Purpose::Scratch, words)?;
                         plan.float(bounds, Role::Values, Purpose::Scratch, words)?;
                     }

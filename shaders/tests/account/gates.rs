@@ -37,6 +37,59 @@ fn streams(sheet: &Sheet) -> Result<(), String> {
     Ok(())
 }
 
+/// Cached codes come in loads of 16 bytes, neighbours next to each other; a last load that is not needed may be the same
+/// for all. To each there is one load of a scale at most, of 4 bytes, or none where there are no scales.
+fn streams_the_cache(sheet: &Sheet, scaled: bool) -> Result<(), String> {
+    let keys = sheet.keys.as_ref().ok_or("no keys are loaded")?;
+    let of = |bytes: u32| keys.widths.get(&bytes).copied().unwrap_or(0);
+    let all: usize = keys.widths.values().sum();
+    if of(16) == 0 || of(4) + of(16) != all || of(4) > if scaled { of(16) } else { 0 } {
+        return Err(format!("loads of keys by their bytes: {:?}", keys.widths));
+    }
+    if keys.strides.keys().any(|stride| !matches!(stride, Some(0 | 16)))
+        || !keys.strides.contains_key(&Some(16))
+    {
+        return Err(format!("neighbours' loads are {:?} bytes apart", keys.strides));
+    }
+    Ok(())
+}
+
+#[test]
+fn every_wide_attention_streams_its_cache() {
+    let wide = |variant: &Variant| variant.kernel == Kernel::Attend && variant.flags.has(Flag::Wide);
+    let variants: Vec<Variant> = Variant::all().into_iter().filter(wide).collect();
+    assert!(variants.len() > 20, "{} variants", variants.len());
+    for variant in variants {
+        for (dtype, head_dim) in [(1, 64), (1, 128), (2, 64), (2, 128), (3, 64), (3, 128)] {
+            let sheet = Sheet::of(variant, &Settings::attention(variant, dtype, head_dim));
+            streams_the_cache(&sheet, dtype > 1)
+                .unwrap_or_else(|error| panic!("{}, type {dtype}, {head_dim}: {error}", variant.name()));
+        }
+    }
+}
+
+/// Attention over q8 with `from` replaced by `to`, and what the gate says of it.
+fn attention_mutant(from: &str, to: &str) -> Result<(), String> {
+    let flags = Flags::of(&[Flag::Rope, Flag::Fresh, Flag::Parts, Flag::Wide]);
+    let variant = Variant { kernel: Kernel::Attend, flags };
+    let source = variant.wgsl().unwrap();
+    assert!(source.contains(from), "the shader has no {from} to change");
+    let settings = Settings::attention(variant, 2, 64);
+    streams_the_cache(&Sheet::of_source("mutant", &source.replace(from, to), flags, &settings), true)
+}
+
+#[test]
+fn caches_that_do_not_stream_are_found() {
+    assert_eq!(attention_mutant("fn main(", "fn main("), Ok(()));
+    // Scales within the records, which are padded to 80 bytes.
+    let error = attention_mutant("head + slot * CODE_WORDS + word", "head + slot * 20u + word");
+    assert!(error.as_ref().is_err_and(|error| error.contains("None: ")), "{error:?}");
+    let at = "let at = word_at(head_base, slot, 4u * load) / 4u;";
+    let error =
+        attention_mutant(at, &format!("if (!value) {{ return four_words(value, slot, load); }}\n{at}"));
+    assert!(error.as_ref().is_err_and(|error| error.contains("{4: ")), "{error:?}");
+}
+
 #[test]
 fn every_variant_fits_the_default_limits() {
     for variant in Variant::all() {

@@ -49,11 +49,13 @@ impl Settings {
                 ("DOT_LANES", 8.0),
                 ("SCORE_PLANES", 8.0),
                 ("VALUE_LANES", 2.0),
-                ("CAPACITY", 1024.0),
                 ("QKV_STRIDE", 512.0),
-                ("CODE_WORDS", 32.0),
-                ("RECORD", 32.0),
                 ("PAIRS", 32.0),
+                ("KV_DTYPE", 1.0),
+                ("CODE_WORDS", 32.0),
+                ("SCALE_WORDS", 0.0),
+                ("HEAD_WORDS", 32768.0),
+                ("SCALES_AT", 32768.0),
             ],
             Kernel::ReadBandwidth => &[("QUADS", 8192.0)],
             _ => &[],
@@ -62,7 +64,32 @@ impl Settings {
         Self { constants: constants.chain(own.iter().copied()).collect(), lanes, columns }
     }
 
-    /// What storage holds: the row metadata of `columns` rows in one tile at position 64, rows of weights
+    /// Attention with heads of `head_dim` features in a cache of type `dtype` (as in `kv`) of 1021 slots, 16 keys at
+    /// a time.
+    pub fn attention(variant: Variant, dtype: u32, head_dim: u32) -> Self {
+        let slots = 1021;
+        let code_words = head_dim / [1, 2, 4, 8][dtype as usize];
+        let scale_words = if dtype < 2 { 0 } else { head_dim / 64 };
+        let scales_at = (slots * code_words).next_multiple_of(4);
+        let own = [
+            ("HEAD_DIM", head_dim),
+            ("PAIRS", head_dim / 2),
+            ("KEYS", 16),
+            ("KV_DTYPE", dtype),
+            ("CODE_WORDS", code_words),
+            ("SCALE_WORDS", scale_words),
+            ("SCALES_AT", scales_at),
+            ("HEAD_WORDS", scales_at + (slots * scale_words).next_multiple_of(4)),
+        ];
+        let mut settings = Self::gpu(variant);
+        for (name, value) in own {
+            let constant = settings.constants.iter_mut().find(|(constant, _)| *constant == name);
+            constant.unwrap_or_else(|| panic!("no constant {name}")).1 = f64::from(value);
+        }
+        settings
+    }
+
+    /// What storage holds: the row metadata of `columns` rows in one tile at position 63, rows of weights
     /// that start with a block, and experts that every row takes.
     pub fn word(&self, buffer: &str, at: u32) -> u32 {
         match (buffer, at / 4) {
@@ -70,7 +97,7 @@ impl Settings {
             ("places", 2) => 1,
             // ROW_CAP and OUTPUT_CAP are 1: the tile is at 16 + 4 + 1.
             ("places", 22 | 26) => 1,
-            ("places", 24) => 64,
+            ("places", 24) => 63,
             ("shares", _) => 1f32.to_bits(),
             _ => 0,
         }

@@ -1,8 +1,27 @@
-// How a head's key or value is kept: a record of RECORD words, codes first (CODE_WORDS), then for the
-// quantized types (2 is Q8, 3 is Q4) one f16 scale per block of 32 features, two a word.
+// How a head's key or value is kept: a record of RECORD words, codes (CODE_WORDS) and for the quantized types (2 is Q8,
+// 3 is Q4) one f16 scale per block of 32 features, two a word (SCALE_WORDS). In the cache `[sequences, SHARD_HEADS]`
+// of HEAD_WORDS words, a head has the codes of all its slots, `[slots, CODE_WORDS]`, and from SCALES_AT on their
+// scales, `[slots, SCALE_WORDS]`. Both begin at a multiple of 16 bytes.
 override KV_DTYPE: u32 = 1u; // 0 f32, 1 f16, 2 q8, 3 q4
 override CODE_WORDS: u32 = 16u;
-override RECORD: u32 = 16u;
+override SCALE_WORDS: u32 = 0u;
+override RECORD: u32 = CODE_WORDS + SCALE_WORDS;
+override SHARD_HEADS: u32 = 1u;
+override HEAD_WORDS: u32 = 16u;
+override SCALES_AT: u32 = 16u;
+
+// Where a head of a sequence begins.
+fn head_at(sequence: u32, head: u32) -> u32 {
+    return (sequence * SHARD_HEADS + head) * HEAD_WORDS;
+}
+
+// Where word `word` of a slot's record lies, of the head that begins at `head`.
+fn word_at(head: u32, slot: u32, word: u32) -> u32 {
+    if (word < CODE_WORDS) {
+        return head + slot * CODE_WORDS + word;
+    }
+    return head + SCALES_AT + slot * SCALE_WORDS + (word - CODE_WORDS);
+}
 
 // The nearest f16, ties to even. `pack2x16float` leaves the rounding to the driver.
 fn f16_bits(value: f32) -> u32 {

@@ -3,6 +3,7 @@
 use super::{Places, Register, truth};
 use crate::attend_plan::{ValueTile, limits};
 use crate::held::NormUse;
+use crate::kv_plan::Planes;
 use crate::pipeline::{Extent, Launch};
 use crate::tuning::Tuning;
 use halfbyte_backend::gpu::{AttendSizes, KeyTile};
@@ -58,12 +59,16 @@ impl<'a> Attention<'a> {
         }
     }
 
-    pub(super) fn record(&self) -> [(&'static str, f64); 3] {
-        let record = self.plan.record;
+    /// How the cache lies, of which a shard has `heads` heads.
+    pub(super) fn cache(&self, heads: usize) -> [(&'static str, f64); 6] {
+        let planes = Planes { record: self.plan.record, capacity: self.capacity };
         [
-            ("KV_DTYPE", number(record.dtype)),
-            ("CODE_WORDS", record.code_words() as f64),
-            ("RECORD", record.words() as f64),
+            ("KV_DTYPE", number(planes.record.dtype)),
+            ("CODE_WORDS", planes.record.code_words() as f64),
+            ("SCALE_WORDS", planes.record.scale_words() as f64),
+            ("SHARD_HEADS", heads as f64),
+            ("HEAD_WORDS", planes.words() as f64),
+            ("SCALES_AT", planes.scales_at() as f64),
         ]
     }
 }
@@ -104,7 +109,7 @@ pub(crate) fn launches<'a>(
         .with(Flag::KNorm, manner.fresh && attention.k_norm.is_some())
         .with(Flag::Fresh, manner.fresh)
         .with(Flag::Parts, manner.parts.is_some())
-        .with(Flag::Wide, plan.record.words().is_multiple_of(4));
+        .with(Flag::Wide, plan.record.code_words().is_multiple_of(4));
     let splits = if manner.parts.is_some() { plan.splits } else { 1 };
     let launch = |shard: &Shard<'a>| {
         let mut launch = Launch {
@@ -114,8 +119,6 @@ pub(crate) fn launches<'a>(
                 ("HEAD_DIM", step.head_dim as f64),
                 ("QKV_STRIDE", attention.qkv.stride as f64),
                 ("SHARD_HEAD", shard.first as f64),
-                ("SHARD_HEADS", shard.heads as f64),
-                ("CAPACITY", attention.capacity as f64),
                 ("ENCODER", truth(attention.encoder)),
                 ("CAUSAL", truth(step.causal)),
                 ("WINDOW", step.window.unwrap_or(0) as f64),
@@ -147,7 +150,7 @@ pub(crate) fn launches<'a>(
         };
         attention.places.bind(&mut launch);
         launch.set(&columns(step));
-        launch.set(&attention.record());
+        launch.set(&attention.cache(shard.heads));
         launch.read(1, attention.qkv.buffer);
         if manner.fresh {
             launch.write(2, shard.keys);
@@ -164,7 +167,7 @@ pub(crate) fn launches<'a>(
                 ("Q_LAYER", norm.layer),
                 ("Q_EPS", norm.eps),
                 ("Q_OFFSET", norm.offset),
-                ("NORM_BIAS", norm.bias_at),
+                ("Q_BIAS", norm.bias_at),
             ]);
         }
         if let Some(norm) = attention.k_norm.filter(|_| manner.fresh) {
@@ -173,7 +176,7 @@ pub(crate) fn launches<'a>(
                 ("K_LAYER", norm.layer),
                 ("K_EPS", norm.eps),
                 ("K_OFFSET", norm.offset),
-                ("NORM_BIAS", norm.bias_at),
+                ("K_BIAS", norm.bias_at),
             ]);
         }
         launch

@@ -19,8 +19,6 @@ pub(crate) fn launches<'a>(attention: &Attention<'a>) -> Vec<Launch<'a>> {
                 ("HEAD_DIM", step.head_dim as f64),
                 ("QKV_STRIDE", attention.qkv.stride as f64),
                 ("SHARD_HEAD", shard.first as f64),
-                ("SHARD_HEADS", shard.heads as f64),
-                ("CAPACITY", attention.capacity as f64),
                 ("ENCODER", truth(attention.encoder)),
             ],
             bindings: Vec::new(),
@@ -28,7 +26,7 @@ pub(crate) fn launches<'a>(attention: &Attention<'a>) -> Vec<Launch<'a>> {
         };
         attention.places.bind(&mut launch);
         launch.set(&columns(step));
-        launch.set(&attention.record());
+        launch.set(&attention.cache(shard.heads));
         launch.read(1, attention.qkv.buffer);
         launch.write(2, shard.keys);
         launch.write(3, shard.values);
