@@ -236,6 +236,21 @@ fn caches() -> Vec<Case> {
         two.pipelined = true;
         cases.push(two);
     }
+    // Records whose codes end with 16 bytes and whose scales do not; of the last so many heads share a key that several
+    // workgroups take them.
+    for (dtype, head_dim, heads, kv_heads) in
+        [(KvType::Q8, 64, 4, 2), (KvType::Q4, 64, 2, 2), (KvType::Q4, 128, 2, 1), (KvType::Q8, 128, 20, 1)]
+    {
+        let rope = Some(Rotary { dim: head_dim, pairing: Pairing::Half, magnitude: 1.0 });
+        let kv = Some(dtype);
+        let shape = Shape { sequences: 2, capacity: 41, kv, head_dim, heads, kv_heads, rope, ..GROUPED };
+        let name = format!("{heads} heads of {head_dim}, two sequences, cache in {dtype:?}").to_lowercase();
+        let mut case = shape.alone(name, Fill::Normal(1.5));
+        case.submit(Feed::Hidden(1.0), &[(1, 0, 35), (0, 0, 2)], Take::Hidden);
+        case.submit(Feed::Hidden(1.0), &[(0, 2, 1), (1, 35, 1)], Take::Hidden);
+        case.submit(Feed::Hidden(1.0), &[(0, 3, 1), (1, 36, 1)], Take::Hidden);
+        cases.push(case);
+    }
     for (kv, window) in [
         (KvType::F32, None),
         (KvType::F16, None),
