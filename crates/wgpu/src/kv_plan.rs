@@ -9,6 +9,10 @@ use std::ops::Range;
 /// `[capacity, code_words]`, then their scales `[capacity, scale_words]`, each from a multiple of 16 bytes on. So codes
 /// of whole fours of words are read in loads of 16 bytes, one record after the other, whatever the scales take: a
 /// record of q8 has 136 bytes at 128 features, 68 at 64.
+///
+/// What it is worth, for a token of Llama-2-7B (32 layers, 32 heads of 128 features) at position 4096: it reads 8.4 million
+/// records, 1.14 GB of q8 or 604 MB of q4, by 67 or 34 million loads of 16 bytes and as many of 4 for scales. With scales
+/// in the records it took 336 or 168 million loads of 4 bytes, neighbours' 16 bytes apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Planes {
     pub(crate) record: Record,

@@ -35,7 +35,8 @@ impl StepClass {
         let weights = if name == "expert" { 0 } else { bound.map(|b| b.buffer.size()).sum() };
         let cache = match launch.variant.kernel {
             Kernel::Attend => {
-                let words = 2.0 * constant("SHARD_HEADS") * constant("RECORD");
+                let words =
+                    2.0 * constant("SHARD_HEADS") * (constant("CODE_WORDS") + constant("SCALE_WORDS"));
                 let window = constant("WINDOW") as u64;
                 (words as u64 * 4, if window > 0 { window } else { u64::MAX })
             }
