@@ -336,7 +336,13 @@ impl Backend for CpuBackend {
     }
 
     fn read_bandwidth(&self) -> Fut<'_, f64> {
-        Box::pin(async move { bandwidth::read(&self.team, &self.memory(), &self.info) })
+        Box::pin(async move {
+            // What of its files memory keeps is read as fast as memory, the rest as fast as a disk: no one limit.
+            match self.in_files() {
+                true => Err(self.info.unsupported("no measurement of its read bandwidth")),
+                false => bandwidth::read(&self.team, &self.memory(), &self.info),
+            }
+        })
     }
 
     fn compile<'a>(

@@ -11,6 +11,7 @@ mod bound;
 mod buffer;
 mod byte_rows;
 mod cache;
+mod cache_size;
 mod contents;
 mod experts;
 mod in_file;

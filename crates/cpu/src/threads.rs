@@ -20,9 +20,8 @@ fn fewer(allowed: usize, cores: usize) -> usize {
 
 /// Distinct cores of the processors that `status` (of `/proc/self/status`) allows; 0 if that cannot be told.
 fn cores(status: &str, cpus: &Path) -> usize {
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
     let mut cores = BTreeSet::new();
-    for cpu in numbers(list) {
+    for cpu in numbers(allowed(status)) {
         let siblings = cpus.join(format!("cpu{cpu}/topology/thread_siblings_list"));
         match std::fs::read_to_string(siblings) {
             Ok(siblings) => cores.insert(siblings.trim().to_owned()),
@@ -32,8 +31,13 @@ fn cores(status: &str, cpus: &Path) -> usize {
     cores.len()
 }
 
+/// The list of processors that `status` (of `/proc/self/status`) allows; empty if it names none.
+pub(crate) fn allowed(status: &str) -> &str {
+    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default()
+}
+
 /// The numbers of a list like `0-3,8`.
-fn numbers(list: &str) -> Vec<u32> {
+pub(crate) fn numbers(list: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
