@@ -25,6 +25,8 @@ pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod decode_stream;
+#[cfg(feature = "native")]
+pub mod disk_rate;
 pub mod dtype;
 pub mod error;
 #[cfg(feature = "native")]
