@@ -1,14 +1,13 @@
 //! How fast a model runs here, beside what the device can do at most.
 
-use crate::devices::candidates;
+use crate::devices::{Candidate, candidates};
 use crate::loading::Loaded;
 use crate::memory_report::MemoryRow;
 use crate::model_source::ModelSource;
-use crate::planning::Planning;
 use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
 use halfbyte_allocation::release_unused;
-use halfbyte_backend::{Backend, DeviceKind, Input, Output, Place, Purpose, Rows};
+use halfbyte_backend::{Backend, DeviceKind, Fault, Input, Output, Place, Purpose, Rows, human_bytes};
 use halfbyte_inference::{Engine, Session};
 use std::rc::Rc;
 use std::time::Instant;
@@ -77,6 +76,12 @@ pub struct BenchDevice {
     pub software: bool,
     /// Bytes a second that it reads of its own memory, measured before anything else.
     pub read_bandwidth: Option<f64>,
+    /// Why that was not measured. Of a disk there is no one limit, since what memory keeps of its files it does not read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_measured: Option<String>,
+    /// Of a disk, bytes a second that it reads past what memory keeps, if that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_rate: Option<f64>,
 }
 
 /// What was measured.
@@ -106,14 +111,15 @@ pub fn bench(
     on_row: &mut dyn FnMut(&BenchRow),
 ) -> Result<BenchReport, Error> {
     let model = source.open(options, progress)?;
-    let (prompts, contexts) = lengths(what, options)?;
+    let candidates = pollster::block_on(candidates(options))?;
+    let (prompts, contexts) = lengths(what, &candidates);
     let longest = prompts.iter().copied().chain(contexts.iter().map(|at| at + what.tokens)).max();
     let context = options.context.or(longest.map(|longest| longest.max(1)));
     let options = LoadOptions { context, ..options.clone() };
     crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
-    let mut loaded = Loaded::load(&model, &options, progress, Instant::now())?;
+    let mut loaded = Loaded::load_on(candidates, &model, &options, progress, Instant::now())?;
 
-    let mut limits = pollster::block_on(limits(&model, &options, &loaded))?;
+    let mut limits = pollster::block_on(limits(&loaded))?;
     let mut rows = Vec::new();
     for &tokens in &prompts {
         let seconds = median(what.repeats, || prefill(&mut loaded, tokens))?;
@@ -162,17 +168,13 @@ pub fn bench(
 
 /// The prompts and contexts that are asked for, or what suits the devices: a processor takes minutes for what a GPU
 /// does in a second.
-fn lengths(what: &BenchOptions, options: &LoadOptions) -> Result<(Vec<usize>, Vec<usize>), Error> {
-    if let (Some(prompts), Some(contexts)) = (&what.prefill, &what.decode_at) {
-        return Ok((prompts.clone(), contexts.clone()));
-    }
+fn lengths(what: &BenchOptions, candidates: &[Candidate]) -> (Vec<usize>, Vec<usize>) {
     let gpu = |kind| matches!(kind, DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu);
-    let found = pollster::block_on(candidates(options))?;
-    let (prompts, contexts) = match found.iter().any(|one| gpu(one.backend.info().kind)) {
+    let (prompts, contexts) = match candidates.iter().any(|one| gpu(one.backend.info().kind)) {
         true => (vec![512, 2048], vec![0, 4096]),
         false => (vec![128], vec![0, 512]),
     };
-    Ok((what.prefill.clone().unwrap_or(prompts), what.decode_at.clone().unwrap_or(contexts)))
+    (what.prefill.clone().unwrap_or(prompts), what.decode_at.clone().unwrap_or(contexts))
 }
 
 /// What the devices of a model have to read for a token, and how fast they can.
@@ -255,16 +257,22 @@ impl StageLimit {
     }
 }
 
-async fn limits(
-    model: &crate::model_source::Model,
-    options: &LoadOptions,
-    loaded: &Loaded,
-) -> Result<Limits, Error> {
-    let planning = Planning::new(model, options, candidates(options).await?)?;
+/// Why a bandwidth was not measured, in few words.
+fn why_not(fault: &Fault) -> String {
+    match fault {
+        Fault::OutOfMemory { free: Some(free), wanted, .. } => {
+            format!("{} free of the {} that it takes", human_bytes(*free), human_bytes(*wanted))
+        }
+        Fault::Unsupported { what, .. } => what.clone(),
+        other => other.to_string(),
+    }
+}
+
+async fn limits(loaded: &Loaded) -> Result<Limits, Error> {
     let blueprint = loaded.engine.blueprint();
     let (mut devices, mut stages) = (Vec::<BenchDevice>::new(), Vec::new());
     for (device, blocks) in loaded.engine.placement() {
-        let Some(candidate) = planning.candidates.iter().find(|one| one.device.name == device) else {
+        let Some(candidate) = loaded.candidates().iter().find(|one| one.device.name == device) else {
             continue;
         };
         let backend = &candidate.backend;
@@ -281,7 +289,9 @@ async fn limits(
                 }
             }
         }
-        let bandwidth = backend.read_bandwidth().await.ok();
+        let measured = backend.read_bandwidth().await;
+        let not_measured = measured.as_ref().err().map(why_not);
+        let bandwidth = measured.ok();
         let info = backend.info();
         devices.push(BenchDevice {
             device: device.to_owned(),
@@ -289,6 +299,8 @@ async fn limits(
             driver: info.driver.clone(),
             software: info.kind == DeviceKind::Software,
             read_bandwidth: bandwidth,
+            not_measured,
+            disk_rate: candidate.device.rate.filter(|_| info.kind == DeviceKind::Disk),
         });
         let kv_per_position = kv as f64 / blueprint.context.max(1) as f64;
         let processor = (info.kind == DeviceKind::Cpu).then(|| Rc::clone(backend));

@@ -10,7 +10,7 @@ use crate::model_source::ModelSource;
 use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
-use halfbyte_inference::{Finish, ModelError, Score, Scoring, Session, Task};
+use halfbyte_inference::{Finish, Logits, ModelError, Score, Scoring, Session, Task};
 use std::collections::BTreeMap;
 
 /// How to generate.
@@ -364,13 +364,23 @@ impl CausalLm {
     /// Float32 logits of every position, `[tokens, vocabulary]`.
     ///
     /// # Errors
-    /// As [`generate`](Self::generate).
+    /// As [`generate`](Self::generate); that they themselves do not fit.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
         self.session.clear();
-        let sequence = self.session.sequence();
         let needed = ids.len().min(self.loaded.context());
-        self.loaded
-            .ask(needed, &mut |engine| pollster::block_on(halfbyte_inference::logits(engine, sequence, ids)))
+        let bytes = (needed * self.loaded.engine.blueprint().vocab * size_of::<f32>()) as u64;
+        self.loaded.make_way(bytes, needed, &format!("the logits of {needed} tokens"))?;
+        let mut logits = Logits::new(self.session.sequence());
+        self.loaded.ask_in_parts(needed, &mut |engine, pause| {
+            // Blocks may move between chunks.
+            while !pollster::block_on(logits.chunk(engine, ids))? {
+                if pause() {
+                    return Ok(None);
+                }
+            }
+            Ok(Some(()))
+        })?;
+        Ok(logits.take())
     }
 
     /// How well the model predicts a text, its first token given. Texts longer than the context are read

@@ -3,6 +3,7 @@
 use crate::cuda_devices::{hidden, open_cube, open_cuda, twin};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::pressure::read_pretended;
+use crate::rates::Rated;
 use crate::{Error, human_bytes, rates};
 use halfbyte_backend::{Backend, DeviceKind, Fault, Limit, Limited};
 use halfbyte_cpu::{CpuBackend, CpuOptions};
@@ -218,6 +219,8 @@ pub(crate) struct Candidate {
     pub(crate) device: Device,
     /// What a watched file of `--pretend-memory` says that it has.
     pub(crate) limit: Option<Limit>,
+    /// Who says how fast it is.
+    pub(crate) rated: Rated,
 }
 
 impl Candidate {
@@ -281,7 +284,7 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
             if let Some(twin) = twin {
                 device.pool.clone_from(&twin.name);
             }
-            candidates.push(Candidate { backend, device, limit });
+            candidates.push(Candidate { backend, device, limit, rated: Rated::default() });
         }
     }
     share_host_memory(&mut candidates, options);

@@ -4,12 +4,13 @@
 use crate::devices::Candidate;
 use crate::four_bit_cache::{self, Place, Purpose, SPARED};
 use crate::model_source::Model;
-use crate::{Error, FourBitCache, LoadOptions, Progress};
+use crate::{Error, FourBitCache, LoadOptions, Progress, rates};
 use halfbyte_checkpoint::write::free_space;
 use halfbyte_checkpoint::{Checkpoint, CheckpointError, TensorBytes, WriteOptions};
 use halfbyte_inference::SyntheticModel;
 use halfbyte_placement::DeviceClass;
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 /// Whether every matrix lies in a file in the format that it is to be held in.
@@ -24,6 +25,17 @@ pub(crate) fn lies_in_files(model: &Model, options: &LoadOptions) -> Result<bool
 /// # Errors
 /// [`Error::Usage`] if a device map puts blocks on a disk that cannot be used.
 pub(crate) fn usable(
+    model: &Model,
+    options: &LoadOptions,
+    candidates: Vec<Candidate>,
+) -> Result<Vec<Candidate>, Error> {
+    let mut usable = with_files(model, options, candidates)?;
+    rates::tell_kept(model, options, &mut usable)?;
+    Ok(usable)
+}
+
+/// [`usable`] devices, as far as files and their room decide.
+fn with_files(
     model: &Model,
     options: &LoadOptions,
     mut candidates: Vec<Candidate>,
@@ -71,6 +83,14 @@ fn place(model: &Model, options: &LoadOptions) -> Result<Option<(Place, Rc<Check
         Model::Synthetic(_, model) => Rc::new(model.outline()?),
     };
     Ok(Place::of(&outline, options, &write).map(|place| (place, outline)))
+}
+
+/// Where the 4-bit form of a model is or will be; `None` of one whose own files serve, or where there is no place for it.
+pub(crate) fn form_directory(model: &Model, options: &LoadOptions) -> Result<Option<PathBuf>, Error> {
+    if lies_in_files(model, options)? {
+        return Ok(None);
+    }
+    Ok(place(model, options)?.map(|(place, _)| place.directory().to_path_buf()))
 }
 
 /// How the 4-bit form is written.

@@ -83,12 +83,12 @@ pub use options::{
     ComputeDtype, CpuMath, DeviceMap, LoadOptions, StreamLayers, Token, parse_bytes, parse_max_memory,
     parse_pretend_memory, parse_stream_layers,
 };
-pub use plan_report::{LayerReport, PlanReport, PlannedDevice, StreamedReport};
+pub use plan_report::{LayerReport, PlanReport, PlannedDevice, StreamedReport, UsedRate};
 pub use planning::plan;
 pub use profile::{DecodeProfile, StepProfile};
 pub use progress::{Progress, Silent};
 pub use quantize::{QuantizeOptions, QuantizeReport, quantize};
-pub use rates::Rates;
+pub use rates::{RateSource, Rates};
 pub use sequence_classifier::{Classification, LabelScore, SequenceClassifier};
 pub use token_classifier::{Entity, TokenClassifier, TokenLabel};
 pub use watch::{MemoryEvent, MemorySample, Watch, watch};

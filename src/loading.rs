@@ -1,6 +1,6 @@
 //! A model on its devices: planned, loaded by the plan, accounted for.
 
-use crate::devices::candidates;
+use crate::devices::{Candidate, candidates};
 use crate::event::Event;
 use crate::four_bit_cache;
 use crate::holdings::{Held, Holding};
@@ -9,7 +9,7 @@ use crate::model_source::Model;
 use crate::planning::Planning;
 use crate::recovery::Loader;
 use crate::witness::private_resident;
-use crate::{Error, LoadOptions, Progress, Silent};
+use crate::{Error, LoadOptions, Progress, Silent, rates};
 use halfbyte_allocation::release_unused;
 use halfbyte_backend::{Backend, Fault, FaultCounts};
 use halfbyte_inference::{DeviceFootprint, Engine, ModelError, Task, families};
@@ -48,14 +48,27 @@ impl Loaded {
         progress: &mut dyn Progress,
         start: Instant,
     ) -> Result<Self, Error> {
+        let candidates = pollster::block_on(candidates(options))?;
+        Self::load_on(candidates, model, options, progress, start)
+    }
+
+    /// [`load`](Self::load) on devices that are open.
+    pub(crate) fn load_on(
+        candidates: Vec<Candidate>,
+        model: &Model,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+        start: Instant,
+    ) -> Result<Self, Error> {
         note_settings(model, options, progress)?;
         pollster::block_on(async {
-            let mut planning = Planning::new(model, options, candidates(options).await?)?;
+            let mut planning = Planning::new(model, options, candidates)?;
             let cached = four_bit_cache::cached(model, options, &planning, progress)?;
             let model = cached.as_ref().unwrap_or(model);
             if cached.is_some() {
                 planning = Planning::new(model, options, planning.candidates)?;
             }
+            rates::complete(&mut planning, false)?;
             let resident_before = private_resident();
             let mut loader = Loader::new(planning);
             let engine = loader.first_load(progress).await?;
@@ -119,6 +132,19 @@ impl Loaded {
         ask: &mut dyn FnMut(&mut Engine) -> Result<T, ModelError>,
     ) -> Result<T, Error> {
         self.ask_in_parts(needed, &mut |engine, _| ask(engine).map(Some))
+    }
+
+    /// Has blocks leave the host's memory where it has no room for an answer of `bytes` to a question that needs `needed`
+    /// tokens of context; the next question carries that out.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no room for `what` and nothing that could make some.
+    pub(crate) fn make_way(&mut self, bytes: u64, needed: usize, what: &str) -> Result<(), Error> {
+        if !self.engine.is_loaded() {
+            return Ok(());
+        }
+        self.loader.hold(self.context(), needed);
+        self.loader.make_way(bytes, what)
     }
 
     /// [`ask`](Self::ask) with a question that can be interrupted: where its second argument says so, it
@@ -208,6 +234,11 @@ impl Loaded {
     /// How many blocks live on `device`.
     pub fn blocks_on(&self, device: &str) -> usize {
         self.engine.placement().filter(|(name, _)| *name == device).map(|(_, range)| range.len()).sum()
+    }
+
+    /// The devices that may be used.
+    pub(crate) fn candidates(&self) -> &[Candidate] {
+        self.loader.candidates()
     }
 
     /// Planned, allocated and witnessed memory of each device that holds a part of the model.

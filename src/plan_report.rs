@@ -2,13 +2,14 @@
 
 use crate::devices::DISK;
 use crate::planning::{ModelCosts, Planning, gpu_name};
-use crate::rates::Rates;
+use crate::rates::{RateSource, Rates};
 use crate::weight_report::{WeightReport, weights};
 use crate::{Error, StreamLayers};
 use halfbyte_backend::{Footprint, Kind, Purpose};
 use halfbyte_checkpoint::Checkpoint;
 use halfbyte_placement::streaming::{Unstreamed, unstreamed};
-use halfbyte_placement::{Device, DeviceClass, Plan, Reason, max_context};
+use halfbyte_placement::{Device, DeviceClass, Plan, Reason, max_context, rates};
+use std::collections::BTreeSet;
 
 /// A block of the model and where it will live.
 #[derive(Debug, Clone, serde::Serialize)]
@@ -48,6 +49,20 @@ pub struct PlannedDevice {
     /// What it does in a second, where that was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rates: Option<Rates>,
+    /// What disturbed the measurement of its rates, if they are to be measured again at the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rates_disturbed: Option<String>,
+}
+
+/// What a device in use is taken to read.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct UsedRate {
+    /// The device.
+    pub device: String,
+    /// Bytes of weights a second.
+    pub read_bytes_per_second: f64,
+    /// Who says so.
+    pub source: RateSource,
 }
 
 /// Layers that live on the CPU or the disk and stream to a GPU for prompts.
@@ -80,8 +95,10 @@ pub struct PlanReport {
     pub max_context: Option<usize>,
     /// Bytes of weights that are still to be downloaded.
     pub download_bytes: u64,
-    /// What the rates predict, where they are known.
+    /// What the rates predict for decoding, where they are known.
     pub predicted_tokens_per_second: Option<f64>,
+    /// What the prediction rests on; empty where there is none.
+    pub predicted_from: Vec<UsedRate>,
     /// The layers that stream to a GPU for prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streamed: Option<StreamedReport>,
@@ -147,31 +164,34 @@ impl Planning {
         let footprints: Vec<Footprint> = (0..devices.len())
             .map(|device| planned.as_ref().map(|plan| plan.footprint(device)).unwrap_or_default())
             .collect();
-        let rows = devices.iter().zip(&footprints).map(|(device, bytes)| PlannedDevice {
-            device: device.name.clone(),
-            budget_bytes: match device.kind {
-                DeviceClass::Disk => device.files,
-                _ => Some(device.budget),
-            },
-            budget_source: match (device.kind, device.files) {
-                (DeviceClass::Disk, files)
-                    if files.is_some() && files == self.options.max_memory.get(DISK).copied() =>
-                {
-                    "--max-memory".into()
-                }
-                (DeviceClass::Disk, Some(_)) => "what is free on it for the model's 4-bit form".into(),
-                (DeviceClass::Disk, None) => "what is read is not limited; memory is the CPU's".into(),
-                _ => device.budget_source.clone(),
-            },
-            planned_bytes: bytes.total(),
-            mapped_bytes: bytes.mapped(),
-            weights_bytes: bytes.get(Purpose::Weights)
-                + bytes.get(Purpose::Embeddings)
-                + bytes.get(Purpose::RopeTable),
-            kv_cache_bytes: bytes.get(Purpose::KvCache),
-            activation_bytes: bytes.get(Purpose::Activations) + bytes.get(Purpose::Logits),
-            scratch_bytes: bytes.get(Purpose::Scratch) + bytes.get(Purpose::Staging),
-            rates: Rates::of(device),
+        let rows = devices.iter().zip(&footprints).zip(&self.candidates).map(|((device, bytes), one)| {
+            PlannedDevice {
+                device: device.name.clone(),
+                budget_bytes: match device.kind {
+                    DeviceClass::Disk => device.files,
+                    _ => Some(device.budget),
+                },
+                budget_source: match (device.kind, device.files) {
+                    (DeviceClass::Disk, files)
+                        if files.is_some() && files == self.options.max_memory.get(DISK).copied() =>
+                    {
+                        "--max-memory".into()
+                    }
+                    (DeviceClass::Disk, Some(_)) => "what is free on it for the model's 4-bit form".into(),
+                    (DeviceClass::Disk, None) => "what is read is not limited; memory is the CPU's".into(),
+                    _ => device.budget_source.clone(),
+                },
+                planned_bytes: bytes.total(),
+                mapped_bytes: bytes.mapped(),
+                weights_bytes: bytes.get(Purpose::Weights)
+                    + bytes.get(Purpose::Embeddings)
+                    + bytes.get(Purpose::RopeTable),
+                kv_cache_bytes: bytes.get(Purpose::KvCache),
+                activation_bytes: bytes.get(Purpose::Activations) + bytes.get(Purpose::Logits),
+                scratch_bytes: bytes.get(Purpose::Scratch) + bytes.get(Purpose::Staging),
+                rates: Rates::of(device),
+                rates_disturbed: one.rated.disturbed.clone(),
+            }
         });
         let layers = match &planned {
             Ok(plan) => self.layers(plan, &devices, &costs)?,
@@ -198,11 +218,28 @@ impl Planning {
                 .as_ref()
                 .ok()
                 .and_then(|plan| plan.predicted_tokens_per_second),
+            predicted_from: planned
+                .as_ref()
+                .map_or_else(|_| Vec::new(), |plan| self.used_rates(plan, &devices)),
             remedies: planned.as_ref().err().map_or_else(Vec::new, |refusal| {
                 refusal.remedies.iter().map(|remedy| remedy.options.clone()).collect()
             }),
             refusal: planned.err().map(|refusal| refusal.to_string()),
         })
+    }
+
+    /// What the prediction of a plan rests on.
+    fn used_rates(&self, plan: &Plan, devices: &[Device]) -> Vec<UsedRate> {
+        if plan.predicted_tokens_per_second.is_none() {
+            return Vec::new();
+        }
+        let (used, rates) = (plan.stages.iter().map(|stage| stage.device), rates(devices));
+        let rate = |device: usize| UsedRate {
+            device: devices[device].name.clone(),
+            read_bytes_per_second: rates[device],
+            source: self.candidates[device].rated.source,
+        };
+        used.collect::<BTreeSet<usize>>().into_iter().map(rate).collect()
     }
 
     /// Each block's own wants; a tied tensor is counted with each block that holds it.

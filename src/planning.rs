@@ -5,7 +5,7 @@ use crate::file_form::usable;
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::plan_report::PlanReport;
-use crate::{Error, KvType, Progress, human_bytes};
+use crate::{Error, KvType, Progress, human_bytes, rates};
 use halfbyte_backend::{Caps, Footprint};
 use halfbyte_checkpoint::ModelConfig;
 use halfbyte_inference::settings::DEFAULT_CONTEXT;
@@ -38,7 +38,8 @@ pub fn plan(
 ) -> Result<PlanReport, Error> {
     let model = source.open_headers(options, progress)?;
     let candidates = pollster::block_on(candidates(options))?;
-    let planning = Planning::new(&model, options, candidates)?;
+    let mut planning = Planning::new(&model, options, candidates)?;
+    rates::complete(&mut planning, true)?;
     planning.report()
 }
 

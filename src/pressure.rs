@@ -67,15 +67,27 @@ impl Pressure {
             return None;
         }
         self.last_look = Some(Instant::now());
-        let readings = candidates.iter().zip(&self.headrooms).map(|(one, &headroom)| {
-            let mates = candidates.iter().filter(|mate| mate.device.pool == one.device.pool);
-            let held = mates.map(|mate| mate.backend.ledger().footprint().total()).sum();
-            let memory = one.backend.memory();
-            // A device that has shrunk is expected to leave less.
-            let headroom = memory.total.map_or(headroom, |total| headroom.min(total / HEADROOM_SHARE));
-            reading(&memory, held, headroom)
-        });
-        Some(readings.collect())
+        Some((0..candidates.len()).map(|at| self.read(at, candidates, 0)).collect())
+    }
+
+    /// A look at one device as it would be beside an answer of `bytes` that is not a part of the model.
+    pub(crate) fn with_answer(&self, at: usize, candidates: &[Candidate], bytes: u64) -> Option<Reading> {
+        (self.headrooms.len() == candidates.len()).then(|| self.read(at, candidates, bytes))
+    }
+
+    /// A look at one device, of whose memory `taken` bytes more are taken.
+    fn read(&self, at: usize, candidates: &[Candidate], taken: u64) -> Reading {
+        let one = &candidates[at];
+        let mates = candidates.iter().filter(|mate| mate.device.pool == one.device.pool);
+        let held = mates.map(|mate| mate.backend.ledger().footprint().total()).sum();
+        let mut memory = one.backend.memory();
+        for bytes in [&mut memory.total, &mut memory.free].into_iter().flatten() {
+            *bytes = bytes.saturating_sub(taken);
+        }
+        // A device that has shrunk is expected to leave less.
+        let headroom = self.headrooms[at];
+        let headroom = memory.total.map_or(headroom, |total| headroom.min(total / HEADROOM_SHARE));
+        reading(&memory, held, headroom)
     }
 
     /// Notes what a look found. What each device could hold at every one of the last looks, in bytes: once

@@ -1,20 +1,23 @@
 //! What the devices of this machine do in a second: measured once for each device and driver, and kept.
 
+mod disk;
+mod kept;
 mod probe;
+mod steadiness;
 
 use crate::devices::Candidate;
-use crate::{Error, FourBitCache, LoadOptions};
-use halfbyte_backend::{Backend, DeviceKind};
-use halfbyte_checkpoint::hub::{HubOptions, four_bit_cache_dir};
+use crate::planning::Planning;
+use crate::{Error, LoadOptions};
+pub(crate) use disk::tell_kept;
 use halfbyte_placement::{Device, DeviceClass};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use kept::{Kept, dir, file, read, write};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 /// What a device does in a second, as far as it was measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Rates {
-    /// Bytes of 4-bit weights that it reads for a single token.
+    /// Bytes of 4-bit weights that it reads for a single token; of a disk, bytes of files that memory does not keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_bytes_per_second: Option<f64>,
     /// Of a GPU, bytes of 4-bit weights that reach it from the CPU's memory, laid out anew on the way.
@@ -25,12 +28,44 @@ pub struct Rates {
     pub products_per_second: Option<f64>,
 }
 
+/// Who says how fast a device is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RateSource {
+    /// It was measured here.
+    Measured,
+    /// A file that `HALFBYTE_RATES` names.
+    Stated,
+    /// Nobody: the planner goes by its kind.
+    #[default]
+    Assumed,
+}
+
+impl RateSource {
+    /// As a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Measured => "measured",
+            Self::Stated => "stated",
+            Self::Assumed => "assumed",
+        }
+    }
+}
+
+/// Where the rates of a device come from, and whether they are to be trusted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rated {
+    pub(crate) source: RateSource,
+    /// What disturbed the measurement, if it is to be made again at the next start.
+    pub(crate) disturbed: Option<String>,
+}
+
 /// `never`: nothing is measured, and the planner goes by the kind of a device alone. `again`: what is kept is measured
 /// anew. A `.json` file: the rates in it by device, as a plan reports them, to see how a model would live elsewhere.
 const VARIABLE: &str = "HALFBYTE_RATES";
 
 /// Where the rates of devices come from.
-enum From {
+enum Source {
     Nowhere,
     /// What is kept; what is not is measured.
     Here {
@@ -39,7 +74,7 @@ enum From {
     Stated(BTreeMap<String, Rates>),
 }
 
-impl From {
+impl Source {
     fn environment() -> Result<Self, Error> {
         match std::env::var(VARIABLE).as_deref() {
             Err(_) | Ok("" | "auto") => Ok(Self::Here { again: false }),
@@ -78,6 +113,13 @@ impl Rates {
         all.into_iter().flatten().all(|rate| rate.is_finite() && rate > 0.0)
     }
 
+    /// Whether nothing that can be measured is missing.
+    fn are_whole(&self, kind: DeviceClass) -> bool {
+        let link = self.upload_bytes_per_second.is_some() || kind != DeviceClass::Gpu;
+        let products = self.products_per_second.is_some() || kind == DeviceClass::Disk;
+        self.read_bytes_per_second.is_some() && products && link
+    }
+
     fn tell(&self, device: &mut Device) {
         device.rate = self.read_bytes_per_second;
         device.upload = self.upload_bytes_per_second;
@@ -85,159 +127,134 @@ impl Rates {
     }
 }
 
-/// Tells the planner the rates of all candidates, where a choice depends on them: where there is a GPU beside the CPU.
+impl Candidate {
+    fn tell(&mut self, kept: &Kept) {
+        kept.rates.tell(&mut self.device);
+        self.rated = Rated { source: RateSource::Measured, disturbed: kept.disturbed_still() };
+    }
+}
+
+/// Tells the planner the rates of all candidates but the disk's: those that are stated or kept, and where a choice depends
+/// on them, since there is a GPU beside the CPU, measured ones.
 ///
 /// # Errors
 /// What is wrong with `HALFBYTE_RATES`. What cannot be measured stays unknown.
 pub(crate) async fn tell(candidates: &mut [Candidate], options: &LoadOptions) -> Result<(), Error> {
-    let from = From::environment()?;
-    let is = |kind: DeviceClass| move |one: &Candidate| one.device.kind == kind;
-    let host = candidates.iter().position(is(DeviceClass::Cpu));
-    let choice = candidates.iter().any(is(DeviceClass::Gpu));
-    let again = match from {
-        From::Nowhere => return Ok(()),
-        From::Stated(stated) => {
+    let again = match Source::environment()? {
+        Source::Nowhere => return Ok(()),
+        Source::Stated(stated) => {
             for candidate in candidates.iter_mut() {
                 if let Some(rates) = stated.get(&candidate.device.name) {
                     rates.tell(&mut candidate.device);
+                    candidate.rated.source = RateSource::Stated;
                 }
             }
-            tell_disk(candidates);
+            disk::tell_products(candidates);
             return Ok(());
         }
-        From::Here { again } => again,
+        Source::Here { again } => again,
     };
-    let (Some(host), true) = (host, choice) else { return Ok(()) };
-    let dir = dir(options);
-    let files: Vec<Option<PathBuf>> =
-        candidates.iter().map(|one| dir.as_deref().map(|dir| file(dir, &*one.backend))).collect();
-    let mut rates: Vec<Option<Rates>> =
-        files.iter().map(|file| file.as_deref().filter(|_| !again).and_then(read)).collect();
-    let missing = |rates: &[Option<Rates>]| -> Vec<usize> {
-        let devices = 0..candidates.len();
-        devices.filter(|&at| rates[at].is_none() && candidates[at].device.kind != DeviceClass::Disk).collect()
-    };
-    let missing = missing(&rates);
-    if !missing.is_empty() {
-        let start = Instant::now();
-        let host = &*candidates[host].backend;
-        for &at in &missing {
-            let found = probe::measure(&*candidates[at].backend, host).await;
-            rates[at] = Some(found);
-            // A folder that cannot be written to costs the time of measuring again.
-            if let (Some(file), true) = (&files[at], found.are_whole(candidates[at].device.kind)) {
-                _ = write(file, &found);
-            }
-        }
-        tracing::info!("measured the rates of {} devices in {:.1?}", missing.len(), start.elapsed());
-    }
-    for (candidate, rates) in candidates.iter_mut().zip(rates) {
-        if let Some(rates) = rates {
-            rates.tell(&mut candidate.device);
-        }
-    }
-    tell_disk(candidates);
+    let is = |kind: DeviceClass| move |one: &Candidate| one.device.kind == kind;
+    let choice = candidates.iter().any(is(DeviceClass::Cpu)) && candidates.iter().any(is(DeviceClass::Gpu));
+    let devices: Vec<usize> =
+        (0..candidates.len()).filter(|&at| !is(DeviceClass::Disk)(&candidates[at])).collect();
+    tell_these(candidates, &devices, options, again, choice).await;
     Ok(())
 }
 
-/// What lies on a disk the CPU multiplies. How fast a disk is nobody knows before it was read once.
-fn tell_disk(candidates: &mut [Candidate]) {
-    let cpu = candidates.iter().find(|one| one.device.kind == DeviceClass::Cpu);
-    let products = cpu.and_then(|one| one.device.products);
-    for disk in candidates.iter_mut().filter(|one| one.device.kind == DeviceClass::Disk) {
-        disk.device.products = disk.device.products.or(products);
+/// Measures what a plan rests on and nobody has measured yet, where it puts blocks on the disk, so that how slow that is
+/// can be said, or where it is `shown` to somebody.
+///
+/// # Errors
+/// As [`tell`].
+pub(crate) fn complete(planning: &mut Planning, shown: bool) -> Result<(), Error> {
+    let Source::Here { again } = Source::environment()? else { return Ok(()) };
+    let devices = planning.devices();
+    let Ok(plan) = halfbyte_placement::plan(&devices, &planning.costs(), &planning.request) else {
+        return Ok(());
+    };
+    let used: BTreeSet<usize> = plan.stages.iter().map(|stage| stage.device).collect();
+    let is_disk = |at: usize| devices[at].kind == DeviceClass::Disk;
+    if !shown && !used.iter().any(|&at| is_disk(at)) {
+        return Ok(());
+    }
+    let unknown = used.iter().copied().filter(|&at| devices[at].rate.is_none());
+    let (disks, others): (Vec<usize>, Vec<usize>) = unknown.partition(|&at| is_disk(at));
+    let options = planning.options.clone();
+    pollster::block_on(tell_these(&mut planning.candidates, &others, &options, again, true));
+    for disk in disks {
+        disk::measure(planning, disk, again);
+    }
+    Ok(())
+}
+
+/// Tells the rates of these devices that are kept and, where it `may_measure`, of the others.
+async fn tell_these(
+    candidates: &mut [Candidate],
+    devices: &[usize],
+    options: &LoadOptions,
+    again: bool,
+    may_measure: bool,
+) {
+    let host = candidates.iter().position(|one| one.device.kind == DeviceClass::Cpu);
+    let (dir, start) = (dir(options), Instant::now());
+    let mut measured = 0;
+    for &at in devices {
+        let file = dir.as_deref().map(|dir| file(dir, &*candidates[at].backend));
+        let before = file.as_deref().filter(|_| !again).and_then(read);
+        let kept = match (before, host) {
+            (Some(kept), _) if !may_measure || kept.disturbed_still().is_none() => kept,
+            (before, Some(host)) if may_measure => {
+                measured += 1;
+                let found = probe::measure(&*candidates[at].backend, &*candidates[host].backend).await;
+                let kept = found.after(before);
+                // A folder that cannot be written to costs the time of measuring again.
+                if let (Some(file), true) = (&file, kept.rates.are_whole(candidates[at].device.kind)) {
+                    _ = write(file, &kept);
+                }
+                kept
+            }
+            _ => continue,
+        };
+        candidates[at].tell(&kept);
+        if let Some(why) = kept.disturbed_still() {
+            tracing::info!("{}: {}", candidates[at].device.name, words(&why));
+        }
+    }
+    disk::tell_products(candidates);
+    if measured > 0 {
+        tracing::info!("measured the rates of {measured} devices in {:.1?}", start.elapsed());
     }
 }
 
-impl Rates {
-    /// Whether nothing that can be measured is missing.
-    fn are_whole(&self, kind: DeviceClass) -> bool {
-        let link = self.upload_bytes_per_second.is_some() || kind != DeviceClass::Gpu;
-        self.read_bytes_per_second.is_some() && self.products_per_second.is_some() && link
-    }
-}
-
-/// Where measured rates are kept; `None` where nothing is to be kept.
-fn dir(options: &LoadOptions) -> Option<PathBuf> {
-    if options.four_bit_cache == FourBitCache::Never
-        || std::env::var("HALFBYTE_CACHE").is_ok_and(|text| text == "never")
-    {
-        return None;
-    }
-    let hub = HubOptions { cache_dir: options.cache_dir.clone(), ..HubOptions::default() };
-    Some(four_bit_cache_dir(&hub)?.join("rates"))
-}
-
-/// The file of a device, its driver, its own way to compute, and this version of the program.
-fn file(dir: &Path, backend: &dyn Backend) -> PathBuf {
-    let info = backend.info();
-    // Arithmetic, threads, kernels: a CPU's figures depend on all of them. A GPU's limits say nothing of speed.
-    let limits = info.limits.iter().filter(|_| info.kind == DeviceKind::Cpu);
-    let limits: Vec<String> = limits.map(|(name, value)| format!("{name} {value}")).collect();
-    let key = format!(
-        "{} {} {} {} {}",
-        info.name,
-        env!("CARGO_PKG_VERSION"),
-        info.adapter,
-        info.driver,
-        limits.join(" ")
-    );
-    let name: String = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    dir.join(format!("{}.json", name.chars().take(200).collect::<String>()))
-}
-
-/// What was kept, if it is there, whole, and made of sensible numbers.
-fn read(file: &Path) -> Option<Rates> {
-    let rates: Rates = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-    (rates.are_sensible() && rates != Rates::default()).then_some(rates)
-}
-
-/// Keeps rates, by rename: no reader sees half of them.
-fn write(file: &Path, rates: &Rates) -> std::io::Result<()> {
-    let part = file.with_extension(format!("{}.part", std::process::id()));
-    if let Some(dir) = file.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let written =
-        std::fs::write(&part, serde_json::to_vec_pretty(rates)?).and_then(|()| std::fs::rename(&part, file));
-    if written.is_err() {
-        _ = std::fs::remove_file(&part);
-    }
-    written
+/// That rates are not to be trusted, and why.
+pub(crate) fn words(disturbed: &str) -> String {
+    format!("its rates were taken while {disturbed}: they are measured again at the next start")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use halfbyte_backend::Backend;
     use halfbyte_cpu::CpuBackend;
-
-    #[test]
-    fn what_is_kept_is_read_and_what_is_broken_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = file(&folder.path().join("rates"), &CpuBackend::scalar());
-        assert_eq!(read(&file), None);
-        let rates = Rates {
-            read_bytes_per_second: Some(2e10),
-            products_per_second: Some(1.5e11),
-            ..Rates::default()
-        };
-        write(&file, &rates).unwrap();
-        assert_eq!(read(&file), Some(rates));
-        assert!(rates.are_whole(DeviceClass::Cpu) && !rates.are_whole(DeviceClass::Gpu));
-        for broken in ["", "{}", "{\"read_bytes_per_second\": -1}", "{\"read_bytes_per_second\": \"fast\"}"] {
-            std::fs::write(&file, broken).unwrap();
-            assert_eq!(read(&file), None, "{broken}");
-        }
-    }
 
     #[test]
     fn a_processor_can_be_measured_and_nothing_stays() {
         let cpu = CpuBackend::new().unwrap();
         let before = cpu.ledger().footprint();
-        let rates = pollster::block_on(probe::measure(&cpu, &cpu));
+        let Kept { rates, .. } = pollster::block_on(probe::measure(&cpu, &cpu));
         println!("{rates:?}");
         assert!(rates.are_sensible() && rates.are_whole(DeviceClass::Cpu), "{rates:?}");
         assert_eq!(rates.upload_bytes_per_second, None);
         assert_eq!(cpu.ledger().footprint(), before);
+    }
+
+    /// A matrix that fits the caches says nothing of memory.
+    #[test]
+    fn what_memory_reads_is_not_what_caches_read() {
+        let scarce = halfbyte_cpu::CpuOptions { memory_limit: Some(64 << 20), ..Default::default() };
+        let cpu = CpuBackend::with(scarce).unwrap();
+        let Kept { rates, .. } = pollster::block_on(probe::measure(&cpu, &cpu));
+        assert!(rates.read_bytes_per_second.is_none() && rates.products_per_second.is_some(), "{rates:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! A matrix on a device, and how long the device takes to get it, to read it, and to multiply with it.
 
 use super::Rates;
+use super::kept::Kept;
+use super::steadiness::{Ticks, disturbed};
 use halfbyte_backend::random::Stream;
 use halfbyte_backend::{
     Act, Backend, Canonical, Caps, DeviceKind, Fault, Format, Fut, Input, Kind, LinearShape, LinearStep,
@@ -22,24 +24,42 @@ const STEPS: usize = 8;
 const ROWS: usize = 256;
 const EMULATED_ROWS: usize = 16;
 
-/// Runs of which the fastest counts, after one that makes pipelines.
+/// Runs of which the shortest counts.
 const RUNS: usize = 3;
 
-/// Measures what a device can be asked; what it cannot is left open. `host`: whose memory reaches a GPU.
-pub(super) async fn measure(backend: &dyn Backend, host: &dyn Backend) -> Rates {
+/// Measures what a device can be asked; what it cannot is left open. `host`: whose memory reaches a GPU. What others did
+/// meanwhile is noted.
+pub(super) async fn measure(backend: &dyn Backend, host: &dyn Backend) -> Kept {
+    let (before, mut spread) = (Ticks::now(), Spread::default());
     let read = backend.read_bandwidth().await;
-    let probed = probe(backend, host).await;
+    let probed = probe(backend, host, &mut spread).await;
     for fault in [read.as_ref().err(), probed.as_ref().err()].into_iter().flatten() {
         tracing::debug!("{}: not measured: {fault}", backend.info().name);
     }
-    let (read, probed) = (read.ok(), probed.unwrap_or_default());
-    // What a device computes more slowly than it reads, it reads no faster.
-    let least = read.into_iter().chain(probed.read_bytes_per_second).reduce(f64::min);
-    Rates { read_bytes_per_second: least, ..probed }
+    let probed = probed.unwrap_or_default();
+    // What a device computes more slowly than it reads, it reads no faster. What it computes alone is no rate of reading:
+    // the matrix may have stayed in its caches.
+    let computed = probed.read_bytes_per_second.unwrap_or(f64::INFINITY);
+    let rates = Rates { read_bytes_per_second: read.ok().map(|read| read.min(computed)), ..probed };
+    Kept::new(rates, disturbed(before, Ticks::now(), spread.0))
+}
+
+/// The longest of equal runs by the shortest, whichever runs were the most unlike.
+#[derive(Debug, Default)]
+struct Spread(f64);
+
+impl Spread {
+    /// The shortest of these runs, in seconds.
+    fn shortest(&mut self, runs: &[f64]) -> f64 {
+        let least = runs.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = runs.iter().copied().fold(0.0, f64::max);
+        self.0 = self.0.max(most / least.max(f64::MIN_POSITIVE));
+        least
+    }
 }
 
 /// Rates of one matrix. Its weights may stay in caches: reading is as fast as computing lets it be.
-async fn probe(backend: &dyn Backend, host: &dyn Backend) -> Result<Rates, Fault> {
+async fn probe(backend: &dyn Backend, host: &dyn Backend, spread: &mut Spread) -> Result<Rates, Fault> {
     let info = backend.info();
     let made = Made(made()?);
     let (probe, upload) = match info.kind {
@@ -48,19 +68,21 @@ async fn probe(backend: &dyn Backend, host: &dyn Backend) -> Result<Rates, Fault
             let at_host = Probe::new(host, &made).await?;
             let contents = host.contents(at_host.slots[0], &at_host.want)?;
             let probe = Probe::new(backend, &*contents).await?;
-            let mut least = f64::INFINITY;
-            for _ in 0..RUNS {
+            let mut runs = [0.0; RUNS];
+            for run in &mut runs {
                 let start = Instant::now();
                 backend.upload(probe.slots[0], &probe.want, &*contents).await?;
-                least = least.min(start.elapsed().as_secs_f64());
+                *run = start.elapsed().as_secs_f64();
             }
-            (probe, Some(least))
+            (probe, Some(spread.shortest(&runs)))
         }
     };
     let rows = if info.kind == DeviceKind::Software { EMULATED_ROWS } else { ROWS };
     let (mut one, mut many) = (probe.program(1, rows).await?, probe.program(STEPS, rows).await?);
     let mut of_step = async |rows: usize| {
-        let (one, many) = (seconds(&mut *one, rows).await?, seconds(&mut *many, rows).await?);
+        let one = Spread::default().shortest(&seconds(&mut *one, rows).await?);
+        // A single product may take less than a switch of threads.
+        let many = spread.shortest(&seconds(&mut *many, rows).await?);
         // A submission may vary by more than its steps take.
         Ok::<_, Fault>(((many - one) / (STEPS - 1) as f64).max(many / (4 * STEPS) as f64))
     };
@@ -73,21 +95,21 @@ async fn probe(backend: &dyn Backend, host: &dyn Backend) -> Result<Rates, Fault
     })
 }
 
-/// Seconds of the fastest submission of `rows` rows.
-async fn seconds(program: &mut dyn Program, rows: usize) -> Result<f64, Fault> {
+/// Seconds of submissions of `rows` rows each.
+async fn seconds(program: &mut dyn Program, rows: usize) -> Result<[f64; RUNS], Fault> {
     let place = |position| Place { sequence: 0, position, token_type: 0 };
     let places: Vec<Place> = (0..rows as u32).map(place).collect();
     let hidden = vec![0.5; rows * SIZE];
     let rows = Rows { input: Input::Hidden(&hidden), places: &places, output: Output::Hidden };
-    let mut least = f64::INFINITY;
-    for run in 0..=RUNS {
+    // One makes pipelines.
+    program.submit(&rows)?.await?;
+    let mut runs = [0.0; RUNS];
+    for run in &mut runs {
         let start = Instant::now();
         program.submit(&rows)?.await?;
-        if run > 0 {
-            least = least.min(start.elapsed().as_secs_f64());
-        }
+        *run = start.elapsed().as_secs_f64();
     }
-    Ok(least)
+    Ok(runs)
 }
 
 /// A 4-bit matrix on a device, `[SIZE, SIZE]`.

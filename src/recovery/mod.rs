@@ -5,7 +5,7 @@ mod faults;
 mod watched;
 mod words;
 
-use crate::devices::candidates;
+use crate::devices::{Candidate, candidates};
 use crate::event::{Event, EventKind, publish};
 use crate::file_form::{self, lies_in_files, usable};
 use crate::model_source::Model;
@@ -97,6 +97,10 @@ impl Loader {
 
     pub(crate) fn model(&self) -> &Model {
         &self.planning.model
+    }
+
+    pub(crate) fn candidates(&self) -> &[Candidate] {
+        &self.planning.candidates
     }
 
     pub(crate) fn backends(&self) -> impl Iterator<Item = &Rc<dyn Backend>> {

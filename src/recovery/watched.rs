@@ -2,12 +2,13 @@
 
 use super::{Due, Loader};
 use crate::Error;
+use crate::devices::Candidate;
 use crate::event::{Event, EventKind};
 use crate::pressure::Reading;
 use halfbyte_backend::human_bytes;
 use halfbyte_inference::Engine;
-use halfbyte_placement::Plan;
 use halfbyte_placement::ladder::{self, Action, Bottom, Shortfall, State};
+use halfbyte_placement::{DeviceClass, Plan};
 
 impl Loader {
     /// After a model was loaded: what is left now is what others were promised.
@@ -37,6 +38,40 @@ impl Loader {
         self.load(engine, &mut crate::Silent).await?;
         self.note(Event { device: due.device, kind: due.kind, text });
         Ok(())
+    }
+
+    /// Has blocks leave the host's memory, if without that an answer of `bytes` would take its headroom.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is no room for `what` and nothing that could make some.
+    pub(crate) fn make_way(&mut self, bytes: u64, what: &str) -> Result<(), Error> {
+        let is_host = |one: &Candidate| one.device.kind == DeviceClass::Cpu;
+        let candidates = &self.planning.candidates;
+        let (Some(at), Some(state)) = (candidates.iter().position(is_host), &self.state) else {
+            return Ok(());
+        };
+        let reading = self.pressure.with_answer(at, candidates, bytes).filter(|reading| reading.short);
+        let (Some(reading), Some(free)) = (reading, candidates[at].backend.memory().free) else {
+            return Ok(());
+        };
+        let name = candidates[at].device.name.clone();
+        let cause = format!("{name}: {what} take {}, {} are left", human_bytes(bytes), human_bytes(free));
+        let mut now = state.clone();
+        let mates = candidates.iter().map(|one| one.device.pool == candidates[at].device.pool);
+        for (device, _) in now.devices.iter_mut().zip(mates).filter(|(_, is_mate)| *is_mate) {
+            device.budget = device.budget.min(reading.fits);
+        }
+        let shortfall = Shortfall { device: at, fits: Some(reading.fits) };
+        let is_there = state.plan.footprint(at).total() > 0;
+        match is_there.then(|| ladder::next(&self.ladder(), &self.planning, &now, shortfall)) {
+            Some(Ok((state, actions))) => {
+                self.due = Some(Due { state, actions, device: name, kind: EventKind::MemoryShort, cause });
+                Ok(())
+            }
+            // Its headroom may serve.
+            _ if bytes <= free => Ok(()),
+            _ => Err(Error::Usage(format!("{cause}, and nothing can move out: ask for fewer tokens"))),
+        }
     }
 
     /// Where the model could go, if a device that it is on has less left than its headroom.

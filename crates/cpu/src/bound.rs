@@ -87,6 +87,14 @@ pub(crate) enum BoundStep {
 }
 
 impl BoundStep {
+    /// How many experts it has.
+    pub fn experts(&self) -> usize {
+        match self {
+            BoundStep::Moe { experts, .. } => experts.len(),
+            _ => 0,
+        }
+    }
+
     /// The matrix that the step reads as a whole.
     pub fn matrix(&self) -> Option<&Shared<Matrix>> {
         match self {

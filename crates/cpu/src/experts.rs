@@ -72,6 +72,7 @@ impl State {
             if chosen == 0 {
                 continue;
             }
+            self.used[expert] = true;
             let (gate_up, down) = (gate_up.read(), down.read());
             let epilogue = Epilogue { act: step.act, gated: true, ..PLAIN };
             let x = &mut self.x[..chosen * columns];

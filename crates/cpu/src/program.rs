@@ -113,6 +113,8 @@ pub(crate) struct State {
     pub(crate) scratch: Scratch,
     /// See [`Sizes::experts`].
     pub(crate) experts: Vec<f32>,
+    /// The experts that the last mixture chose for any row, of as many as the largest mixture has.
+    pub(crate) used: Vec<bool>,
     /// `[outputs, vocabulary]`
     logits: Vec<f32>,
     /// What the last [`Output::Greedy`] or [`Output::Sample`] chose.
@@ -140,6 +142,7 @@ impl State {
         let floats = |len: &usize| zeroed::<f32>(*len);
         let mut state = Self {
             limits: Limits::of(&steps),
+            used: vec![false; steps.iter().map(BoundStep::experts).max().unwrap_or(0)],
             steps,
             caps,
             widths: stretch.widths.clone(),
@@ -183,7 +186,7 @@ impl State {
             self.step(index, rows, kernels);
             after(index, &self.steps);
             if let Some(sweep) = &mut sweep {
-                sweep.done_with(index);
+                sweep.done_with(index, &self.used);
             }
             self.done.0 += 1;
         }
@@ -283,6 +286,7 @@ impl State {
                 self.put(step.out, out);
             }
             BoundStep::Moe { step, pre, router, experts } => {
+                self.used.fill(false);
                 for first in (0..count).step_by(PASS_ROWS) {
                     let rows = PASS_ROWS.min(count - first);
                     self.experts(step, pre, &router.read(), experts, first, rows, kernels);

@@ -68,7 +68,7 @@ pub use families::build;
 pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};
 pub use generate_batch::{generate_batch, generate_each, generate_until};
 pub use known_models::{KnownModel, smaller_of_the_family};
-pub use score::{Score, Scoring, logits, score};
+pub use score::{Logits, Score, Scoring, logits, score};
 pub use session::Session;
 pub use settings::Settings;
 pub use source::{CheckpointSource, Initialized};

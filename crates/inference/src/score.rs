@@ -1,6 +1,6 @@
 //! How likely a model finds a text.
 
-use halfbyte_backend::{Answer, Input, Output, Rows};
+use halfbyte_backend::{Answer, Fault, Input, Output, Purpose, Rows};
 
 use crate::engine::places;
 use crate::session::{check, unexpected};
@@ -34,9 +34,61 @@ impl Score {
 /// # Errors
 /// As [`Session::extend`](crate::Session::extend).
 pub async fn logits(engine: &mut Engine, sequence: u32, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-    let mut all = Vec::new();
-    each_chunk(engine, sequence, tokens, 0, &mut |_, logits| all.extend_from_slice(logits)).await?;
-    Ok(all)
+    let mut all = Logits::new(sequence);
+    while !all.chunk(engine, tokens).await? {}
+    Ok(all.take())
+}
+
+/// The [`logits`] of every position in the making, chunk by chunk: what an engine does between them changes nothing.
+#[derive(Debug)]
+pub struct Logits {
+    sequence: u32,
+    /// The claim under which the engine holds the keys and values of the tokens so far.
+    claim: u64,
+    /// Tokens so far.
+    done: usize,
+    /// `[done, vocabulary]`
+    values: Vec<f32>,
+}
+
+impl Logits {
+    /// Nothing yet, to be computed in the place of this sequence.
+    pub fn new(sequence: u32) -> Self {
+        Self { sequence, claim: 0, done: 0, values: Vec::new() }
+    }
+
+    /// What there is so far, `[tokens, vocabulary]`.
+    pub fn take(self) -> Vec<f32> {
+        self.values
+    }
+
+    /// Computes the next chunk of `tokens`, the same at every call; whether it was the last. Where keys and values were
+    /// lost since the last call, it begins anew.
+    ///
+    /// # Errors
+    /// As [`logits`]; [`Fault::OutOfMemory`] if there is no room for all of them.
+    pub async fn chunk(&mut self, engine: &mut Engine, tokens: &[u32]) -> Result<bool, ModelError> {
+        check(engine, tokens)?;
+        if !engine.holds(self.sequence, self.claim) {
+            self.values.clear();
+            (self.done, self.claim) = (0, engine.claim(self.sequence)?);
+        }
+        let wanted = tokens.len() * engine.blueprint().vocab;
+        if self.values.try_reserve_exact(wanted - self.values.len()).is_err() {
+            return Err(Fault::OutOfMemory {
+                device: "cpu".into(),
+                name: format!("the logits of {} tokens", tokens.len()),
+                wanted: (wanted * size_of::<f32>()) as u64,
+                free: None,
+                what: Purpose::Logits,
+            }
+            .into());
+        }
+        let (values, from) = (&mut self.values, (self.sequence, self.done));
+        self.done +=
+            one_chunk(engine, tokens, from, 0, &mut |_, logits| values.extend_from_slice(logits)).await?;
+        Ok(self.done == tokens.len())
+    }
 }
 
 /// Scores a text: each token but the first, given all before it.
@@ -134,24 +186,35 @@ async fn each_chunk(
 ) -> Result<(), ModelError> {
     check(engine, tokens)?;
     engine.claim(sequence)?;
-    let caps = engine.caps();
     let mut at = 0;
     while at < tokens.len() {
-        // Rows before `from` need no logits, and so may be more at once.
-        let (rows, wanted) =
-            if at < from { (caps.rows.min(from - at), false) } else { (caps.rows.min(caps.outputs), true) };
-        let chunk = &tokens[at..tokens.len().min(at + rows)];
-        let places = places(sequence, at, chunk.len());
-        let ids: Vec<u32> = (0..chunk.len() as u32).collect();
-        let output = if wanted { Output::Logits(&ids) } else { Output::Nothing };
-        match engine.forward(&Rows { input: Input::Tokens(chunk), places: &places, output }).await? {
-            Answer::Logits(logits) if wanted => visit(at, &logits),
-            Answer::Nothing if !wanted => {}
-            other => return Err(unexpected("logits", &other)),
-        }
-        at += chunk.len();
+        at += one_chunk(engine, tokens, (sequence, at), from, visit).await?;
     }
     Ok(())
+}
+
+/// Runs the next tokens of a sequence from position `at` on, as many as go at once: how many that were.
+async fn one_chunk(
+    engine: &mut Engine,
+    tokens: &[u32],
+    (sequence, at): (u32, usize),
+    from: usize,
+    visit: &mut dyn FnMut(usize, &[f32]),
+) -> Result<usize, ModelError> {
+    let caps = engine.caps();
+    // Rows before `from` need no logits, and so may be more at once.
+    let (rows, wanted) =
+        if at < from { (caps.rows.min(from - at), false) } else { (caps.rows.min(caps.outputs), true) };
+    let chunk = &tokens[at..tokens.len().min(at + rows)];
+    let places = places(sequence, at, chunk.len());
+    let ids: Vec<u32> = (0..chunk.len() as u32).collect();
+    let output = if wanted { Output::Logits(&ids) } else { Output::Nothing };
+    match engine.forward(&Rows { input: Input::Tokens(chunk), places: &places, output }).await? {
+        Answer::Logits(logits) if wanted => visit(at, &logits),
+        Answer::Nothing if !wanted => {}
+        other => return Err(unexpected("logits", &other)),
+    }
+    Ok(chunk.len())
 }
 
 #[cfg(test)]

@@ -65,9 +65,9 @@ impl Device {
     }
 }
 
-/// The rate of each device in bytes a second, stated or assumed: a CPU reads [`ASSUMED_CPU_RATE`], a
+/// What the planner takes each device to read, in bytes a second, stated or assumed: a CPU reads [`ASSUMED_CPU_RATE`], a
 /// GPU ten times what the first CPU reads, an emulated one a thirtieth, a disk a tenth.
-pub(crate) fn rates(devices: &[Device]) -> Vec<f64> {
+pub fn rates(devices: &[Device]) -> Vec<f64> {
     let cpu = devices
         .iter()
         .filter(|device| device.kind == DeviceClass::Cpu)

@@ -42,7 +42,7 @@ mod search;
 pub mod streaming;
 
 pub use costs::Costs;
-pub use device::{Device, DeviceClass};
+pub use device::{Device, DeviceClass, rates};
 pub use machine::HANDOVER_SECONDS;
 pub use plan::{Plan, Stage, max_context, plan};
 pub use refusal::{Misfit, Reason, Refusal, Remedy, Shortage, refusal_with};

@@ -84,11 +84,11 @@ impl<'a> Machine<'a> {
         (before[blocks.end] - before[blocks.start]) as f64 / self.rates[device]
     }
 
-    /// Tokens a second of an arrangement, if all its devices state their rates.
+    /// Tokens a second of an arrangement, if the rates of all its devices are known.
     pub(crate) fn tokens_per_second(&self, arrangement: &Arrangement) -> Option<f64> {
-        let stated = arrangement.iter().all(|(device, _)| self.devices[*device].stated_rate().is_some());
+        let known = arrangement.iter().all(|(device, _)| self.known_rate(*device).is_some());
         let seconds = self.token_seconds(arrangement);
-        (stated && seconds > 0.0).then(|| seconds.recip())
+        (known && seconds > 0.0).then(|| seconds.recip())
     }
 
     /// Seconds of a token, by stated or assumed rates.
@@ -97,11 +97,11 @@ impl<'a> Machine<'a> {
         handovers + arrangement.iter().map(|(device, blocks)| self.seconds(*device, blocks)).sum::<f64>()
     }
 
-    /// The rate of a device in bytes a second: stated, or of a disk, which nobody measures, assumed.
+    /// The rate of a device in bytes a second: stated, or of a disk that nobody could measure, a part of its host's.
     pub(crate) fn known_rate(&self, device: usize) -> Option<f64> {
         let one = &self.devices[device];
-        let assumed = || (one.kind == DeviceClass::Disk).then_some(self.rates[device]);
-        one.stated_rate().or_else(assumed)
+        let host = self.host_of(device).is_some_and(|host| self.devices[host].stated_rate().is_some());
+        one.stated_rate().or_else(|| host.then_some(self.rates[device]))
     }
 
     /// Bytes that an arrangement takes on each device, or what a device lacks: `(device, why)`.

@@ -29,8 +29,8 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// Tokens of context that the footprints are for.
     pub context: usize,
-    /// What the rates predict for decoding with a short context, handovers included; absent where a
-    /// device in use has no measured rate.
+    /// What the rates predict for decoding with a short context, handovers included; absent where nobody stated the rate
+    /// of a device in use, a disk's apart, which is then taken to be a part of its processor's ([`rates`](crate::rates)).
     pub predicted_tokens_per_second: Option<f64>,
     /// The layers that stream to a GPU for prompts, if any do.
     pub streamed: Option<Streamed>,

@@ -5,7 +5,7 @@ use crate::args::BenchArgs;
 use crate::notes;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
-use halfbyte::{BenchOptions, BenchRow, DecodeProfile, Error, ModelSource};
+use halfbyte::{BenchDevice, BenchOptions, BenchRow, DecodeProfile, Error, ModelSource};
 use serde_json::json;
 
 /// Measures and prints.
@@ -35,13 +35,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         return print_json(&object);
     }
     for device in &measured.devices {
-        let rate = device
-            .read_bandwidth
-            .map_or_else(|| "unknown".to_owned(), |rate| format!("{:.1} GB/s", rate / 1e9));
-        print(&format!(
-            "{}: {} ({}), read bandwidth {rate}\n",
-            device.device, device.adapter, device.driver
-        ))?;
+        let (name, adapter, driver) = (&device.device, &device.adapter, &device.driver);
+        print(&format!("{name}: {adapter} ({driver}), {}\n", reads(device)))?;
     }
     print_table(&table(&measured.rows))?;
     print(&format!("\n{}", report::memory_table(&measured.memory)))?;
@@ -58,6 +53,16 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// What a device reads at most, or why that is not known.
+fn reads(device: &BenchDevice) -> String {
+    let why = device.not_measured.as_deref().unwrap_or("unknown");
+    match (device.read_bandwidth, device.disk_rate) {
+        (Some(rate), _) => format!("read bandwidth {:.1} GB/s", rate / 1e9),
+        (None, Some(rate)) => format!("{:.2} GB/s past what memory keeps of its files", rate / 1e9),
+        (None, None) => format!("read bandwidth not measured: {why}"),
+    }
 }
 
 fn table(rows: &[BenchRow]) -> Table {

@@ -5,9 +5,8 @@ use crate::args::LogitsArgs;
 use crate::notes;
 use crate::progress::Bars;
 use halfbyte::{AutoModel, Error};
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// Computes the logits of every position, or a classifier's of the whole text, and writes them as a
@@ -56,20 +55,31 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
     print(&format!("argmax {argmax:?}\n"))
 }
 
-/// Writes beside the file and renames: it is whole or not there.
+/// Writes beside the file and renames: it is whole or not there. As large as logits are, they are in memory once.
 fn write(file: &Path, logits: &[f32], shape: &[usize]) -> Result<(), Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("{}: {error}", file.display()));
-    let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, shape.to_vec(), &bytes).map_err(|error| failed(&error))?;
-    let data = safetensors::serialize([("logits", view)], None).map_err(|error| failed(&error))?;
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = Path::new(&name);
     let written = std::fs::File::create(part)
-        .and_then(|mut out| out.write_all(&data).and_then(|()| out.sync_all()))
+        .and_then(|out| {
+            let mut out = BufWriter::new(out);
+            out.write_all(&header(logits.len(), shape))?;
+            logits.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))?;
+            out.into_inner()?.sync_all()
+        })
         .and_then(|()| std::fs::rename(part, file));
     written.map_err(|error| {
         let _ = std::fs::remove_file(part);
         failed(&error)
     })
+}
+
+/// What a safetensors file with this one tensor begins with: the length of its JSON in eight bytes, then the JSON, with
+/// spaces to a multiple of eight.
+fn header(values: usize, shape: &[usize]) -> Vec<u8> {
+    let tensor = json!({ "dtype": "F32", "shape": shape, "data_offsets": [0, values * size_of::<f32>()] });
+    let mut text = json!({ "logits": tensor }).to_string();
+    text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }

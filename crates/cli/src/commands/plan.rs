@@ -1,10 +1,10 @@
 //! `halfbyte plan`: what will live where, from headers alone.
 
-use super::{print, print_json, print_table};
+use super::{print, print_json, print_table, say};
 use crate::args::PlanArgs;
 use crate::progress::Bars;
 use crate::table::{Table, bytes};
-use halfbyte::{Error, LoadOptions};
+use halfbyte::{Error, LoadOptions, UsedRate};
 
 /// Plans and prints; exit code 0 whether it fits or not with `--json`, 1 if it does not fit without.
 pub fn run(args: &PlanArgs) -> Result<(), Error> {
@@ -58,7 +58,15 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         print(&format!("layers do not stream to the GPU for prompts: {why}\n"))?;
     }
     if let Some(rate) = report.predicted_tokens_per_second {
-        print(&format!("{rate:.1} tokens a second, by the devices' measured rates\n"))?;
+        print(&format!("{} tokens a second predicted: {}\n", speed(rate), rests_on(&report.predicted_from)))?;
+    }
+    for device in &report.devices {
+        if let Some(why) = &device.rates_disturbed {
+            say(&format!(
+                "note: the rates of {} were taken while {why}; they are measured again at the next start",
+                device.device
+            ));
+        }
     }
     match &report.refusal {
         None => {
@@ -67,4 +75,26 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         }
         Some(refusal) => Err(Error::Usage(format!("it does not fit: {refusal}"))),
     }
+}
+
+/// A speed with two digits that say something.
+fn speed(rate: f64) -> String {
+    match rate {
+        10.0.. => format!("{rate:.0}"),
+        1.0.. => format!("{rate:.1}"),
+        _ => format!("{rate:.2}"),
+    }
+}
+
+/// What each device is taken to read, and who says so.
+fn rests_on(used: &[UsedRate]) -> String {
+    let one = |rate: &UsedRate| {
+        format!(
+            "{} reads {} GB a second ({})",
+            rate.device,
+            speed(rate.read_bytes_per_second / 1e9),
+            rate.source.name()
+        )
+    };
+    used.iter().map(one).collect::<Vec<_>>().join(", ")
 }
