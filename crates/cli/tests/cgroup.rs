@@ -51,6 +51,27 @@ fn a_model_that_does_not_fit_its_cgroup_runs_from_the_disk() {
     assert!(plan["fits"] == Value::Bool(true) && on_disk > 0, "{plan}");
     let found = within(&auto).ok().json();
     assert_eq!(found["argmax"], wanted["argmax"]);
+    // What a cache reads is no limit of memory, and memory is none of a disk.
+    let bench = [
+        "bench",
+        "--shape",
+        "llama-160m",
+        "--prefill",
+        "8",
+        "--decode-at",
+        "0",
+        "--tokens",
+        "2",
+        "--repeats",
+        "1",
+    ];
+    let bench = within(&[&bench[..], &common[2..], &limits].concat()).ok().json();
+    for device in bench["devices"].as_array().unwrap() {
+        assert_ne!(device["read_bandwidth"].is_null(), device["not_measured"].is_null(), "{device}");
+        assert!(device["device"] != "disk" || device["read_bandwidth"].is_null(), "{device}");
+    }
+    let decode = bench["rows"].as_array().unwrap().last().unwrap();
+    assert!(decode["read_rate"].as_f64() > Some(0.0) && decode["share_of_limit"].is_null(), "{decode}");
     assert_eq!(group.oom_kills(), Ok(0));
     println!("{on_disk} blocks on the disk; the group held {:?} bytes at most", group.peak());
 }

@@ -274,6 +274,40 @@ fn stated_rates_decide() {
     with(&rates, &by_map).refused_with(&["HALFBYTE_RATES", "a rate of cpu is not above 0"]);
 }
 
+/// What a prediction rests on is said: a disk's rate is stated or a part of its processor's, and halves with it.
+#[test]
+fn a_prediction_says_what_it_rests_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (rates, map) = (folder.path().join("rates.json"), folder.path().join("map.json"));
+    std::fs::write(&map, r#"{"model.embed_tokens": "disk", "model.layers.0": "disk", "": "cpu"}"#).unwrap();
+    let with = |stated: &str, more: &[&str]| {
+        std::fs::write(&rates, stated).unwrap();
+        let common = ["plan", "stories", "--device-map", text(&map), "--cache-dir", text(folder.path())];
+        let args = [&common[..], more].concat();
+        finish(&args, command::command(&args).env("HALFBYTE_RATES", &rates).spawn().unwrap()).ok()
+    };
+    let cpu = r#""cpu": {"read_bytes_per_second": 2e10}"#;
+    let predicted = |stated: &str| {
+        let json = with(stated, &["--json"]).json();
+        let from = json["predicted_from"].as_array().unwrap().clone();
+        let of = |at: usize| from.get(at).map_or(0.0, |rate| rate["read_bytes_per_second"].as_f64().unwrap());
+        let source = from.last().map(|rate| rate["source"].as_str().unwrap().to_owned());
+        (json["predicted_tokens_per_second"].as_f64(), [of(0), of(1)], source)
+    };
+    let (slow, rates_of, source) =
+        predicted(&format!(r#"{{{cpu}, "disk": {{"read_bytes_per_second": 1e9}}}}"#));
+    assert_eq!((rates_of, source.as_deref()), ([2e10, 1e9], Some("stated")));
+    let (assumed, rates_of, source) = predicted(&format!("{{{cpu}}}"));
+    assert_eq!((rates_of, source.as_deref()), ([2e10, 2e9], Some("assumed")));
+    assert!(assumed > slow && slow > Some(0.0), "{assumed:?}, {slow:?}");
+    assert_eq!(predicted("{}"), (None, [0.0; 2], None), "nothing is known");
+    let said = with(&format!("{{{cpu}}}"), &[]).stdout;
+    assert!(
+        said.contains("cpu reads 20 GB a second (stated), disk reads 2.0 GB a second (assumed)"),
+        "{said}"
+    );
+}
+
 /// What is read from the disk is computed in the CPU's memory: where that is short, the CPU is named, and its limit.
 #[test]
 fn too_little_memory_for_the_disk_is_the_cpus() {
