@@ -45,7 +45,8 @@ fn with_files(
         return Ok(candidates);
     }
     match room(model, options)? {
-        Ok(room) => {
+        Ok(None) => {}
+        Ok(Some(room)) => {
             for disk in candidates.iter_mut().filter(|one| is_disk(one)) {
                 disk.device.files = Some(disk.device.files.map_or(room, |limit| limit.min(room)));
             }
@@ -60,8 +61,8 @@ fn with_files(
     Ok(candidates)
 }
 
-/// Bytes that the 4-bit form may take on its disk, or why it cannot be made.
-fn room(model: &Model, options: &LoadOptions) -> Result<Result<u64, String>, Error> {
+/// Bytes that the 4-bit form may take on its disk, `None` if it is there or nobody knows, or why it cannot be made.
+fn room(model: &Model, options: &LoadOptions) -> Result<Result<Option<u64>, String>, Error> {
     if four_bit_cache::policy(options)? == FourBitCache::Never {
         return Ok(Err("--no-cache forbids its 4-bit form there".into()));
     }
@@ -69,10 +70,10 @@ fn room(model: &Model, options: &LoadOptions) -> Result<Result<u64, String>, Err
         return Ok(Err("there is no 4-bit form of it, and no cache directory to make one in".into()));
     };
     if place.open().is_some() {
-        return Ok(Ok(u64::MAX));
+        return Ok(Ok(None));
     }
     let taken = SPARED.saturating_add(outline.missing_bytes().saturating_mul(u64::from(!model.is_made_up())));
-    Ok(Ok(free_space(place.directory()).map_or(u64::MAX, |free| free.saturating_sub(taken))))
+    Ok(Ok(free_space(place.directory()).map(|free| free.saturating_sub(taken))))
 }
 
 /// Where the 4-bit form of a model is or will be, and the model's headers.

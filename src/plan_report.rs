@@ -178,7 +178,9 @@ impl Planning {
                         "--max-memory".into()
                     }
                     (DeviceClass::Disk, Some(_)) => "what is free on it for the model's 4-bit form".into(),
-                    (DeviceClass::Disk, None) => "what is read is not limited; memory is the CPU's".into(),
+                    (DeviceClass::Disk, None) => {
+                        "its files are there; what it takes of memory is the CPU's".into()
+                    }
                     _ => device.budget_source.clone(),
                 },
                 planned_bytes: bytes.total(),

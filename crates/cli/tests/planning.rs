@@ -303,7 +303,7 @@ fn a_prediction_says_what_it_rests_on() {
     assert_eq!(predicted("{}"), (None, [0.0; 2], None), "nothing is known");
     let said = with(&format!("{{{cpu}}}"), &[]).stdout;
     assert!(
-        said.contains("cpu reads 20 GB a second (stated), disk reads 2.0 GB a second (assumed)"),
+        said.contains("cpu reads 20 GB a second (stated), disk reads 2.0 GB a second (assumed, "),
         "{said}"
     );
 }

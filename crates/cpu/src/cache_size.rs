@@ -67,8 +67,8 @@ mod tests {
             cache(cpu, 3, ["3", "Unified", "32768K", if cpu < 2 { "0-1" } else { "2-3" }]);
         }
         let all = |list| sum(list, &root);
-        assert_eq!(all("0-3"), Some((4 * 32 << 10) + (4 << 20) + (64 << 20)));
-        assert_eq!(all("0,1"), Some((2 * 32 << 10) + (2 << 20) + (32 << 20)));
+        assert_eq!(all("0-3"), Some((128 << 10) + (4 << 20) + (64 << 20)));
+        assert_eq!(all("0,1"), Some((64 << 10) + (2 << 20) + (32 << 20)));
         assert_eq!(all("7"), Some(0));
         cache(1, 3, ["3", "Unified", "much", "0-1"]);
         assert_eq!(all("0-3"), None);

@@ -211,4 +211,24 @@ mod tests {
         // 3/4 of 256 less all that: nothing but the first attention.
         assert_eq!(keep(256), 1);
     }
+
+    #[test]
+    fn only_the_experts_that_were_chosen_are_given_back() {
+        let mixture = Size { always: MIB, experts: 80 * MIB, chosen: 20 * MIB };
+        let (advice, orders) = channel();
+        let sizes = vec![dense(3), mixture, dense(3), mixture];
+        let mut sweep = Sweep { sizes, limit: None, keep: 2, next: 4, ahead: 0, advice };
+        let used = [false, true, false, true];
+        (0..4).for_each(|step| sweep.done_with(step, &used));
+        drop(sweep);
+        let given: Vec<(usize, Vec<usize>)> = orders
+            .iter()
+            .filter_map(|order| match order {
+                Advice::DoneWith(step, experts) => Some((step, experts)),
+                Advice::WillNeed(_) => None,
+            })
+            .collect();
+        // Steps 0 and 1 stay; step 2 has no experts, whoever was chosen before it.
+        assert_eq!(given, [(2, vec![]), (3, vec![1, 3])]);
+    }
 }

@@ -89,8 +89,9 @@ fn speed(rate: f64) -> String {
 /// What each device is taken to read, and who says so.
 fn rests_on(used: &[UsedRate]) -> String {
     let one = |rate: &UsedRate| {
+        let beside = if rate.device == "disk" { ", past what memory keeps of its files" } else { "" };
         format!(
-            "{} reads {} GB a second ({})",
+            "{} reads {} GB a second ({}{beside})",
             rate.device,
             speed(rate.read_bytes_per_second / 1e9),
             rate.source.name()
