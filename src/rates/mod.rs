@@ -248,13 +248,4 @@ mod tests {
         assert_eq!(rates.upload_bytes_per_second, None);
         assert_eq!(cpu.ledger().footprint(), before);
     }
-
-    /// A matrix that fits the caches says nothing of memory.
-    #[test]
-    fn what_memory_reads_is_not_what_caches_read() {
-        let scarce = halfbyte_cpu::CpuOptions { memory_limit: Some(64 << 20), ..Default::default() };
-        let cpu = CpuBackend::with(scarce).unwrap();
-        let Kept { rates, .. } = pollster::block_on(probe::measure(&cpu, &cpu));
-        assert!(rates.read_bytes_per_second.is_none() && rates.products_per_second.is_some(), "{rates:?}");
-    }
 }

@@ -36,12 +36,15 @@ pub(super) async fn measure(backend: &dyn Backend, host: &dyn Backend) -> Kept {
     for fault in [read.as_ref().err(), probed.as_ref().err()].into_iter().flatten() {
         tracing::debug!("{}: not measured: {fault}", backend.info().name);
     }
-    let probed = probed.unwrap_or_default();
-    // What a device computes more slowly than it reads, it reads no faster. What it computes alone is no rate of reading:
-    // the matrix may have stayed in its caches.
-    let computed = probed.read_bytes_per_second.unwrap_or(f64::INFINITY);
-    let rates = Rates { read_bytes_per_second: read.ok().map(|read| read.min(computed)), ..probed };
+    let rates = joined(read.ok(), probed.unwrap_or_default());
     Kept::new(rates, disturbed(before, Ticks::now(), spread.0))
+}
+
+/// What a device computes more slowly than it reads, it reads no faster. What it computes alone is no rate of reading: the
+/// matrix may have stayed in its caches.
+fn joined(read: Option<f64>, probed: Rates) -> Rates {
+    let computed = probed.read_bytes_per_second.unwrap_or(f64::INFINITY);
+    Rates { read_bytes_per_second: read.map(|read| read.min(computed)), ..probed }
 }
 
 /// The longest of equal runs by the shortest, whichever runs were the most unlike.
@@ -186,4 +189,19 @@ fn made() -> Result<Quantized, Fault> {
     let row: Vec<f32> = (0..SIZE).map(|_| stream.normal() / (SIZE as f32).sqrt()).collect();
     let values = row.repeat(SIZE);
     quantize(Source::F32(&values), QuantSpec::default()).map_err(|error| Fault::Internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_caches_read_is_not_what_memory_reads() {
+        let probed =
+            Rates { read_bytes_per_second: Some(3e11), products_per_second: Some(1e11), ..Rates::default() };
+        let read = |read| joined(read, probed).read_bytes_per_second;
+        assert_eq!((read(Some(2e10)), read(Some(4e11)), read(None)), (Some(2e10), Some(3e11), None));
+        assert_eq!(joined(None, probed).products_per_second, Some(1e11));
+        assert_eq!(joined(Some(2e10), Rates::default()).read_bytes_per_second, Some(2e10));
+    }
 }
