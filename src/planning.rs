@@ -177,7 +177,7 @@ impl Planning {
     /// Limits of `--max-memory` that stand in the way, each raised to what is needed where the device has
     /// that much.
     fn raised_limits(&self, refusal: &Refusal, devices: &[Device]) -> Vec<Remedy> {
-        let mut remedies = Vec::new();
+        let mut remedies: Vec<(String, u64, Remedy)> = Vec::new();
         for shortage in &refusal.devices {
             let Some(at) = devices.iter().position(|device| device.name == shortage.device) else { continue };
             // What layers on the disk take is the CPU's memory.
@@ -200,10 +200,14 @@ impl Planning {
             }
             if let Ok(plan) = halfbyte_placement::plan(&raised, &self.costs(), &self.request) {
                 let options = format!("--max-memory {name}={mebibytes}MiB");
-                remedies.push(Remedy { options, context: plan.context });
+                // Of two sizes for one device the larger one is remembered, which needs no disk.
+                remedies.retain(|(other, size, _)| other != name || *size > mebibytes);
+                if !remedies.iter().any(|(other, ..)| other == name) {
+                    remedies.push((name.to_owned(), mebibytes, Remedy { options, context: plan.context }));
+                }
             }
         }
-        remedies
+        remedies.into_iter().map(|(.., remedy)| remedy).collect()
     }
 
     /// Why nothing of a plan streams, though it was asked to.

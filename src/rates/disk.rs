@@ -1,7 +1,7 @@
 //! What the disk of a model reads in a second.
 
 use super::kept::{Kept, dir, named, read, write};
-use super::{RateSource, Rated, Rates, Source, steadiness, words};
+use super::{Rated, Rates, Source, steadiness, words};
 use crate::devices::Candidate;
 use crate::file_form::form_directory;
 use crate::model_source::Model;
@@ -34,9 +34,8 @@ pub(crate) fn tell_kept(
     if let Some(disk) = candidates.iter_mut().find(unknown)
         && let Some(file) = kept_file(&places(model, options)?, options)
         && let Some(kept) = read(&file)
-        && kept.disturbed_still().is_none()
     {
-        tell(disk, &kept);
+        tell(disk, &kept, false);
     }
     Ok(())
 }
@@ -65,15 +64,15 @@ pub(super) fn measure(planning: &mut Planning, disk: usize, again: bool) {
             if let Some(why) = kept.disturbed_still() {
                 tracing::info!("disk: {}", words(&why));
             }
-            tell(&mut planning.candidates[disk], &kept);
+            tell(&mut planning.candidates[disk], &kept, true);
         }
     }
 }
 
 /// The rate alone: its products are the CPU's.
-fn tell(disk: &mut Candidate, kept: &Kept) {
+fn tell(disk: &mut Candidate, kept: &Kept, is_fresh: bool) {
     disk.device.rate = kept.rates.read_bytes_per_second;
-    disk.rated = Rated { source: RateSource::Measured, disturbed: kept.disturbed_still() };
+    disk.rated = Rated::measured(kept, is_fresh);
 }
 
 /// Where the files are that layers are read from: the model's own if that is quantized, else where its 4-bit form is or

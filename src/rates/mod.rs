@@ -58,6 +58,14 @@ pub(crate) struct Rated {
     pub(crate) source: RateSource,
     /// What disturbed the measurement, if it is to be made again at the next start.
     pub(crate) disturbed: Option<String>,
+    /// Whether that was at this start.
+    is_fresh: bool,
+}
+
+impl Rated {
+    fn measured(kept: &Kept, is_fresh: bool) -> Self {
+        Self { source: RateSource::Measured, disturbed: kept.disturbed_still(), is_fresh }
+    }
 }
 
 /// `never`: nothing is measured, and the planner goes by the kind of a device alone. `again`: what is kept is measured
@@ -128,9 +136,14 @@ impl Rates {
 }
 
 impl Candidate {
-    fn tell(&mut self, kept: &Kept) {
+    fn tell(&mut self, kept: &Kept, is_fresh: bool) {
         kept.rates.tell(&mut self.device);
-        self.rated = Rated { source: RateSource::Measured, disturbed: kept.disturbed_still() };
+        self.rated = Rated::measured(kept, is_fresh);
+    }
+
+    /// Whether its rate is still to be measured, or once more.
+    fn is_open(&self) -> bool {
+        self.device.rate.is_none() || (self.rated.disturbed.is_some() && !self.rated.is_fresh)
     }
 }
 
@@ -178,8 +191,8 @@ pub(crate) fn complete(planning: &mut Planning, shown: bool) -> Result<(), Error
     if !shown && !used.iter().any(|&at| is_disk(at)) {
         return Ok(());
     }
-    let unknown = used.iter().copied().filter(|&at| devices[at].rate.is_none());
-    let (disks, others): (Vec<usize>, Vec<usize>) = unknown.partition(|&at| is_disk(at));
+    let open = used.iter().copied().filter(|&at| planning.candidates[at].is_open());
+    let (disks, others): (Vec<usize>, Vec<usize>) = open.partition(|&at| is_disk(at));
     let options = planning.options.clone();
     pollster::block_on(tell_these(&mut planning.candidates, &others, &options, again, true));
     for disk in disks {
@@ -202,6 +215,7 @@ async fn tell_these(
     for &at in devices {
         let file = dir.as_deref().map(|dir| file(dir, &*candidates[at].backend));
         let before = file.as_deref().filter(|_| !again).and_then(read);
+        let may_measure = may_measure && !candidates[at].rated.is_fresh;
         let kept = match (before, host) {
             (Some(kept), _) if !may_measure || kept.disturbed_still().is_none() => kept,
             (before, Some(host)) if may_measure => {
@@ -216,7 +230,7 @@ async fn tell_these(
             }
             _ => continue,
         };
-        candidates[at].tell(&kept);
+        candidates[at].tell(&kept, may_measure);
         if let Some(why) = kept.disturbed_still() {
             tracing::info!("{}: {}", candidates[at].device.name, words(&why));
         }

@@ -302,10 +302,7 @@ fn a_prediction_says_what_it_rests_on() {
     assert!(assumed > slow && slow > Some(0.0), "{assumed:?}, {slow:?}");
     assert_eq!(predicted("{}"), (None, [0.0; 2], None), "nothing is known");
     let said = with(&format!("{{{cpu}}}"), &[]).stdout;
-    assert!(
-        said.contains("cpu reads 20 GB a second (stated), disk reads 2.0 GB a second (assumed, "),
-        "{said}"
-    );
+    assert!(said.contains("cpu at 20 GB a second (stated), disk at 2.0 GB a second (assumed, "), "{said}");
 }
 
 /// What is read from the disk is computed in the CPU's memory: where that is short, the CPU is named, and its limit.

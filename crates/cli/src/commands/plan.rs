@@ -58,7 +58,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Error> {
         print(&format!("layers do not stream to the GPU for prompts: {why}\n"))?;
     }
     if let Some(rate) = report.predicted_tokens_per_second {
-        print(&format!("{} tokens a second predicted: {}\n", speed(rate), rests_on(&report.predicted_from)))?;
+        let rates = rests_on(&report.predicted_from);
+        print(&format!("reading the weights allows {} tokens a second: {rates}\n", speed(rate)))?;
     }
     for device in &report.devices {
         if let Some(why) = &device.rates_disturbed {
@@ -89,9 +90,9 @@ fn speed(rate: f64) -> String {
 /// What each device is taken to read, and who says so.
 fn rests_on(used: &[UsedRate]) -> String {
     let one = |rate: &UsedRate| {
-        let beside = if rate.device == "disk" { ", past what memory keeps of its files" } else { "" };
+        let beside = if rate.device == "disk" { ", more where memory keeps its files" } else { "" };
         format!(
-            "{} reads {} GB a second ({}{beside})",
+            "{} at {} GB a second ({}{beside})",
             rate.device,
             speed(rate.read_bytes_per_second / 1e9),
             rate.source.name()
