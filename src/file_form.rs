@@ -6,7 +6,7 @@ use crate::four_bit_cache::{self, Place, Purpose, SPARED};
 use crate::model_source::Model;
 use crate::{Error, FourBitCache, LoadOptions, Progress, rates};
 use halfbyte_checkpoint::write::free_space;
-use halfbyte_checkpoint::{Checkpoint, CheckpointError, TensorBytes, WriteOptions};
+use halfbyte_checkpoint::{Checkpoint, CheckpointError, TensorBytes, WriteOptions, quantized_bytes};
 use halfbyte_inference::SyntheticModel;
 use halfbyte_placement::DeviceClass;
 use std::borrow::Cow;
@@ -19,6 +19,13 @@ pub(crate) fn lies_in_files(model: &Model, options: &LoadOptions) -> Result<bool
     Ok(options.quant.is_none() || checkpoint.config.quantization()?.is_some())
 }
 
+/// The devices that can be used for a model.
+pub(crate) struct Usable {
+    pub(crate) candidates: Vec<Candidate>,
+    /// Why the disk is not among them, if it could have been.
+    pub(crate) without_disk: Option<String>,
+}
+
 /// The devices that can be used for `model`: without the disk where nothing can be read from it, and with the
 /// limit that its free space sets where a 4-bit form is still to be written.
 ///
@@ -28,22 +35,19 @@ pub(crate) fn usable(
     model: &Model,
     options: &LoadOptions,
     candidates: Vec<Candidate>,
-) -> Result<Vec<Candidate>, Error> {
+) -> Result<Usable, Error> {
     let mut usable = with_files(model, options, candidates)?;
-    rates::tell_kept(model, options, &mut usable)?;
+    rates::tell_kept(model, options, &mut usable.candidates)?;
     Ok(usable)
 }
 
 /// [`usable`] devices, as far as files and their room decide.
-fn with_files(
-    model: &Model,
-    options: &LoadOptions,
-    mut candidates: Vec<Candidate>,
-) -> Result<Vec<Candidate>, Error> {
+fn with_files(model: &Model, options: &LoadOptions, mut candidates: Vec<Candidate>) -> Result<Usable, Error> {
     let is_disk = |one: &Candidate| one.device.kind == DeviceClass::Disk;
     if !candidates.iter().any(is_disk) || lies_in_files(model, options)? {
-        return Ok(candidates);
+        return Ok(Usable { candidates, without_disk: None });
     }
+    let mut without_disk = None;
     match room(model, options)? {
         Ok(None) => {}
         Ok(Some(room)) => {
@@ -56,9 +60,10 @@ fn with_files(
             if candidates.is_empty() {
                 return Err(Error::Usage(format!("{} cannot be read from the disk: {why}", model.name())));
             }
+            without_disk = Some(why);
         }
     }
-    Ok(candidates)
+    Ok(Usable { candidates, without_disk })
 }
 
 /// Bytes that the 4-bit form may take on its disk, `None` if it is there or nobody knows, or why it cannot be made.
@@ -72,8 +77,16 @@ fn room(model: &Model, options: &LoadOptions) -> Result<Result<Option<u64>, Stri
     if place.open().is_some() {
         return Ok(Ok(None));
     }
-    let taken = SPARED.saturating_add(outline.missing_bytes().saturating_mul(u64::from(!model.is_made_up())));
-    Ok(Ok(free_space(place.directory()).map(|free| free.saturating_sub(taken))))
+    let downloaded = outline.missing_bytes().saturating_mul(u64::from(!model.is_made_up()));
+    // However few layers are to be read from it, it is written whole.
+    let bytes = write_options(options).map_or(Ok(0), |write| quantized_bytes(&outline, &write));
+    let lacks = match bytes {
+        Ok(bytes) => place.lacks(bytes.saturating_add(downloaded)),
+        Err(error) => Some(error.to_string()),
+    };
+    let taken = SPARED.saturating_add(downloaded);
+    let room = || free_space(place.directory()).map(|free| free.saturating_sub(taken));
+    Ok(lacks.map_or_else(|| Ok(room()), Err))
 }
 
 /// Where the 4-bit form of a model is or will be, and the model's headers.

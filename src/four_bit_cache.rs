@@ -21,7 +21,7 @@ use crate::{Error, LoadOptions, Progress};
 use halfbyte_backend::human_bytes;
 use halfbyte_checkpoint::fingerprint::fingerprint;
 use halfbyte_checkpoint::hub::{self, Away, HubOptions};
-use halfbyte_checkpoint::write::free_space;
+use halfbyte_checkpoint::write::{free_space, is_writable};
 use halfbyte_checkpoint::{Checkpoint, TensorBytes, WriteOptions, quantized_bytes, write_quantized_from};
 use halfbyte_quant::QuantSpec;
 use serde_json::{Value, json};
@@ -273,14 +273,8 @@ impl Place {
         progress: &mut dyn Progress,
     ) -> Result<Option<Model>, String> {
         let bytes = quantized_bytes(checkpoint, write).map_err(|error| error.to_string())?;
-        if let Some(free) = free_space(&self.dir).filter(|&free| free < bytes.saturating_add(SPARED)) {
-            return Err(format!(
-                "it takes {} and the disk of {} has {} free, of which {} are to stay",
-                human_bytes(bytes),
-                self.dir.display(),
-                human_bytes(free),
-                human_bytes(SPARED)
-            ));
+        if let Some(why) = self.lacks(bytes) {
+            return Err(why);
         }
         let lock = self.lock_file()?;
         match lock.try_lock() {
@@ -307,6 +301,21 @@ impl Place {
         ));
         self.write(checkpoint, source, write, progress)?;
         Ok(self.open())
+    }
+
+    /// Why `bytes` cannot be written there, as a phrase.
+    pub(crate) fn lacks(&self, bytes: u64) -> Option<String> {
+        let dir = self.dir.display();
+        if !is_writable(&self.dir) {
+            return Some(format!("{dir} cannot be written to (--cache-dir names another directory)"));
+        }
+        let free = free_space(&self.dir).filter(|&free| free < bytes.saturating_add(SPARED))?;
+        Some(format!(
+            "it takes {} and the disk of {dir} has {} free, of which {} are to stay (--cache-dir names another directory)",
+            human_bytes(bytes),
+            human_bytes(free),
+            human_bytes(SPARED)
+        ))
     }
 
     /// Writes `part`, then gives it its name. The lock is held.

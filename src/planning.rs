@@ -1,7 +1,7 @@
 //! Plans what will live where, from headers alone.
 
 use crate::devices::{Candidate, candidates};
-use crate::file_form::usable;
+use crate::file_form::{Usable, usable};
 use crate::model_source::{Model, ModelSource};
 use crate::options::{DeviceMap, LoadOptions};
 use crate::plan_report::PlanReport;
@@ -56,6 +56,8 @@ pub(crate) struct Planning {
     pub(crate) model: Model,
     pub(crate) options: LoadOptions,
     pub(crate) candidates: Vec<Candidate>,
+    /// Why the disk is not among them, if it could have been.
+    pub(crate) without_disk: Option<String>,
     pub(crate) request: Request,
     pub(crate) model_context: usize,
 }
@@ -86,9 +88,9 @@ impl Planning {
         let streaming = options.stream_layers;
         let min_context = MIN_CONTEXT.min(model_context.max(1));
         let request = Request { context, min_context, policy, streaming };
-        let candidates = usable(model, options, candidates)?;
+        let Usable { candidates, without_disk } = usable(model, options, candidates)?;
         let (model, options) = (model.clone(), options.clone());
-        Ok(Self { model, options, candidates, request, model_context })
+        Ok(Self { model, options, candidates, without_disk, request, model_context })
     }
 
     pub(crate) fn devices(&self) -> Vec<Device> {
@@ -127,6 +129,7 @@ impl Planning {
         };
         let raised = self.raised_limits(&refusal, devices);
         let mut refusal = refusal;
+        refusal.without_disk.clone_from(&self.without_disk);
         // The largest chunk that fits is the fastest: smaller ones need no mention.
         let offered = refusal.remedies.len();
         for &chunk in SMALLER_CHUNKS.iter().filter(|&&chunk| chunk < self.options.chunk) {

@@ -188,7 +188,8 @@ impl Loader {
     pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
         let options = &self.asked.options;
         self.planning.candidates.clear();
-        self.planning.candidates = usable(&self.planning.model, options, candidates(options).await?)?;
+        let usable = usable(&self.planning.model, options, candidates(options).await?)?;
+        (self.planning.candidates, self.planning.without_disk) = (usable.candidates, usable.without_disk);
         self.planning.options = options.clone();
         self.planning.request = self.asked.request.clone();
         self.losses = vec![0; self.planning.candidates.len()];

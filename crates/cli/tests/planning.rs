@@ -305,6 +305,27 @@ fn a_prediction_says_what_it_rests_on() {
     assert!(said.contains("cpu at 20 GB a second (stated), disk at 2.0 GB a second (assumed, "), "{said}");
 }
 
+/// Where the 4-bit form that layers are read from cannot be written, they are not planned to be, and that is said with
+/// the way out.
+#[test]
+fn a_cache_that_cannot_be_written_is_no_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a file");
+    std::fs::write(&file, "in the way").unwrap();
+    let common = ["stories", "--max-memory", "cpu=4MiB", "--max-memory", "wgpu:0=0", "--cache-dir"];
+    let with = |cache: &Path| plan(&[&common[..], &[text(cache), "--json"]].concat()).ok().json();
+    let roomy = with(folder.path());
+    assert!(roomy["layers"].as_array().unwrap().iter().any(|layer| layer["device"] == "disk"), "{roomy}");
+    let refused = with(&file.join("cache"));
+    let why = refused["refusal"].as_str().unwrap();
+    for part in ["nothing can be read from the disk", "a file/cache", "cannot be written to (--cache-dir"] {
+        assert!(why.contains(part), "{why}");
+    }
+    let on_disk = ["logits", "stories", "--ids", "1", "--device-map", "disk", "--cache-dir"];
+    let cache = file.join("cache");
+    halfbyte(&[&on_disk[..], &[text(&cache)]].concat()).refused_with(&["cannot be written to (--cache-dir"]);
+}
+
 /// What is read from the disk is computed in the CPU's memory: where that is short, the CPU is named, and its limit.
 #[test]
 fn too_little_memory_for_the_disk_is_the_cpus() {

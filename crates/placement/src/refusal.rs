@@ -21,6 +21,8 @@ pub struct Refusal {
     pub context: usize,
     /// The largest smaller context that fits, in tokens, if any.
     pub max_context: Option<usize>,
+    /// Why nothing can be read from the disk, where layers could have gone there.
+    pub without_disk: Option<String>,
     /// Changes that fit: each was planned.
     pub remedies: Vec<Remedy>,
 }
@@ -94,6 +96,9 @@ impl fmt::Display for Refusal {
             Reason::Unsupported(why) => f.write_str(why)?,
             Reason::Invalid(what) => return f.write_str(what),
         }
+        if let Some(why) = &self.without_disk {
+            write!(f, "; nothing can be read from the disk: {why}")?;
+        }
         match self.remedies.split_last() {
             None => Ok(()),
             Some((last, [])) => write!(f, "; {} fits", last.options),
@@ -146,6 +151,7 @@ pub(crate) fn invalid(what: String) -> Box<Refusal> {
         devices: Vec::new(),
         context: 0,
         max_context: None,
+        without_disk: None,
         remedies: Vec::new(),
     })
 }
@@ -184,7 +190,7 @@ pub(crate) fn refuse(planner: &Planner<'_>, request: &Request, context: usize) -
             remedies.push(Remedy { options: "--device-map auto".into(), context });
         }
     }
-    Box::new(Refusal { reason, devices, context, max_context, remedies })
+    Box::new(Refusal { reason, devices, context, max_context, without_disk: None, remedies })
 }
 
 /// Blocks that a device would have to hold, and the bytes that it has for them.

@@ -21,7 +21,7 @@ mod space;
 mod state_json;
 
 pub use originals::{Original, Originals};
-pub use space::free_space;
+pub use space::{free_space, is_writable};
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorDtype;

@@ -1,4 +1,4 @@
-//! How much a disk has left.
+//! How much a disk has left, and whether it may be written to.
 
 use std::path::Path;
 
@@ -16,5 +16,22 @@ pub fn free_space(path: &Path) -> Option<u64> {
     {
         let _ = there;
         None
+    }
+}
+
+/// Whether this user may write into `path`, or into the nearest directory above it that exists; `true` where the system
+/// does not tell.
+pub fn is_writable(path: &Path) -> bool {
+    let Ok(path) = std::path::absolute(path) else { return false };
+    let Some(there) = path.ancestors().find(|path| path.exists()).filter(|path| path.is_dir()) else {
+        return false;
+    };
+    #[cfg(unix)]
+    {
+        rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok()
+    }
+    #[cfg(not(unix))]
+    {
+        !there.metadata().is_ok_and(|found| found.permissions().readonly())
     }
 }

@@ -117,13 +117,13 @@ pub fn run(args: &QuantizeArgs) -> Result<(), Error> {
         shards => format!(", {shards} of them from the run before"),
     };
     print(&format!(
-        "{} weights in 4 bits, {} tensors as they were: {} became {} in {} ({} files{resumed}, {:.1} s)\n",
+        "{} weights in 4 bits, {} tensors as they were: {} became {} in {} ({}{resumed}, {:.1} s)\n",
         report.tensors,
         report.kept_tensors,
         bytes(report.bytes_in),
         bytes(report.bytes_out),
         args.output.display(),
-        report.shards,
+        if report.shards == 1 { "1 file".to_owned() } else { format!("{} files", report.shards) },
         report.seconds,
     ))
 }
