@@ -242,13 +242,14 @@ pub(crate) fn gpu_name(planning: &Planning, device: usize) -> &str {
     &planning.candidates[device].device.name
 }
 
-/// The settings of a blueprint for `context` tokens.
+/// The settings of a blueprint for `context` tokens. Chunks that memory makes smaller do not change it, and caches stay.
 fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {
     Settings {
         quant: options.quant,
         kv: options.kv_cache,
         context,
         sequences: options.sequences.max(1),
+        rows: Some(options.chunk.max(LoadOptions::default().chunk).max(options.sequences)),
         task: options.task,
         convert_heads: options.convert_heads,
         ..Settings::default()

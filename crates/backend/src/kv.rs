@@ -22,7 +22,7 @@ pub enum KvType {
 /// shorter.
 pub const KV_BLOCK: usize = 32;
 
-/// The cache of one layer: keys and values, each `[sequences, kv_heads, capacity, head_dim]`.
+/// The cache of one layer: keys and values, each `[sequences, kv_heads, slots, head_dim]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KvShape {
     /// Sequences at once.
@@ -33,6 +33,9 @@ pub struct KvShape {
     pub head_dim: usize,
     /// Positions of each sequence.
     pub capacity: usize,
+    /// Slots of each sequence where there are fewer than positions, since attention sees a window of them: position `p`
+    /// is in slot `p % ring`. None has a slot for every position.
+    pub ring: Option<usize>,
     /// Element type.
     pub dtype: KvType,
 }
@@ -43,9 +46,44 @@ impl KvShape {
         Record::of(self).canonical().0 as u64
     }
 
+    /// Slots of each sequence.
+    pub fn slots(&self) -> usize {
+        self.ring.unwrap_or(self.capacity)
+    }
+
+    /// Where `positions` lie, in order and no more than there are slots: a range of slots, or two of a ring.
+    pub fn places(&self, positions: &Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
+        let slots = self.slots().max(1);
+        let (start, len) = (positions.start % slots, positions.len());
+        let first = len.min(slots - start);
+        [start..start + first, 0..len - first].into_iter().filter(|range| !range.is_empty())
+    }
+
+    /// The last of `positions`, as many as there are slots.
+    pub fn kept(&self, positions: Range<usize>) -> Range<usize> {
+        positions.start.max(positions.end.saturating_sub(self.slots()))..positions.end
+    }
+
+    /// The most rows of a sequence that a submission may bring where attention has `window`: they are all stored before
+    /// the first of them looks at its window.
+    pub fn most_rows(&self, window: Option<usize>) -> usize {
+        match (self.ring, window) {
+            (None, _) => usize::MAX,
+            (Some(slots), Some(window)) => (slots + 1).saturating_sub(window),
+            (Some(_), None) => 0,
+        }
+    }
+
+    /// The same, with as few slots as serve attention with `window` in submissions of at most `rows` rows of a sequence.
+    #[must_use]
+    pub fn with_window(self, window: usize, rows: usize) -> Self {
+        let slots = window.saturating_add(rows).saturating_sub(1).max(1);
+        Self { ring: (slots < self.capacity).then_some(slots), ..self }
+    }
+
     /// Bytes of keys and values together, without any backend's padding.
     pub fn bytes(&self) -> u64 {
-        2 * (self.sequences * self.kv_heads * self.capacity) as u64 * self.head_bytes()
+        2 * (self.sequences * self.kv_heads * self.slots()) as u64 * self.head_bytes()
     }
 }
 
@@ -105,7 +143,8 @@ impl Record {
     }
 }
 
-/// Consecutive positions of one sequence of a cache.
+/// Consecutive positions of one sequence of a cache. Of a ring, what was stored last in their slots: whether that is
+/// theirs, who wrote it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSpan {
     /// The sequence.
@@ -135,10 +174,17 @@ impl KvSpan {
     /// [`Fault::Invalid`] if the cache does not reach that far.
     pub fn bytes(&self, shape: &KvShape) -> Result<usize, Fault> {
         let Range { start, end } = self.positions;
-        if self.sequence >= shape.sequences || start > end || end > shape.capacity {
+        if self.sequence >= shape.sequences
+            || start > end
+            || end > shape.capacity
+            || end - start > shape.slots()
+        {
             return Err(Fault::Invalid(format!(
-                "positions {start}..{end} of sequence {} in a cache of {} sequences of {}",
-                self.sequence, shape.sequences, shape.capacity
+                "positions {start}..{end} of sequence {} in a cache of {} sequences of {} positions, {} at once",
+                self.sequence,
+                shape.sequences,
+                shape.capacity,
+                shape.slots()
             )));
         }
         Ok(shape.kv_heads * (end - start) * shape.head_bytes() as usize)
@@ -182,6 +228,25 @@ fn round_block(block: &mut [f32], levels: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rings_hold_a_window_and_a_submission() {
+        let shape =
+            KvShape { sequences: 1, kv_heads: 1, head_dim: 4, capacity: 100, ring: None, dtype: KvType::F32 };
+        let ring = shape.with_window(20, 11);
+        assert_eq!((ring.slots(), ring.most_rows(Some(20))), (30, 11));
+        assert_eq!(shape.with_window(90, 11), shape);
+        assert_eq!(shape.with_window(usize::MAX, 2), shape);
+        let places = |shape: &KvShape, positions| shape.places(&positions).collect::<Vec<_>>();
+        assert_eq!(places(&shape, 28..58), [28..58]);
+        assert_eq!(places(&ring, 28..58), [28..30, 0..28]);
+        assert_eq!(places(&ring, 60..90), [0..30]);
+        assert_eq!(places(&ring, 31..31), []);
+        assert_eq!((ring.kept(3..50), ring.kept(40..50), shape.kept(3..50)), (20..50, 40..50, 3..50));
+        let span = |positions| KvSpan { sequence: 0, positions };
+        assert!(span(0..31).bytes(&ring).is_err() && span(90..101).bytes(&ring).is_err());
+        assert_eq!(span(70..100).bytes(&ring), Ok(30 * 16));
+    }
 
     #[test]
     fn q8_and_q4_stay_within_half_a_level() {

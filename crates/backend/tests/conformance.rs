@@ -34,6 +34,7 @@ fn flawed_backends_fail() {
         (Flaw::Leak, &["embed", "attend", "head"]),
         (Flaw::AcceptsAll, &["linear_residual", "attend"]),
         (Flaw::SeesNext, &["attend", "merge_linear"]),
+        (Flaw::ShortRing, &["attend"]),
         (Flaw::AddsToOutput, &["norm_linear", "norm_gate_up", "linear_residual", "merge_linear", "pre"]),
         (Flaw::HighestTie, &["sample"]),
         (Flaw::FirstChoice, &["sample"]),

@@ -1,6 +1,6 @@
 //! The KV cache in its stored form.
 //!
-//! Keys and values are each `[sequences, kv_heads, capacity]` records as [`KvRows`] has them: of Q4, sixteen
+//! Keys and values are each `[sequences, kv_heads, slots]` records as [`KvRows`] has them: of Q4, sixteen
 //! neighbours decode with one mask.
 
 use crate::buffer::{Shortage, zeroed};
@@ -15,9 +15,9 @@ use std::ops::Range;
 pub(crate) struct Cache {
     /// Its shape.
     pub shape: KvShape,
-    /// `[sequences, kv_heads, capacity, head_bytes]`
+    /// `[sequences, kv_heads, slots, head_bytes]`
     pub keys: Vec<u8>,
-    /// `[sequences, kv_heads, capacity, head_bytes]`
+    /// `[sequences, kv_heads, slots, head_bytes]`
     pub values: Vec<u8>,
 }
 
@@ -33,9 +33,9 @@ impl Cache {
         (self.keys.len() + self.values.len()) as u64
     }
 
-    /// Bytes of the records of one head of one sequence: `[capacity, head_bytes]`.
+    /// Bytes of the records of one head of one sequence: `[slots, head_bytes]`.
     pub fn head_stride(&self) -> usize {
-        self.shape.capacity * self.shape.head_bytes() as usize
+        self.shape.slots() * self.shape.head_bytes() as usize
     }
 
     /// Where the records of `head` of `sequence` begin.
@@ -46,12 +46,12 @@ impl Cache {
     /// Where the records of a span lie, head by head.
     fn ranges(&self, span: &KvSpan) -> impl Iterator<Item = Range<usize>> {
         let record = self.shape.head_bytes() as usize;
-        let Range { start, end } = span.positions;
         let begin = self.head_start(span.sequence, 0);
         let stride = self.head_stride();
-        (0..self.shape.kv_heads).map(move |head| {
+        let places = self.shape.places(&span.positions);
+        (0..self.shape.kv_heads).flat_map(move |head| {
             let head = begin + head * stride;
-            head + start * record..head + end * record
+            places.clone().map(move |slots| head + slots.start * record..head + slots.end * record)
         })
     }
 
@@ -207,7 +207,7 @@ mod tests {
         let mut stream = Stream::new(11);
         for dtype in [KvType::F32, KvType::F16, KvType::Q8, KvType::Q4] {
             for head_dim in [1, 2, 31, 32, 33, 64, 80, 95, 128] {
-                let shape = KvShape { sequences: 1, kv_heads: 1, head_dim, capacity: 1, dtype };
+                let shape = KvShape { sequences: 1, kv_heads: 1, head_dim, capacity: 1, ring: None, dtype };
                 let mut head: Vec<f32> = (0..head_dim).map(|_| stream.normal() * 3.0).collect();
                 let mut record = vec![0; shape.head_bytes() as usize];
                 encode(dtype, &head, &mut record);

@@ -112,7 +112,7 @@ impl Layout for CpuLayout {
                 Ok(shape.bytes())
             }
             Kind::Kv(shape) => {
-                let factors = [2, shape.sequences, shape.kv_heads, shape.capacity, shape.head_dim];
+                let factors = [2, shape.sequences, shape.kv_heads, shape.slots(), shape.head_dim];
                 self.countable("a KV cache", &factors)?;
                 Ok(shape.bytes())
             }

@@ -50,6 +50,8 @@ pub(crate) struct Limits {
     positions: (usize, &'static str),
     /// Token types.
     types: usize,
+    /// Rows of a sequence at once that every cache has room for.
+    rows: usize,
 }
 
 impl Limits {
@@ -62,6 +64,7 @@ impl Limits {
             sequences: usize::MAX,
             positions: (usize::MAX, ""),
             types: usize::MAX,
+            rows: usize::MAX,
         };
         for step in steps {
             match step {
@@ -75,11 +78,12 @@ impl Limits {
                         limits.types = limits.types.min(types.read().rows);
                     }
                 }
-                BoundStep::Attend { cache, rope, .. } => {
+                BoundStep::Attend { step, cache, rope, .. } => {
                     if let Some(cache) = cache {
                         let shape = cache.read().shape;
                         limits.sequences = limits.sequences.min(shape.sequences);
                         limits.lower(shape.capacity, "positions of the KV cache");
+                        limits.rows = limits.rows.min(shape.most_rows(step.window));
                     }
                     if let Some(table) = rope {
                         let table = table.read();
@@ -121,6 +125,15 @@ impl Limits {
                 }
             }
             _ => {}
+        }
+        let mut runs = places.chunk_by(|a, b| a.sequence == b.sequence);
+        if let Some(run) = runs.find(|run| run.len() > self.rows) {
+            return Err(Fault::Invalid(format!(
+                "{} rows of sequence {} at once in a KV cache with room for {}",
+                run.len(),
+                run[0].sequence,
+                self.rows
+            )));
         }
         for place in places {
             if place.sequence as usize >= self.sequences {

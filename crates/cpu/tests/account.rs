@@ -24,7 +24,14 @@ fn all_kinds() -> Vec<Want> {
         Kind::Rope(RopeShape { positions: 19, inv_freq: vec![1.0, 0.5, 0.25], magnitude: 1.0 }),
     ];
     for dtype in [KvType::F32, KvType::F16, KvType::Q8, KvType::Q4] {
-        kinds.push(Kind::Kv(KvShape { sequences: 3, kv_heads: 2, head_dim: 45, capacity: 11, dtype }));
+        kinds.push(Kind::Kv(KvShape {
+            sequences: 3,
+            kv_heads: 2,
+            head_dim: 45,
+            capacity: 11,
+            ring: None,
+            dtype,
+        }));
     }
     let mut formats = vec![Format::Dense(DType::F32), Format::Dense(DType::F16), Format::Dense(DType::Bf16)];
     for quant_type in [QuantType::Nf4, QuantType::Fp4] {
@@ -100,6 +107,7 @@ fn sizes_beyond_counting_are_refused() {
         kv_heads: usize::MAX,
         head_dim: 128,
         capacity: 1 << 40,
+        ring: None,
         dtype: KvType::F16,
     };
     assert!(matches!(layout.want(&Kind::Kv(kv)), Err(Fault::Unsupported { .. })));
@@ -143,7 +151,7 @@ fn tiny(backend: &CpuBackend) -> (Box<dyn Program>, Footprint) {
         purpose: Purpose::Embeddings,
         kind: Kind::Linear(LinearShape::single(segment(rows, cols, Format::Dense(DType::F32), false))),
     };
-    let kv = KvShape { sequences: 2, kv_heads: 1, head_dim: 4, capacity: 5, dtype: KvType::F16 };
+    let kv = KvShape { sequences: 2, kv_heads: 1, head_dim: 4, capacity: 5, ring: None, dtype: KvType::F16 };
     let wants = vec![
         dense("table", 11, 12),
         dense("head", 11, 4),

@@ -25,7 +25,7 @@ pub(crate) enum Held {
         table: Handle,
         pairs: usize,
     },
-    /// `[sequences, kv_heads, capacity]` records each.
+    /// `[sequences, kv_heads, slots]` records each.
     Kv {
         keys: Handle,
         values: Handle,
@@ -36,7 +36,7 @@ pub(crate) enum Held {
 /// Bytes of the keys of a cache, or of its values.
 pub(crate) fn kv_bytes(shape: &KvShape) -> u64 {
     let record = Record::of(shape);
-    (shape.sequences * shape.kv_heads * shape.capacity * record.words()) as u64 * 4
+    (shape.sequences * shape.kv_heads * shape.slots() * record.words()) as u64 * 4
 }
 
 /// The slots of a stretch's wants, by [`WantId`].

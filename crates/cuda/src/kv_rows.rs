@@ -9,7 +9,7 @@ use cubecl::server::Handle;
 use halfbyte_backend::kv::Record;
 use halfbyte_backend::{Fault, KvRows, KvShape, KvSpan};
 
-/// A cache: keys and values, each `[sequences, kv_heads, capacity]` records.
+/// A cache: keys and values, each `[sequences, kv_heads, slots]` records.
 pub(crate) struct Cache {
     pub keys: Handle,
     pub values: Handle,
@@ -29,15 +29,16 @@ impl<R: Runtime> Uploader<'_, R> {
         let record = Record::of(shape);
         let mut rows = [Vec::new(), Vec::new()];
         for (handle, rows) in [keys, values].into_iter().zip(&mut rows) {
-            let heads = (0..shape.kv_heads).map(|head| {
-                let (offset, len) = record.place(shape, shape.kv_heads, head, span);
+            let places =
+                (0..shape.kv_heads).flat_map(|head| record.places(shape, shape.kv_heads, head, span));
+            let pieces = places.map(|(offset, len)| {
                 let beyond = handle.size_in_used().saturating_sub(offset + len);
                 handle.clone().offset_start(offset).offset_end(beyond)
             });
-            let read = caught(self.device, || self.client.read_async(heads.collect()))?;
+            let read = caught(self.device, || self.client.read_async(pieces.collect()))?;
             let read = read.await.map_err(|error| fault(self.device, "keys and values", &error))?;
-            for head in read {
-                rows.extend(record.to_canonical(&head));
+            for piece in read {
+                rows.extend(record.to_canonical(&piece));
             }
         }
         let [keys, values] = rows;
@@ -55,19 +56,24 @@ impl<R: Runtime> Uploader<'_, R> {
             return Ok(());
         }
         let record = Record::of(shape);
-        let (offset, len) = record.place(shape, shape.kv_heads, 0, span);
-        let stretches = Stretches {
-            words: word(len)?,
-            at: word(offset)?,
-            pitch: word((shape.capacity * record.bytes()) as u64)?,
-        };
+        let pitch = word((shape.slots() * record.bytes()) as u64)?;
         for (to, rows) in [(keys, &rows.keys), (values, &rows.values)] {
             // The kernel counts words in 32 bits.
             word(to.size_in_used())?;
-            let mut from = 0;
-            for chunk in record.from_canonical(rows).chunks(STAGING as usize / 2) {
-                self.write_words(to, chunk, &stretches, from)?;
-                from += (chunk.len() / 4) as u32;
+            let own = record.from_canonical(rows);
+            let head_bytes = span.positions.len() * record.bytes();
+            // Before each piece of the span: how many bytes of every head went ahead of it.
+            let mut before = 0;
+            for (offset, len) in record.places(shape, shape.kv_heads, 0, span) {
+                let stretches = Stretches { words: word(len)?, at: word(offset)?, pitch };
+                let piece = |head: &[u8]| head[before..before + len as usize].to_vec();
+                let piece: Vec<u8> = own.chunks_exact(head_bytes).flat_map(piece).collect();
+                before += len as usize;
+                let mut from = 0;
+                for chunk in piece.chunks(STAGING as usize / 2) {
+                    self.write_words(to, chunk, &stretches, from)?;
+                    from += (chunk.len() / 4) as u32;
+                }
             }
         }
         // Whoever reads the cache next may not go through CubeCL.

@@ -285,12 +285,12 @@ impl Sequence<'_> {
     ) -> Result<(), Fault> {
         let plan = self.plan.attends.get(&index);
         let plan = plan.ok_or_else(|| Fault::Internal(format!("step {index} has no plan")))?;
-        let (keys_buffer, values_buffer, capacity) = match step.cache {
+        let (keys_buffer, values_buffer, slots, ring) = match step.cache {
             Some(id) => {
                 let (keys, values, shape) = self.wants.kv(id)?;
-                (keys, values, shape.capacity)
+                (keys, values, shape.slots(), shape.ring.is_some())
             }
-            None => (self.buffer(Role::Keys)?, self.buffer(Role::Values)?, self.caps.rows),
+            None => (self.buffer(Role::Keys)?, self.buffer(Role::Values)?, self.caps.rows, false),
         };
         let few = manners.columns != Columns::Many;
         let parts = few && plan.parts;
@@ -319,6 +319,7 @@ impl Sequence<'_> {
                 rotary,
                 norm: norming(&k_norm),
                 encoder,
+                ring,
             });
             let args = vec![
                 floats(qkv),
@@ -331,7 +332,7 @@ impl Sequence<'_> {
                 key_at.clone(),
                 value_at.clone(),
                 number(step.kv_heads),
-                number(capacity),
+                number(slots),
                 eps(&k_norm),
                 offset(&k_norm),
             ];
@@ -351,6 +352,7 @@ impl Sequence<'_> {
             fresh: manners.fresh,
             parts,
             encoder,
+            ring,
             causal: step.causal,
             pieces: plan.pieces,
             heads_here: plan.heads_here,
@@ -376,7 +378,7 @@ impl Sequence<'_> {
             value_at,
             number(step.heads),
             number(step.kv_heads),
-            number(capacity),
+            number(slots),
             number(step.window.unwrap_or(0)),
             number(self.stride(step.out)?),
             Arg::F32(step.scale),

@@ -1,7 +1,7 @@
 //! A model as blocks of steps, before it lives anywhere.
 
 use halfbyte_backend::{Caps, Fault};
-use halfbyte_backend::{Footprint, Kind, Layout, Purpose, Reg, Step, Stretch, Want, WantId};
+use halfbyte_backend::{Footprint, Kind, KvShape, Layout, Purpose, Reg, Step, Stretch, Want, WantId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -75,6 +75,17 @@ pub struct Blueprint {
 }
 
 impl Blueprint {
+    /// The caches whose rows see a window, and how many positions that is.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = (&KvShape, usize)> {
+        self.blocks.iter().flat_map(|block| &block.steps).filter_map(|step| {
+            let Step::Attend(attend) = step else { return None };
+            match &self.wants.get(attend.cache?.0 as usize)?.kind {
+                Kind::Kv(shape) => Some((shape, attend.window?)),
+                _ => None,
+            }
+        })
+    }
+
     /// The blocks of `range` as one stretch: with the wants and registers that they use, renumbered.
     /// It takes hidden states unless it starts with the first block, and leaves some unless it ends
     /// with the last of a model that is not for them. A range beyond the blocks is cut.

@@ -8,7 +8,8 @@ use crate::engine::{Engine, Last, name};
 /// A conversation, a text, a prompt: tokens whose keys and values are in the cache of an [`Engine`].
 ///
 /// The next prompt may share a beginning with it (the second turn of a conversation does); only the
-/// rest is computed. After an engine was lost and loaded again, or something else has used the
+/// rest is computed. Layers with a sliding window may keep no more than they need to go on: a prompt that goes back
+/// farther than [`Settings::rows`](crate::Settings::rows) is computed whole. After an engine was lost and loaded again, or something else has used the
 /// sequence, everything is.
 #[derive(Debug)]
 pub struct Session {
@@ -61,7 +62,8 @@ impl Session {
         }
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         // The last token is always computed: its logits are what is asked for.
-        common.min(prompt.len().saturating_sub(1))
+        let kept = common.min(prompt.len().saturating_sub(1));
+        if engine.reaches(self.sequence, kept) { kept } else { 0 }
     }
 
     /// [`extend`](Self::extend) with another question to the last token.

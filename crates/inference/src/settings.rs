@@ -22,6 +22,9 @@ pub struct Settings {
     pub context: Option<usize>,
     /// Sequences at once.
     pub sequences: usize,
+    /// Rows of one sequence in a submission at most, if that is known: layers with a sliding window then keep no more
+    /// positions than the window and such a submission take. `None` keeps the whole context everywhere.
+    pub rows: Option<usize>,
     /// Modules that are not quantized, as `llm_int8_skip_modules` in transformers: whole parts of their
     /// path (`lm_head`, `model.layers.1`, `self_attn`), or its end (`v_proj`). Output heads and
     /// embeddings never are.
@@ -41,6 +44,7 @@ impl Default for Settings {
             kv: KvType::F16,
             context: None,
             sequences: 1,
+            rows: None,
             skip_modules: Vec::new(),
             task: None,
             convert_heads: false,

@@ -93,6 +93,27 @@ fn streamed_prompts_give_the_text_of_those_that_are_not() {
     }
 }
 
+/// Layers that keep a window of positions, too.
+#[test]
+fn rings_stream() {
+    for model in ["mistral_sw8", "gemma3_text"] {
+        let fixture = Fixture::open(&format!("models/{model}"));
+        let settings = Settings { kv: KvType::Q8, context: Some(90), ..exact(nf4(true)) };
+        let whole = fixture.blueprint(&settings);
+        let rings = fixture.blueprint(&Settings { rows: Some(5), ..settings });
+        assert_ne!(whole.wants, rings.wants);
+        let (host, to) = (cpu("host"), cpu("to"));
+        let (cut, caps) = (whole.blocks.len() - 1, Caps { rows: 5, outputs: 2 });
+        let mut never = engine(&fixture, &whole, [&host, &to], cut, None, caps).unwrap();
+        let wanted = talk(&mut never, &fixture.input());
+        drop(never);
+        let mut always = engine(&fixture, &rings, [&host, &to], cut, Some(2), caps).unwrap();
+        check_ledgers(&always);
+        assert_eq!(talk(&mut always, &fixture.input()), wanted, "{model}");
+        assert!(always.streamed().unwrap() >= cut as u64 - 1, "{model}");
+    }
+}
+
 /// Prompts of a batch stream one by one; a step of the batch, a row of each, does not.
 #[test]
 fn batches_stream_their_prompts_only() {

@@ -5,8 +5,8 @@ use halfbyte_backend::kv::Record;
 use halfbyte_backend::{Fault, KvShape, KvSpan};
 use std::ops::Range;
 
-/// Where the words of one head's records lie, of one sequence: the codes of all positions
-/// `[capacity, code_words]`, then their scales `[capacity, scale_words]`, each from a multiple of 16 bytes on. So codes
+/// Where the words of one head's records lie, of one sequence: the codes of all slots
+/// `[slots, code_words]`, then their scales `[slots, scale_words]`, each from a multiple of 16 bytes on. So codes
 /// of whole fours of words are read in loads of 16 bytes, one record after the other, whatever the scales take: a
 /// record of q8 has 136 bytes at 128 features, 68 at 64.
 ///
@@ -16,24 +16,24 @@ use std::ops::Range;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Planes {
     pub(crate) record: Record,
-    pub(crate) capacity: usize,
+    pub(crate) slots: usize,
 }
 
 impl Planes {
     /// The word at which scales begin.
     pub(crate) fn scales_at(self) -> usize {
-        (self.capacity * self.record.code_words()).next_multiple_of(4)
+        (self.slots * self.record.code_words()).next_multiple_of(4)
     }
 
     /// Words of a head.
     pub(crate) fn words(self) -> usize {
-        self.scales_at() + (self.capacity * self.record.scale_words()).next_multiple_of(4)
+        self.scales_at() + (self.slots * self.record.scale_words()).next_multiple_of(4)
     }
 
-    /// Where the codes and the scales of `positions` lie in a head: the first byte and how many there are.
-    pub(crate) fn places(self, positions: &Range<usize>) -> [(u64, u64); 2] {
+    /// Where the codes and the scales of `slots` lie in a head: the first byte and how many there are.
+    fn places(self, slots: &Range<usize>) -> [(u64, u64); 2] {
         let place = |at: usize, words: usize| {
-            (4 * (at + positions.start * words) as u64, 4 * (positions.len() * words) as u64)
+            (4 * (at + slots.start * words) as u64, 4 * (slots.len() * words) as u64)
         };
         [place(0, self.record.code_words()), place(self.scales_at(), self.record.scale_words())]
     }
@@ -79,7 +79,7 @@ impl KvPlan {
     /// # Errors
     /// [`Fault::Unsupported`] if one head's context cannot be bound.
     pub(crate) fn new(shape: &KvShape, bounds: &Bounds) -> Result<Self, Fault> {
-        let planes = Planes { record: Record::of(shape), capacity: shape.capacity };
+        let planes = Planes { record: Record::of(shape), slots: shape.slots() };
         let head_bytes = (shape.sequences * planes.words()) as u64 * 4;
         bounds.bindable("one head of the KV cache", head_bytes)?;
         let per_shard = ((bounds.shard / head_bytes.max(1)) as usize).clamp(1, shape.kv_heads.max(1));
@@ -97,9 +97,16 @@ impl KvPlan {
         self.shards.iter().flat_map(both).collect()
     }
 
-    /// Where the codes and the scales of a span lie in the buffer of a shard of `heads` heads, for its head `head`.
-    pub(crate) fn places(&self, heads: usize, head: usize, span: &KvSpan) -> [(u64, u64); 2] {
-        let base = ((span.sequence * heads + head) * self.planes.words()) as u64 * 4;
-        self.planes.places(&span.positions).map(|(at, bytes)| (base + at, bytes))
+    /// Where the codes and the scales of a span lie in the buffer of a shard of `heads` heads, for its head `head`: in one
+    /// piece, or in two of a ring.
+    pub(crate) fn places(
+        &self,
+        heads: usize,
+        head: usize,
+        span: &KvSpan,
+    ) -> impl Iterator<Item = [(u64, u64); 2]> + use<> {
+        let (planes, base) = (self.planes, ((span.sequence * heads + head) * self.planes.words()) as u64 * 4);
+        let slots = self.shape.places(&span.positions);
+        slots.map(move |slots| planes.places(&slots).map(|(at, bytes)| (base + at, bytes)))
     }
 }

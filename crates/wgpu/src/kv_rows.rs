@@ -17,9 +17,9 @@ pub(crate) async fn get(gpu: &Gpu, held: &KvHeld, span: &KvSpan) -> Result<KvRow
         let heads = plan.shards.iter().zip(shards).flat_map(move |(&(_, heads), shard)| {
             (0..heads).map(move |head| (heads, head, if keys { &shard.0 } else { &shard.1 }))
         });
-        heads.map(move |(heads, head, allocation)| {
-            let (offset, len) = plan.places(heads, head, span)[plane];
-            Piece { buffer: &allocation.buffer, offset, len }
+        heads.flat_map(move |(heads, head, allocation)| {
+            let pieces = plan.places(heads, head, span).map(move |places| places[plane]);
+            pieces.map(|(offset, len)| Piece { buffer: &allocation.buffer, offset, len })
         })
     };
     let both = |keys: bool| pieces(keys, 0).chain(pieces(keys, 1));
@@ -45,12 +45,16 @@ pub(crate) async fn set(gpu: &Gpu, held: &KvHeld, span: &KvSpan, rows: &KvRows) 
     let mut writer = Writer::new(gpu);
     for (&(first, heads), shard) in plan.shards.iter().zip(shards) {
         for head in 0..heads {
-            let places = plan.places(heads, head, span);
             for (allocation, from) in [(&shard.0, &rows.keys), (&shard.1, &rows.values)] {
                 let from = &from[(first + head) * head_bytes..][..head_bytes];
-                let planes = plan.planes.split(&plan.planes.record.from_canonical(from));
-                for ((offset, _), bytes) in places.into_iter().zip(&planes) {
-                    writer.write(&allocation.buffer, offset, bytes).await?;
+                let [codes, scales] = plan.planes.split(&plan.planes.record.from_canonical(from));
+                let (mut codes, mut scales) = (&codes[..], &scales[..]);
+                for places in plan.places(heads, head, span) {
+                    for ((offset, len), left) in places.into_iter().zip([&mut codes, &mut scales]) {
+                        let (now, later) = left.split_at(len as usize);
+                        writer.write(&allocation.buffer, offset, now).await?;
+                        *left = later;
+                    }
                 }
             }
         }

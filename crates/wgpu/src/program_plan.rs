@@ -156,7 +156,7 @@ impl ProgramPlan {
                     plan.tile_rows = plan.tile_rows.min(sizes.tile_rows);
                     plan.fresh &= attend.cache.is_some();
                     if attend.cache.is_none() {
-                        let planes = Planes { record: sizes.record, capacity: caps.rows };
+                        let planes = Planes { record: sizes.record, slots: caps.rows };
                         let words = attend.kv_heads * planes.words();
                         plan.float(bounds, Role::Keys, Purpose::Scratch, words)?;
                         plan.float(bounds, Role::Values, Purpose::Scratch, words)?;

@@ -280,18 +280,19 @@ impl<'a> Sequence<'a> {
         out: &mut Vec<Launch<'a>>,
     ) -> Result<(), Fault> {
         let plan = &self.plan.attends[&index];
-        let (shards, capacity) = match step.cache {
+        let (shards, slots, ring) = match step.cache {
             Some(id) => {
                 let held = self.wants.kv(id)?;
                 let shard =
                     |(&(first, heads), (keys, values)): (&(usize, usize), &'a (Allocation, Allocation))| {
                         Shard { first, heads, keys: &keys.buffer, values: &values.buffer }
                     };
-                (held.plan.shards.iter().zip(&held.shards).map(shard).collect(), held.plan.shape.capacity)
+                let shards = held.plan.shards.iter().zip(&held.shards).map(shard).collect();
+                (shards, held.plan.shape.slots(), held.plan.shape.ring.is_some())
             }
             None => {
                 let (keys, values) = (self.buffer(Role::Keys)?, self.buffer(Role::Values)?);
-                (vec![Shard { first: 0, heads: step.kv_heads, keys, values }], self.caps.rows)
+                (vec![Shard { first: 0, heads: step.kv_heads, keys, values }], self.caps.rows, false)
             }
         };
         let rope = step.rope.map(|rope| self.wants.rope(rope.table)).transpose()?;
@@ -304,7 +305,8 @@ impl<'a> Sequence<'a> {
             q_norm: step.q_norm.as_ref().map(|norm| self.wants.norm(norm)).transpose()?,
             k_norm: step.k_norm.as_ref().map(|norm| self.wants.norm(norm)).transpose()?,
             shards,
-            capacity,
+            slots,
+            ring,
             encoder: step.cache.is_none(),
         };
         let few = matches!(manners.columns, Columns::Few(_));

@@ -11,7 +11,14 @@ use std::process::Command;
 const LIMITED: &str = "HALFBYTE_TEST_LIMITED";
 
 fn cache(positions: usize) -> Want {
-    let shape = KvShape { sequences: 1, kv_heads: 1, head_dim: 64, capacity: positions, dtype: KvType::F32 };
+    let shape = KvShape {
+        sequences: 1,
+        kv_heads: 1,
+        head_dim: 64,
+        capacity: positions,
+        ring: None,
+        dtype: KvType::F32,
+    };
     Want { name: format!("a cache of {positions}"), purpose: Purpose::KvCache, kind: Kind::Kv(shape) }
 }
 

@@ -97,7 +97,14 @@ impl Llama {
             let weight = llama.linear(&format!("{layer}.qkv"), &[q, kv, kv], HIDDEN, Arrangement::Stacked);
             let pre = llama.norm(&format!("{layer}.in"));
             llama.0.steps.push(Step::Linear(product(stream, pre, weight, None, qkv)));
-            let shape = KvShape { sequences: 2, kv_heads, head_dim, capacity: CAPACITY, dtype: KvType::F16 };
+            let shape = KvShape {
+                sequences: 2,
+                kv_heads,
+                head_dim,
+                capacity: CAPACITY,
+                ring: None,
+                dtype: KvType::F16,
+            };
             let cache = llama.want(format!("{layer}.kv"), Purpose::KvCache, Kind::Kv(shape));
             llama.0.steps.push(Step::Attend(Attend {
                 qkv,

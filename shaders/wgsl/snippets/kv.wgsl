@@ -9,14 +9,17 @@ override RECORD: u32 = CODE_WORDS + SCALE_WORDS;
 override SHARD_HEADS: u32 = 1u;
 override HEAD_WORDS: u32 = 16u;
 override SCALES_AT: u32 = 16u;
+override SLOTS: u32 = 1u;
+override RING: bool = false; // positions go around: position p is in slot p % SLOTS
 
 // Where a head of a sequence begins.
 fn head_at(sequence: u32, head: u32) -> u32 {
     return (sequence * SHARD_HEADS + head) * HEAD_WORDS;
 }
 
-// Where word `word` of a slot's record lies, of the head that begins at `head`.
-fn word_at(head: u32, slot: u32, word: u32) -> u32 {
+// Where word `word` of a position's record lies, of the head that begins at `head`.
+fn word_at(head: u32, position: u32, word: u32) -> u32 {
+    let slot = select(position, position % SLOTS, RING);
     if (word < CODE_WORDS) {
         return head + slot * CODE_WORDS + word;
     }

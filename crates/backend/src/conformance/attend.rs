@@ -26,6 +26,7 @@ struct Shape {
     kv: Option<KvType>,
     sequences: usize,
     capacity: usize,
+    ring: Option<usize>,
     rope: Option<Rotary>,
     norm: Option<(NormKind, f32)>,
     softcap: Option<f32>,
@@ -41,6 +42,7 @@ const GROUPED: Shape = Shape {
     kv: Some(KvType::F32),
     sequences: 1,
     capacity: 64,
+    ring: None,
     rope: Some(Rotary { dim: 32, pairing: Pairing::Half, magnitude: 1.0 }),
     norm: None,
     softcap: None,
@@ -73,6 +75,7 @@ fn attend(case: &mut Case, shape: &Shape, qkv: Reg, out: Reg) {
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
             capacity: shape.capacity,
+            ring: shape.ring,
             dtype,
         })
     });
@@ -284,6 +287,37 @@ fn caches() -> Vec<Case> {
         long.heavy = true;
         cases.push(long);
     }
+
+    // Caches of as many slots as the window and the longest submission take; the reference has a slot for each position.
+    for (kv, head_dim, window, ring) in [
+        (KvType::F32, 32, 8, 44),
+        (KvType::F16, 64, 3, 39),
+        (KvType::Q8, 64, 1, 37),
+        (KvType::Q4, 80, 20, 56),
+    ] {
+        let rope = Some(Rotary { dim: head_dim, pairing: Pairing::Half, magnitude: 1.0 });
+        let shape = Shape { kv: Some(kv), head_dim, rope, capacity: 200, sequences: 2, ..GROUPED };
+        let shape = Shape { heads: 4, window: Some(window), ring: Some(ring), ..shape };
+        let name = format!("window of {window} in a ring of {ring}, cache in {kv:?}").to_lowercase();
+        let mut case = shape.alone(name, Fill::Normal(1.5));
+        let runs = [(0, 37), (37, 1), (38, 37), (75, 2), (77, 1), (78, 37), (115, 1), (116, 1)];
+        for (beside, (position, rows)) in runs.into_iter().enumerate() {
+            case.submit(Feed::Hidden(1.0), &[(1, position, rows), (0, beside as u32, 1)], Take::Hidden);
+        }
+        cases.push(case);
+    }
+    let mut long = Shape { heads: 2, kv_heads: 1, head_dim: 16, capacity: 2100, ..GROUPED };
+    (long.kv, long.window, long.ring) = (Some(KvType::F16), Some(700), Some(955));
+    long.rope = Some(Rotary { dim: 16, pairing: Pairing::Half, magnitude: 1.0 });
+    let mut long = long.alone("decode at position 2048, window of 700 in a ring of 955", Fill::Normal(1.5));
+    for chunk in 0..8 {
+        long.submit(Feed::Hidden(1.0), &[(0, chunk * 256, 256)], Take::Nothing);
+    }
+    for position in 2048..2050 {
+        long.submit(Feed::Hidden(1.0), &[(0, position, 1)], Take::Hidden);
+    }
+    long.heavy = true;
+    cases.push(long);
 
     let mut refused = GROUPED.growing("positions past the cache are refused");
     let past = |runs: &[(u32, u32, usize)]| Submission {

@@ -184,6 +184,17 @@ impl Case {
         self.want("cache", Purpose::KvCache, Kind::Kv(shape))
     }
 
+    /// The same with a slot for each position.
+    pub(super) fn without_rings(&self) -> Self {
+        let mut case = self.clone();
+        for want in &mut case.stretch.wants {
+            if let Kind::Kv(shape) = &mut want.kind {
+                shape.ring = None;
+            }
+        }
+        case
+    }
+
     /// A rope table.
     pub(super) fn rope(&mut self, shape: RopeShape) -> WantId {
         self.want("rope", Purpose::RopeTable, Kind::Rope(shape))

@@ -12,7 +12,7 @@ pub(super) async fn compare(
     subject: &dyn Backend,
 ) -> Outcome {
     let mut error = 0.0;
-    let result = match answers(wanted, reference).await {
+    let result = match answers(&wanted.without_rings(), reference).await {
         Err(fault) => Verdict::Failed(format!("the reference {}: {fault}", reference.info().name)),
         Ok(right) => match answers(case, subject).await {
             Err(Fault::Unsupported { what, .. }) => Verdict::Unsupported(what),

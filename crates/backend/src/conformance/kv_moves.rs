@@ -20,15 +20,56 @@ pub async fn compare_kv(
     dtype: KvType,
     head_dim: usize,
 ) -> Result<(), String> {
-    let shape = KvShape { sequences: 2, kv_heads: 3, head_dim, capacity: 20, dtype };
-    let stretch = stretch(shape);
-    let said = |fault: Fault| format!("{dtype:?} {head_dim}: {fault}");
-    let mut one = One::new(reference, &stretch).await.map_err(said)?;
-    let mut two = One::new(subject, &stretch).await.map_err(said)?;
-    let outcome = compare(&mut one, &mut two, &stretch).await;
-    one.close();
-    two.close();
-    outcome.map_err(|error| format!("{dtype:?} {head_dim}: {error}"))
+    let shape = KvShape { sequences: 2, kv_heads: 3, head_dim, capacity: 20, ring: None, dtype };
+    let ring = KvShape { capacity: 40, ring: Some(20), ..shape };
+    for (shape, window) in [(shape, None), (ring, Some(11))] {
+        let stretch = stretch(shape, window);
+        let said = |fault: Fault| format!("{shape:?}: {fault}");
+        let mut one = One::new(reference, &stretch).await.map_err(said)?;
+        let mut two = One::new(subject, &stretch).await.map_err(said)?;
+        let outcome = match shape.ring {
+            None => compare(&mut one, &mut two, &stretch).await,
+            Some(_) => compare_rings(&mut one, &mut two, &stretch).await,
+        };
+        one.close();
+        two.close();
+        outcome.map_err(|error| format!("{shape:?}: {error}"))?;
+    }
+    Ok(())
+}
+
+/// Spans that go around a ring of 20 slots.
+async fn compare_rings(one: &mut One<'_>, two: &mut One<'_>, stretch: &Stretch) -> Result<(), String> {
+    let said = |fault: Fault| fault.to_string();
+    let mut stream = Stream::new(43);
+    let hidden: Vec<f32> = (0..ROWS as usize * stretch.widths[0]).map(|_| stream.normal()).collect();
+    for position in [0, 10, 20] {
+        one.submit(1, position, &hidden).await.map_err(said)?;
+        two.submit(1, position, &hidden).await.map_err(said)?;
+    }
+    for positions in [10..30, 15..25, 20..30] {
+        let span = KvSpan { sequence: 1, positions };
+        let (wanted, found) = (one.read(&span).await.map_err(said)?, two.read(&span).await.map_err(said)?);
+        same_records(&wanted, &found).map_err(|error| format!("{span:?}: {error}"))?;
+    }
+    let rows = one.read(&KvSpan { sequence: 1, positions: 12..26 }).await.map_err(said)?;
+    let to = KvSpan { sequence: 0, positions: 33..40 };
+    for backend in [&*one, &*two] {
+        let rows = backend.read(&KvSpan { sequence: 1, positions: 17..24 }).await.map_err(said)?;
+        backend.write(&to, &rows).await.map_err(said)?;
+        if backend.read(&to).await.map_err(said)? != rows {
+            return Err(format!("{to:?} is read otherwise than it was written"));
+        }
+        if backend.read(&KvSpan { sequence: 1, positions: 9..30 }).await.is_ok() {
+            return Err("more positions are read than there are slots".into());
+        }
+    }
+    let span = KvSpan { sequence: 1, positions: 12..26 };
+    two.write(&span, &rows).await.map_err(said)?;
+    if two.read(&span).await.map_err(said)? != rows {
+        return Err(format!("the subject reads {span:?} otherwise than it was written"));
+    }
+    Ok(())
 }
 
 async fn compare(one: &mut One<'_>, two: &mut One<'_>, stretch: &Stretch) -> Result<(), String> {
@@ -86,7 +127,7 @@ fn same_records(wanted: &KvRows, found: &KvRows) -> Result<(), String> {
 }
 
 /// One attention over a cache.
-fn stretch(shape: KvShape) -> Stretch {
+fn stretch(shape: KvShape, window: Option<usize>) -> Stretch {
     let heads = shape.kv_heads * 2;
     let attend = Attend {
         qkv: Reg(0),
@@ -99,7 +140,7 @@ fn stretch(shape: KvShape) -> Stretch {
         k_norm: None,
         scale: 0.3,
         softcap: None,
-        window: None,
+        window,
         causal: true,
         out: Reg(1),
     };

@@ -2,6 +2,7 @@
 //! ([`Record`]): codes from 1 up in fields of a word, then scales in pairs.
 
 use crate::kv::{KV_BLOCK, KvShape, KvSpan, KvType, Record};
+use std::ops::Range;
 
 impl Record {
     /// Bytes of a record on a GPU.
@@ -9,11 +10,20 @@ impl Record {
         self.words() * 4
     }
 
-    /// Where the records of a span of head `head` lie in `[sequences, heads, capacity]` of them: offset and length in
-    /// bytes.
-    pub fn place(self, shape: &KvShape, heads: usize, head: usize, span: &KvSpan) -> (u64, u64) {
-        let first = (span.sequence * heads + head) * shape.capacity + span.positions.start;
-        (first as u64 * self.bytes() as u64, span.positions.len() as u64 * self.bytes() as u64)
+    /// Where the records of a span of head `head` lie in `[sequences, heads, slots]` of them: offsets and lengths in
+    /// bytes, in order.
+    pub fn places(
+        self,
+        shape: &KvShape,
+        heads: usize,
+        head: usize,
+        span: &KvSpan,
+    ) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let first = (span.sequence * heads + head) * shape.slots();
+        let bytes = self.bytes() as u64;
+        let place =
+            move |slots: Range<usize>| ((first + slots.start) as u64 * bytes, slots.len() as u64 * bytes);
+        shape.places(&span.positions).map(place)
     }
 
     /// Records of a GPU as those of [`KvRows`](crate::KvRows), as many.

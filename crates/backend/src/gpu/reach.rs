@@ -10,6 +10,8 @@ pub struct Reach {
     sequences: usize,
     tokens: usize,
     types: usize,
+    /// Rows of a sequence at once, inclusive.
+    rows: usize,
 }
 
 impl Reach {
@@ -19,7 +21,7 @@ impl Reach {
     /// [`Fault::Internal`] if a step looks rows up in something that is no matrix.
     pub fn new(stretch: &Stretch) -> Result<Self, Fault> {
         const ANY: usize = u32::MAX as usize;
-        let mut reach = Self { positions: ANY, sequences: ANY, tokens: ANY, types: ANY };
+        let mut reach = Self { positions: ANY, sequences: ANY, tokens: ANY, types: ANY, rows: usize::MAX };
         for step in &stretch.steps {
             match step {
                 Step::Embed(embed) => {
@@ -38,6 +40,7 @@ impl Reach {
                             Kind::Kv(shape) => {
                                 reach.positions = reach.positions.min(shape.capacity);
                                 reach.sequences = reach.sequences.min(shape.sequences);
+                                reach.rows = reach.rows.min(shape.most_rows(attend.window));
                             }
                             Kind::Rope(shape) => reach.positions = reach.positions.min(shape.positions),
                             Kind::Linear(_) | Kind::Norm(_) => {}
@@ -68,6 +71,10 @@ impl Reach {
         }
         if let Input::Tokens(tokens) = rows.input {
             tokens.iter().try_for_each(|&token| bounded("token", token, self.tokens))?;
+        }
+        if let Some(run) = runs(rows.places).find(|run| run.len() > self.rows) {
+            let what = format!("{} rows of sequence {}", run.len(), run[0].sequence);
+            return Err(Fault::Invalid(format!("{what} at once in a cache with room for {}", self.rows)));
         }
         let mut seen: Vec<u32> = runs(rows.places).map(|run| run[0].sequence).collect();
         seen.sort_unstable();

@@ -22,7 +22,7 @@ pub enum Held {
     Norm { weight: Vec<f64>, bias: Vec<f64> },
     /// `[positions, pairs, 2]`
     Rope { pairs: usize, values: Vec<f64> },
-    /// Keys and values, each `[sequences, capacity, kv_heads, head_dim]`.
+    /// Keys and values, each `[sequences, slots, kv_heads, head_dim]`.
     Kv { shape: KvShape, keys: Vec<f64>, values: Vec<f64> },
 }
 
@@ -51,6 +51,8 @@ pub enum Flaw {
     Leak,
     /// Requests that contradict the program are answered.
     AcceptsAll,
+    /// A ring has a slot less than it should.
+    ShortRing,
     /// A causal row sees the position after its own, whatever was there before.
     SeesNext,
     /// Any logit that rounding could put first wins. No flaw: cases must not hang on rounding.
@@ -63,6 +65,13 @@ pub enum Flaw {
     FirstChoice,
     /// Greedy choices are not kept for the next submission.
     ForgetsChoice,
+}
+
+impl Flaw {
+    /// After how many positions a slot is taken again.
+    fn around(self, shape: &KvShape) -> usize {
+        shape.slots() - usize::from(self == Flaw::ShortRing && shape.ring.is_some())
+    }
 }
 
 impl Oracle {
@@ -91,7 +100,7 @@ impl Layout for Oracle {
             Kind::Norm(shape) => shape.len as u64 * 16,
             Kind::Rope(shape) => shape.bytes() * 2,
             Kind::Kv(shape) => {
-                (2 * shape.sequences * shape.capacity * shape.kv_heads * shape.head_dim) as u64 * 8
+                (2 * shape.sequences * shape.slots() * shape.kv_heads * shape.head_dim) as u64 * 8
             }
         })
     }
@@ -206,7 +215,7 @@ fn empty(kind: &Kind) -> Held {
             Held::Rope { pairs: table.pairs, values: widen(&table.values) }
         }
         Kind::Kv(shape) => {
-            let len = shape.sequences * shape.capacity * shape.kv_heads * shape.head_dim;
+            let len = shape.sequences * shape.slots() * shape.kv_heads * shape.head_dim;
             Held::Kv { shape: *shape, keys: vec![0.0; len], values: vec![0.0; len] }
         }
     }

@@ -222,8 +222,9 @@ impl Compiled {
             let Held::Kv { shape, keys, values } = held else { panic!("no cache") };
             for (row, place) in places.iter().enumerate() {
                 for head in 0..shape.kv_heads {
-                    let position = place.sequence as usize * shape.capacity + place.position as usize;
-                    let at = (position * shape.kv_heads + head) * shape.head_dim;
+                    let slot = place.position as usize % self.flaw.around(shape);
+                    let slot = place.sequence as usize * shape.slots() + slot;
+                    let at = (slot * shape.kv_heads + head) * shape.head_dim;
                     for (to, from) in
                         [(&mut *keys, &new_keys[row][head]), (&mut *values, &new_values[row][head])]
                     {
@@ -239,8 +240,9 @@ impl Compiled {
     fn load(&self, cache: WantId, sequence: u32, position: u32, head: usize) -> (Vec<f64>, Vec<f64>) {
         self.with(cache, |held| {
             let Held::Kv { shape, keys, values } = held else { panic!("no cache") };
-            let position = sequence as usize * shape.capacity + position as usize;
-            let at = (position * shape.kv_heads + head) * shape.head_dim;
+            let slot = position as usize % self.flaw.around(shape);
+            let slot = sequence as usize * shape.slots() + slot;
+            let at = (slot * shape.kv_heads + head) * shape.head_dim;
             (keys[at..][..shape.head_dim].to_vec(), values[at..][..shape.head_dim].to_vec())
         })
     }

@@ -139,7 +139,7 @@ fn rotate(table: &RopeTable, position: usize, pairing: Pairing, x: &mut [f32]) {
 fn store(team: &Team, view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
     let (bytes, dtype) = (cache.shape.head_bytes() as usize, cache.shape.dtype);
-    let stride = cache.head_stride();
+    let (stride, slots) = (cache.head_stride(), cache.shape.slots());
     team.chunks_of_two((&mut cache.keys, stride), (&mut cache.values, stride), |index, keys, values| {
         let (sequence, head) = (index / kv_heads, index % kv_heads);
         let mut row = 0;
@@ -147,7 +147,7 @@ fn store(team: &Team, view: &AttendView<'_>, cache: &mut Cache, qkv: &[f32]) {
             let span = view.spans[row];
             if view.places[row].sequence as usize == sequence {
                 for row in span.start as usize..span.end as usize {
-                    let at = view.places[row].position as usize * bytes;
+                    let at = view.places[row].position as usize % slots * bytes;
                     let key = row * view.width() + (heads + head) * dim;
                     let value = key + kv_heads * dim;
                     encode(dtype, &qkv[key..key + dim], &mut keys[at..at + bytes]);
@@ -224,8 +224,8 @@ fn attend_together<L: Lanes, const Q: usize, const T: u8>(
             view,
             queries,
             &mut softmax,
-            keys,
-            values,
+            &keys.from(first),
+            &values.from(first),
             first..first + count,
             qkv,
             &mut out,

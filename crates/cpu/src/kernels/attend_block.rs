@@ -25,7 +25,8 @@ impl<const Q: usize> Softmax<Q> {
     pub const NEW: Self = Self { largest: [f32::NEG_INFINITY; Q], totals: [0.0; Q] };
 }
 
-/// `Q` queries over a block of at most [`KEYS`] keys; `out` is `[Q, head_dim]`, still to be divided by the totals.
+/// `Q` queries over a block of at most [`KEYS`] keys, with which `keys` and `values` begin; `out` is `[Q, head_dim]`,
+/// still to be divided by the totals.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the state of one softmax, in registers")]
 pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
@@ -48,7 +49,7 @@ pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
     // Beyond `count`, nothing is seen.
     let mut weights = [[f32::NEG_INFINITY; Q]; KEYS];
     let seen = &mut weights[..count];
-    scores::<L, Q, T>(lanes, vectors, keys, first, seen);
+    scores::<L, Q, T>(lanes, vectors, keys, seen);
     match view.step.softcap {
         None => {
             for score in seen.as_flattened_mut() {
@@ -81,7 +82,7 @@ pub(super) fn attend_block<L: Lanes, const Q: usize, const T: u8>(
     for q in 0..Q {
         softmax.totals[q] = softmax.totals[q] * keep[q] + sums.iter().map(|sums| sums[q]).sum::<f32>();
     }
-    add_weighted::<L, Q, T>(lanes, &weights[..count], values, first, keep, out);
+    add_weighted::<L, Q, T>(lanes, &weights[..count], values, keep, out);
 }
 
 /// Raises `largest` to the scores of a block; returns what to take from them, and what to multiply earlier sums with.
@@ -106,16 +107,15 @@ fn raise<const Q: usize>(scores: &[[f32; Q]; KEYS], largest: &mut [f32; Q]) -> (
     (bases, keep)
 }
 
-/// `scores[i][q] = queries[q] · keys[first + i]`, sixteen at a time.
+/// `scores[i][q] = queries[q] · keys[i]`, sixteen at a time.
 #[inline(always)]
 fn scores<L: Lanes, const Q: usize, const T: u8>(
     lanes: L,
     queries: [&[f32]; Q],
     keys: &Records<'_>,
-    first: usize,
     scores: &mut [[f32; Q]],
 ) {
-    let mut first = first;
+    let mut first = 0;
     for scores in scores.chunks_mut(16 / Q) {
         let mut products = [lanes.splat(0.0); 16];
         let mut key = 0;
@@ -173,13 +173,12 @@ fn multiply<L: Lanes, const Q: usize, const G: usize, const T: u8>(
     sums[..Q * G].copy_from_slice(all.as_flattened());
 }
 
-/// `out[q] = keep[q] * out[q] + sum of weights[i][q] * values[first + i]`
+/// `out[q] = keep[q] * out[q] + sum of weights[i][q] * values[i]`
 #[inline(always)]
 fn add_weighted<L: Lanes, const Q: usize, const T: u8>(
     lanes: L,
     weights: &[[f32; Q]],
     values: &Records<'_>,
-    first: usize,
     keep: [f32; Q],
     out: &mut [&mut [f32]; Q],
 ) {
@@ -191,13 +190,13 @@ fn add_weighted<L: Lanes, const Q: usize, const T: u8>(
         // As many features at once as there are registers for: the chains of sums do not wait for each other.
         let left = chunks - chunk;
         if Q == 1 && left >= 4 {
-            add_chunks::<L, Q, 4, T>(lanes, weights, values, first, keep, out, chunk);
+            add_chunks::<L, Q, 4, T>(lanes, weights, values, keep, out, chunk);
             chunk += 4;
         } else if L::GROUP >= 4 && left >= 2 {
-            add_chunks::<L, Q, 2, T>(lanes, weights, values, first, keep, out, chunk);
+            add_chunks::<L, Q, 2, T>(lanes, weights, values, keep, out, chunk);
             chunk += 2;
         } else {
-            add_chunks::<L, Q, 1, T>(lanes, weights, values, first, keep, out, chunk);
+            add_chunks::<L, Q, 1, T>(lanes, weights, values, keep, out, chunk);
             chunk += 1;
         }
     }
@@ -207,7 +206,7 @@ fn add_weighted<L: Lanes, const Q: usize, const T: u8>(
         }
         for (i, weights) in weights.iter().enumerate() {
             let mut rest = [0.0; KV_BLOCK];
-            tail(kv_type(T), values.get(first + i), dim, whole, &mut rest);
+            tail(kv_type(T), values.get(i), dim, whole, &mut rest);
             for (out, weight) in out.iter_mut().zip(weights) {
                 out[whole..].iter_mut().zip(rest).for_each(|(out, value)| *out += weight * value);
             }
@@ -221,7 +220,6 @@ fn add_chunks<L: Lanes, const Q: usize, const C: usize, const T: u8>(
     lanes: L,
     weights: &[[f32; Q]],
     values: &Records<'_>,
-    first: usize,
     keep: [f32; Q],
     out: &mut [&mut [f32]; Q],
     chunk: usize,
@@ -229,7 +227,7 @@ fn add_chunks<L: Lanes, const Q: usize, const C: usize, const T: u8>(
     let dim = out[0].len();
     let mut sums = [[lanes.splat(0.0); Q]; C];
     for (i, weights) in weights.iter().enumerate() {
-        let record = values.get(first + i);
+        let record = values.get(i);
         for (c, sums) in sums.iter_mut().enumerate() {
             let value = sixteen::<L, T>(lanes, record, dim, chunk + c);
             for (sum, &weight) in sums.iter_mut().zip(weights) {

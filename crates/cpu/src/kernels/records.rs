@@ -17,13 +17,26 @@ pub(super) struct Records<'a> {
     stride: usize,
     /// Bytes of a record.
     len: usize,
+    /// The slot of record 0.
+    first: usize,
+    /// Slots, of which the first follows on the last.
+    slots: usize,
 }
 
 impl<'a> Records<'a> {
+    /// The records from `index` on.
     #[inline(always)]
+    pub fn from(&self, index: usize) -> Self {
+        Self { first: (self.first + index) % self.slots, ..*self }
+    }
+
     /// Record `index`.
+    #[inline(always)]
     pub fn get(&self, index: usize) -> &'a [u8] {
-        &self.bytes[index * self.stride..][..self.len]
+        let slot = self.first + index;
+        // A division only where a ring goes around.
+        let slot = if slot < self.slots { slot } else { slot % self.slots };
+        &self.bytes[slot * self.stride..][..self.len]
     }
 }
 
@@ -40,8 +53,15 @@ pub(super) fn records<'a>(
     if let Some(cache) = cache {
         let len = cache.shape.head_bytes() as usize;
         let at = cache.head_start(view.places[row].sequence as usize, head);
-        let of =
-            |bytes: &'a [u8]| Records { dtype: cache.shape.dtype, bytes: &bytes[at..], stride: len, len };
+        let slots = cache.shape.slots();
+        let of = |bytes: &'a [u8]| Records {
+            dtype: cache.shape.dtype,
+            bytes: &bytes[at..],
+            stride: len,
+            len,
+            first: 0,
+            slots,
+        };
         return (of(&cache.keys), of(&cache.values));
     }
     // Rows are counted from the start of the submission, as `submitted_rows` does.
@@ -50,6 +70,8 @@ pub(super) fn records<'a>(
         bytes: bytemuck::cast_slice(&qkv[column..]),
         stride: view.width() * 4,
         len: dim * 4,
+        first: 0,
+        slots: usize::MAX,
     };
     (of((heads + head) * dim), of((heads + kv_heads + head) * dim))
 }

@@ -22,7 +22,8 @@ pub(crate) fn attend(view: &AttendView<'_>, mut cache: Option<&mut Cache>, qkv: 
         if let Some(cache) = cache.as_deref_mut() {
             for head in 0..kv_heads {
                 let bytes = cache.shape.head_bytes() as usize;
-                let at = cache.head_start(view.places[row].sequence as usize, head) + position * bytes;
+                let first = cache.head_start(view.places[row].sequence as usize, head);
+                let at = first + position % cache.shape.slots() * bytes;
                 let key = (heads + head) * dim;
                 let value = key + kv_heads * dim;
                 encode(cache.shape.dtype, &qkv[key..key + dim], &mut cache.keys[at..at + bytes]);
@@ -84,7 +85,8 @@ fn visible(
     let first = cache.head_start(view.places[row].sequence as usize, head);
     let read = |records: &[u8], position: usize| {
         let mut x = vec![0.0; dim];
-        decode(cache.shape.dtype, &records[first + position * bytes..][..bytes], &mut x);
+        let at = first + position % cache.shape.slots() * bytes;
+        decode(cache.shape.dtype, &records[at..][..bytes], &mut x);
         x
     };
     (start..end).map(|position| (read(&cache.keys, position), read(&cache.values, position))).collect()

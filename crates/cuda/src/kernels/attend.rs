@@ -11,7 +11,7 @@
 use super::dense::widen_f16;
 use super::epilogue::soft_cap;
 use super::heads::{Rotary, norm_heads, rotate_heads};
-use super::kv::{decode_element, encode_word};
+use super::kv::{decode_element, encode_word, slot_of};
 use super::places::tile_word;
 use super::variant::Norming;
 use cubecl::prelude::*;
@@ -35,6 +35,8 @@ pub(crate) struct AttendVariant {
     pub parts: bool,
     /// No cache: slots are rows.
     pub encoder: bool,
+    /// Position `p` is in slot `p % slots`.
+    pub ring: bool,
     pub causal: bool,
     /// Cubes that share the query heads of a key-value head.
     pub pieces: usize,
@@ -76,7 +78,7 @@ impl AttendVariant {
 /// The kernel. A cube for each (key-value head, piece), split and tile.
 ///
 /// - `qkv` `[rows, qkv_stride]`; `key_at`, `value_at` the columns of the first head's key and value.
-/// - `keys`, `values` `[sequences, kv_heads, capacity, record]`.
+/// - `keys`, `values` `[sequences, kv_heads, slots, record]`.
 /// - `out` `[rows, out_stride]`, or in parts `[rows, heads, splits, head_dim]`.
 /// - `statistics` in parts `[rows, heads, splits, (largest score, sum)]`.
 ///
@@ -97,7 +99,7 @@ pub(crate) fn attend(
     value_at: u32,
     heads: u32,
     kv_heads: u32,
-    capacity: u32,
+    slots: u32,
     window: u32,
     out_stride: u32,
     scale: f32,
@@ -135,7 +137,7 @@ pub(crate) fn attend(
         sequence = 0usize;
         low = run_first;
     }
-    let base = (sequence * kv_heads as usize + kv_head) * capacity as usize * words;
+    let base = (sequence * kv_heads as usize + kv_head) * slots as usize * words;
     if window > 0u32 && own_slot + 1 > window as usize {
         low = max(low, own_slot + 1 - window as usize);
     }
@@ -247,8 +249,9 @@ pub(crate) fn attend(
                 records[words + word] = value;
                 let piece = CUBE_POS_X as usize % comptime!(variant.pieces);
                 if piece == 0 {
-                    keys[base + own_slot * words + word] = key;
-                    values[base + own_slot * words + word] = value;
+                    let at = base + slot_of(own_slot, slots, variant.ring) * words + word;
+                    keys[at] = key;
+                    values[at] = value;
                 }
                 word += UNITS;
             }
@@ -265,7 +268,7 @@ pub(crate) fn attend(
     let mut first = begin;
     while first < to {
         let count = min(tile_keys, to - first);
-        load_tile(keys, &records, &mut tile_values, base, first, count, own_slot, 0usize, variant);
+        load_tile(keys, &records, &mut tile_values, base, slots, first, count, own_slot, 0usize, variant);
         sync_cube();
         let pairs = comptime!(variant.queries() * variant.keys);
         let width = comptime!(variant.record.head_dim.div_ceil(variant.dot_lanes));
@@ -285,7 +288,7 @@ pub(crate) fn attend(
             i += UNITS;
         }
         sync_cube();
-        load_tile(values, &records, &mut tile_values, base, first, count, own_slot, words, variant);
+        load_tile(values, &records, &mut tile_values, base, slots, first, count, own_slot, words, variant);
         if unit < queries {
             let own = own_slot + unit / here;
             let before = largest[unit];
@@ -365,6 +368,7 @@ fn load_tile(
     records: &SharedMemory<u32>,
     tile: &mut SharedMemory<f32>,
     base: usize,
+    slots: u32,
     first: usize,
     count: usize,
     own_slot: usize,
@@ -382,7 +386,7 @@ fn load_tile(
         let key = i / code_words;
         let word = i % code_words;
         let scale_word = code_words + word * per_word / comptime!(2 * KV_BLOCK);
-        let at = base + (first + key) * words;
+        let at = base + slot_of(first + key, slots, variant.ring) * words;
         let mut bits = cache[at + word];
         let mut scales = 0u32;
         if comptime!(scaled) {

@@ -68,6 +68,7 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
         fresh: true,
         parts: true,
         encoder: false,
+        ring: false,
         causal: true,
         pieces: 1,
         heads_here: 4,
@@ -83,7 +84,7 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
     let embed =
         EmbedVariant { table: Elements::F16, positions: None, types: None, norm: Norming::None, team };
     let pre = PreVariant { post: Norming::None, norm: Norming::Rms, residual: true, emit: Some(false), team };
-    let store = StoreVariant { record, rotary, norm: Norming::None, encoder: false };
+    let store = StoreVariant { record, rotary, norm: Norming::None, encoder: false, ring: false };
     vec![
         ("embed", Kernel::Embed(embed)),
         ("pre", Kernel::Pre(pre)),
@@ -98,7 +99,10 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
         ),
         ("kv_store", Kernel::KvStore(store)),
         ("attend", Kernel::Attend(attend)),
-        ("attend", Kernel::Attend(AttendVariant { fresh: false, parts: false, tile_rows: 2, ..attend })),
+        (
+            "attend",
+            Kernel::Attend(AttendVariant { fresh: false, parts: false, tile_rows: 2, ring: true, ..attend }),
+        ),
         ("route", Kernel::Route(team)),
         ("argmax", Kernel::Argmax(1024)),
         ("sample", Kernel::Sample(512)),

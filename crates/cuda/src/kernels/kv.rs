@@ -62,6 +62,16 @@ pub(crate) fn encode_word(
     bits
 }
 
+/// The slot of a position among `slots`.
+#[cube]
+pub(crate) fn slot_of(position: usize, slots: u32, #[comptime] ring: bool) -> usize {
+    let mut slot = position;
+    if comptime!(ring) {
+        slot = position % slots as usize;
+    }
+    slot
+}
+
 /// Element `j` of a word of codes, whose block has the scale of these f16 bits.
 #[cube]
 pub(crate) fn decode_element(bits: u32, scale: f32, #[comptime] j: usize, #[comptime] record: Record) -> f32 {

@@ -2,7 +2,7 @@
 //! attend to each other. A cube for each row and key-value head.
 
 use super::heads::{Rotary, norm_heads, rotate_heads};
-use super::kv::encode_word;
+use super::kv::{encode_word, slot_of};
 use super::places::row_word;
 use super::variant::Norming;
 use cubecl::prelude::*;
@@ -19,9 +19,11 @@ pub(crate) struct StoreVariant {
     pub norm: Norming,
     /// No cache: slots are rows.
     pub encoder: bool,
+    /// Position `p` is in slot `p % slots`.
+    pub ring: bool,
 }
 
-/// The kernel. `keys` and `values` `[sequences, kv_heads, capacity, record]`; `key_at` and `value_at` are the
+/// The kernel. `keys` and `values` `[sequences, kv_heads, slots, record]`; `key_at` and `value_at` are the
 /// columns of the first head's in rows of q|k|v.
 #[cube(launch_unchecked)]
 pub(crate) fn kv_store(
@@ -35,7 +37,7 @@ pub(crate) fn kv_store(
     key_at: u32,
     value_at: u32,
     kv_heads: u32,
-    capacity: u32,
+    slots: u32,
     eps: f32,
     offset: f32,
     #[comptime] variant: StoreVariant,
@@ -74,10 +76,10 @@ pub(crate) fn kv_store(
     let mut slot = row;
     if comptime!(!variant.encoder) {
         sequence = row_word(places, row, 1usize) as usize;
-        slot = position;
+        slot = slot_of(position, slots, variant.ring);
     }
     let words = comptime!(variant.record.words());
-    let to = ((sequence * kv_heads as usize + head) * capacity as usize + slot) * words;
+    let to = ((sequence * kv_heads as usize + head) * slots as usize + slot) * words;
     let mut word = UNIT_POS as usize;
     while word < words {
         keys[to + word] = encode_word(&vectors, 0usize, word, record);

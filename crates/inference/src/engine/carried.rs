@@ -2,7 +2,7 @@
 
 use super::parked::Parked;
 use super::stage::Stage;
-use halfbyte_backend::{Backend, DeviceKind, Fault, Kind, KvRows, KvSpan, Want};
+use halfbyte_backend::{Backend, DeviceKind, Fault, Kind, KvRows, KvShape, KvSpan, Want};
 
 /// The most bytes that are on their way at once: more are computed again from their tokens, since blocks move where
 /// memory is short.
@@ -14,16 +14,15 @@ pub(crate) struct Carried {
     rows: Vec<(KvSpan, KvRows)>,
 }
 
-/// Reads the caches that `stages` will hold elsewhere than before: the first `filled[s]` positions of each sequence `s`.
+/// Reads the caches that `stages` will hold elsewhere than before: the first `filled[s]` positions of each sequence `s`,
+/// or of a ring the last of them.
 /// `None` where one cannot be had, as that of a device that was lost: then all are computed again.
 pub(crate) async fn carry(parked: &Parked, stages: &[Stage], filled: &[usize]) -> Option<Vec<Carried>> {
-    let spans: Vec<KvSpan> = filled
-        .iter()
-        .enumerate()
-        .filter(|(_, positions)| **positions > 0)
-        .map(|(sequence, &positions)| KvSpan { sequence, positions: 0..positions })
-        .collect();
-    if spans.is_empty() {
+    let spans = |shape: &KvShape| -> Vec<KvSpan> {
+        let held = filled.iter().enumerate().filter(|(_, positions)| **positions > 0);
+        held.map(|(sequence, &positions)| KvSpan { sequence, positions: shape.kept(0..positions) }).collect()
+    };
+    if filled.iter().all(|&positions| positions == 0) {
         return Some(Vec::new());
     }
     let new = stages.iter().flat_map(|stage| {
@@ -38,19 +37,21 @@ pub(crate) async fn carry(parked: &Parked, stages: &[Stage], filled: &[usize]) -
         if !(from.moves_kv() && to.moves_kv()) {
             return None;
         }
+        let spans = spans(shape);
         for span in &spans {
             bytes += 2 * span.bytes(shape).ok()? as u64;
         }
-        coming.push((from, slot, want.clone()));
+        coming.push((from, slot, want.clone(), spans));
     }
     if bytes > AT_MOST || !has_room(stages, bytes) {
         return None;
     }
     let mut carried = Vec::with_capacity(coming.len());
-    for (from, slot, want) in coming {
+    for (from, slot, want, spans) in coming {
         let mut rows = Vec::with_capacity(spans.len());
-        for span in &spans {
-            rows.push((span.clone(), from.read_kv(slot, span.clone()).await.ok()?));
+        for span in spans {
+            let held = from.read_kv(slot, span.clone()).await.ok()?;
+            rows.push((span, held));
         }
         carried.push(Carried { want, rows });
     }

@@ -307,6 +307,15 @@ impl Engine {
         claim != 0 && self.claims.get(sequence as usize) == Some(&claim)
     }
 
+    /// Whether the caches of `sequence` still hold what the row at `position` sees: rings forget what the rows after it
+    /// were stored over.
+    pub(crate) fn reaches(&self, sequence: u32, position: usize) -> bool {
+        let filled = self.filled.get(sequence as usize).copied().unwrap_or(0);
+        self.blueprint.windows().all(|(shape, window)| {
+            filled.saturating_sub(shape.slots()) <= (position + 1).saturating_sub(window)
+        })
+    }
+
     /// Which device runs which blocks, in order: `(device, blocks)`.
     pub fn placement(&self) -> impl Iterator<Item = (&str, Range<usize>)> {
         self.stages.iter().map(|stage| (stage.name(), stage.blocks.clone()))

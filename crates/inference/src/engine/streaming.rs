@@ -11,8 +11,8 @@ use super::parked::is_uploaded;
 use super::stage::Stage;
 use crate::{Blueprint, ModelError};
 use halfbyte_backend::{
-    Answer, Backend, Caps, Fault, Footprint, Input, Kind, KvSpan, Layout, Output, Place, Program, Purpose,
-    Rows, Slot, Want,
+    Answer, Backend, Caps, Fault, Footprint, Input, Kind, KvShape, KvSpan, Layout, Output, Place, Program,
+    Purpose, Rows, Slot, Want,
 };
 use std::ops::Range;
 use std::rc::Rc;
@@ -213,9 +213,10 @@ impl Streaming {
         for block in blocks.clone() {
             let lane = self.lanes.of[block - blocks.start];
             let cache = self.cache(stages, block)?;
-            if let Some((host, from, to)) = cache {
+            if let Some((shape, host, from, to)) = cache {
                 for span in spans.iter().filter(|span| span.positions.start > 0) {
-                    let earlier = KvSpan { sequence: span.sequence, positions: 0..span.positions.start };
+                    let positions = shape.kept(0..span.positions.start);
+                    let earlier = KvSpan { sequence: span.sequence, positions };
                     let rows = stages[host].backend.read_kv(from, earlier.clone()).await?;
                     self.stream.to.write_kv(to, earlier, &rows).await?;
                 }
@@ -238,10 +239,11 @@ impl Streaming {
             if let Some(last) = running {
                 passed.push(hidden(last.await?)?);
             }
-            if let Some((host, to, from)) = cache {
-                for span in &spans {
+            if let Some((shape, host, to, from)) = cache {
+                for KvSpan { sequence, positions } in spans.iter().cloned() {
+                    let span = KvSpan { sequence, positions: shape.kept(positions) };
                     let rows = self.stream.to.read_kv(from, span.clone()).await?;
-                    stages[host].backend.write_kv(to, span.clone(), &rows).await?;
+                    stages[host].backend.write_kv(to, span, &rows).await?;
                 }
             }
             if block + 1 == blocks.end {
@@ -295,16 +297,19 @@ impl Streaming {
         Ok(())
     }
 
-    /// The cache of a layer where it lives, and where it streams: the stage, its slot, and the lane's.
-    fn cache(&self, stages: &[Stage], block: usize) -> Result<Option<(usize, Slot, Slot)>, Fault> {
+    /// The cache of a layer, where it lives, and where it streams: the stage, its slot, and the lane's.
+    fn cache(&self, stages: &[Stage], block: usize) -> Result<Option<(KvShape, usize, Slot, Slot)>, Fault> {
         let index = block - self.stream.blocks.start;
         let lane = &self.lanes.lanes[self.lanes.of[index]];
         let host = stages.iter().position(|stage| stage.blocks.contains(&block));
         let host = host.ok_or_else(|| Fault::Internal(format!("block {block} is nowhere")))?;
         let wants = &self.lanes.block_wants[index];
-        let cache = wants.iter().zip(&lane.slots).find(|(want, _)| matches!(want.kind, Kind::Kv(_)));
-        let Some((want, &slot)) = cache else { return Ok(None) };
-        Ok(Some((host, stages[host].slot_of(want)?, self.slots[slot])))
+        let cache = wants.iter().zip(&lane.slots).find_map(|(want, &slot)| match want.kind {
+            Kind::Kv(shape) => Some((want, shape, slot)),
+            _ => None,
+        });
+        let Some((want, shape, slot)) = cache else { return Ok(None) };
+        Ok(Some((shape, host, stages[host].slot_of(want)?, self.slots[slot])))
     }
 }
 

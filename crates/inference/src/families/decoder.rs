@@ -265,7 +265,7 @@ impl Decoder {
         let k_norm = qk_norm(draft, "k_norm")?;
         steps.push(Step::Attend(Attend {
             qkv: regs.qkv,
-            cache: Some(draft.kv(&format!("{attn}.kv"), self.kv_heads, self.head_dim)),
+            cache: Some(draft.kv(&format!("{attn}.kv"), self.kv_heads, self.head_dim, layer.window())),
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,

@@ -55,6 +55,8 @@ pub(super) struct Draft<'a> {
     quantization: Quantization,
     convert_heads: bool,
     kv: KvType,
+    /// Rows of a sequence in a submission, where that is known.
+    rows: Option<usize>,
     ropes: Vec<(RopeScaling, WantId)>,
     blueprint: Blueprint,
 }
@@ -81,6 +83,7 @@ impl<'a> Draft<'a> {
             quantization: Quantization::of(config, settings)?,
             convert_heads: settings.convert_heads,
             kv: settings.kv,
+            rows: settings.rows,
             ropes: Vec::new(),
             blueprint: Blueprint {
                 architecture: config.architecture.clone(),
@@ -309,13 +312,25 @@ impl<'a> Draft<'a> {
         Ok(Rotation { id, dim })
     }
 
-    pub(super) fn kv(&mut self, name: &str, kv_heads: usize, head_dim: usize) -> WantId {
-        let shape = KvShape {
+    /// The cache of a layer, whose rows see `window` positions, or all.
+    pub(super) fn kv(
+        &mut self,
+        name: &str,
+        kv_heads: usize,
+        head_dim: usize,
+        window: Option<usize>,
+    ) -> WantId {
+        let whole = KvShape {
             sequences: self.blueprint.sequences,
             kv_heads,
             head_dim,
             capacity: self.blueprint.context,
+            ring: None,
             dtype: self.kv,
+        };
+        let shape = match (window, self.rows) {
+            (Some(window), Some(rows)) => whole.with_window(window, rows),
+            _ => whole,
         };
         self.want(name.into(), Purpose::KvCache, Kind::Kv(shape))
     }

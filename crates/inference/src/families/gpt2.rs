@@ -112,7 +112,7 @@ impl Gpt2 {
         let conv = |module: &str, rows, cols| Part::new(name, module, rows, cols, true).transposed();
         let ln_1 = draft.layer_norm(&format!("{name}.ln_1"), self.hidden, self.eps)?;
         let c_attn = draft.linear(&conv("attn.c_attn", 3 * self.hidden, self.hidden))?;
-        let cache = draft.kv(&format!("{name}.attn.kv"), self.heads, head_dim);
+        let cache = draft.kv(&format!("{name}.attn.kv"), self.heads, head_dim, None);
         let attn_proj = draft.linear(&conv("attn.c_proj", self.hidden, self.hidden))?;
         let ln_2 = draft.layer_norm(&format!("{name}.ln_2"), self.hidden, self.eps)?;
         let c_fc = draft.linear(&conv("mlp.c_fc", self.intermediate, self.hidden))?;

@@ -31,7 +31,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) q_norm: Option<NormUse<'a>>,
     pub(crate) k_norm: Option<NormUse<'a>>,
     pub(crate) shards: Vec<Shard<'a>>,
-    pub(crate) capacity: usize,
+    /// Slots of a sequence in the cache, and whether they are a ring.
+    pub(crate) slots: usize,
+    pub(crate) ring: bool,
     /// Without a cache: slots are rows.
     pub(crate) encoder: bool,
 }
@@ -60,8 +62,8 @@ impl<'a> Attention<'a> {
     }
 
     /// How the cache lies, of which a shard has `heads` heads.
-    pub(super) fn cache(&self, heads: usize) -> [(&'static str, f64); 6] {
-        let planes = Planes { record: self.plan.record, capacity: self.capacity };
+    pub(super) fn cache(&self, heads: usize) -> [(&'static str, f64); 8] {
+        let planes = Planes { record: self.plan.record, slots: self.slots };
         [
             ("KV_DTYPE", number(planes.record.dtype)),
             ("CODE_WORDS", planes.record.code_words() as f64),
@@ -69,6 +71,8 @@ impl<'a> Attention<'a> {
             ("SHARD_HEADS", heads as f64),
             ("HEAD_WORDS", planes.words() as f64),
             ("SCALES_AT", planes.scales_at() as f64),
+            ("SLOTS", self.slots as f64),
+            ("RING", truth(self.ring)),
         ]
     }
 }
