@@ -7,8 +7,9 @@ use crate::model_source::ModelSource;
 use crate::profile::{DecodeProfile, profile};
 use crate::{Error, LoadOptions, Progress};
 use halfbyte_allocation::release_unused;
-use halfbyte_backend::{Backend, DeviceKind, Fault, Input, Output, Place, Purpose, Rows, human_bytes};
+use halfbyte_backend::{Backend, DeviceKind, Fault, Input, Kind, Output, Place, Purpose, Rows, human_bytes};
 use halfbyte_inference::{Engine, Session};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -188,7 +189,8 @@ pub(crate) struct Limits {
 
 struct StageLimit {
     weights: u64,
-    kv_per_position: f64,
+    /// Of caches with so many slots: bytes of a slot.
+    kv_per_slot: BTreeMap<usize, f64>,
     bandwidth: Option<f64>,
     /// Of a processor, to measure again.
     processor: Option<Rc<dyn Backend>>,
@@ -253,7 +255,8 @@ impl StageLimit {
     }
 
     fn bytes(&self, context: usize) -> u64 {
-        self.weights + (self.kv_per_position * context as f64) as u64
+        let kv = self.kv_per_slot.iter().map(|(&slots, bytes)| bytes * context.min(slots) as f64);
+        self.weights + kv.sum::<f64>() as u64
     }
 }
 
@@ -276,15 +279,18 @@ async fn limits(loaded: &Loaded) -> Result<Limits, Error> {
             continue;
         };
         let backend = &candidate.backend;
-        let (mut weights, mut kv) = (0, 0);
+        let (mut weights, mut kv_per_slot) = (0, BTreeMap::new());
         // A looked-up embedding is not read as a whole; a tied head is.
         for block in blocks.filter(|&block| block > 0) {
             for want in &blueprint.stretch(block..block + 1).wants {
                 let footprint = backend.layout().want_footprint(want)?;
                 let bytes = footprint.total() + footprint.mapped();
-                match want.purpose {
-                    Purpose::KvCache => kv += bytes,
-                    Purpose::Weights | Purpose::Embeddings => weights += bytes,
+                match (&want.kind, want.purpose) {
+                    (Kind::Kv(shape), _) => {
+                        let slots = shape.slots().max(1);
+                        *kv_per_slot.entry(slots).or_default() += bytes as f64 / slots as f64;
+                    }
+                    (_, Purpose::Weights | Purpose::Embeddings) => weights += bytes,
                     _ => {}
                 }
             }
@@ -302,9 +308,8 @@ async fn limits(loaded: &Loaded) -> Result<Limits, Error> {
             not_measured,
             disk_rate: candidate.device.rate.filter(|_| info.kind == DeviceKind::Disk),
         });
-        let kv_per_position = kv as f64 / blueprint.context.max(1) as f64;
         let processor = (info.kind == DeviceKind::Cpu).then(|| Rc::clone(backend));
-        stages.push(StageLimit { weights, kv_per_position, bandwidth, processor, beside: Vec::new() });
+        stages.push(StageLimit { weights, kv_per_slot, bandwidth, processor, beside: Vec::new() });
     }
     let names =
         |name: fn(&BenchDevice) -> &str, by: &str| devices.iter().map(name).collect::<Vec<_>>().join(by);

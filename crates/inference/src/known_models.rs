@@ -465,6 +465,27 @@ mod tests {
     }
 
     #[test]
+    fn local_layers_keep_a_window_and_a_submission() {
+        let mut known =
+            FAMILIES.iter().flat_map(|family| family.members.iter().map(move |one| (family, one)));
+        let name = "google/gemma-3-1b-it";
+        let (family, member) = known.find(|(_, member)| member.chat == Some(name)).unwrap();
+        let model = KnownModel::of(family, member, name).unwrap();
+        let cache = |rows: Option<usize>| -> u64 {
+            let settings = Settings { context: Some(32768), rows, ..Settings::default() };
+            let blueprint = build(model.config(), &model, &settings).unwrap();
+            let bytes = |want: &halfbyte_backend::Want| match &want.kind {
+                Kind::Kv(shape) => shape.bytes(),
+                _ => 0,
+            };
+            blueprint.wants.iter().map(bytes).sum()
+        };
+        // 26 layers of one head of 256 features in f16, of which 22 see 512 positions.
+        assert_eq!(cache(None), 26 * 32768 * 1024);
+        assert_eq!(cache(Some(256)), (4 * 32768 + 22 * (512 + 255)) * 1024);
+    }
+
+    #[test]
     fn smaller_ones_are_of_the_same_kind_and_the_largest_comes_first() {
         let names = |json: &str, name: &str| -> Vec<&str> {
             let config = ModelConfig::parse("config.json", json.as_bytes()).unwrap();
