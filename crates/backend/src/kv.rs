@@ -237,10 +237,12 @@ mod tests {
         assert_eq!((ring.slots(), ring.most_rows(Some(20))), (30, 11));
         assert_eq!(shape.with_window(90, 11), shape);
         assert_eq!(shape.with_window(usize::MAX, 2), shape);
-        let places = |shape: &KvShape, positions| shape.places(&positions).collect::<Vec<_>>();
-        assert_eq!(places(&shape, 28..58), [28..58]);
-        assert_eq!(places(&ring, 28..58), [28..30, 0..28]);
-        assert_eq!(places(&ring, 60..90), [0..30]);
+        let places = |shape: &KvShape, positions: Range<usize>| -> Vec<(usize, usize)> {
+            shape.places(&positions).map(|slots| (slots.start, slots.end)).collect()
+        };
+        assert_eq!(places(&shape, 28..58), [(28, 58)]);
+        assert_eq!(places(&ring, 28..58), [(28, 30), (0, 28)]);
+        assert_eq!(places(&ring, 60..90), [(0, 30)]);
         assert_eq!(places(&ring, 31..31), []);
         assert_eq!((ring.kept(3..50), ring.kept(40..50), shape.kept(3..50)), (20..50, 40..50, 3..50));
         let span = |positions| KvSpan { sequence: 0, positions };
