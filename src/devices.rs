@@ -244,20 +244,22 @@ pub(crate) async fn candidates(options: &LoadOptions) -> Result<Vec<Candidate>, 
     let mut pretended = options.clone();
     pretended.pretend_memory.extend(watched.iter().map(|(name, &bytes)| (name.clone(), bytes)));
     let options = &pretended;
-    let named = |name: &str| {
-        is_limited(options, name)
-            || match &options.device_map {
-                DeviceMap::Only(only) => only == name,
-                DeviceMap::Given(map) => map.values().any(|device| device == name),
-                _ => false,
-            }
-    };
-    let mapped = |name: &str| match &options.device_map {
+    let named_by_map = |name: &str| match &options.device_map {
         DeviceMap::Only(only) => only == name,
         DeviceMap::Given(map) => map.values().any(|device| device == name),
+        _ => false,
+    };
+    let named = |name: &str| is_limited(options, name) || named_by_map(name);
+    let mapped = |name: &str| match &options.device_map {
+        DeviceMap::Only(_) | DeviceMap::Given(_) => named_by_map(name),
         _ => true,
     };
-    let forbidden = |name: &str| name == DISK && options.max_memory.get(DISK) == Some(&0);
+    // A GPU that may hold nothing is not even opened, unless it is named: that takes time and memory. One of CUDA's is: it
+    // says which of the others is the same card.
+    let forbidden = |name: &str| {
+        let closed = name == DISK || (name.starts_with("wgpu:") && !named_by_map(name));
+        closed && holds_nothing(options, name)
+    };
     let wanted =
         |name: &str, kind| mapped(name) && !forbidden(name) && (kind != DeviceKind::Software || named(name));
     let found = open(&wanted, opened_with).await?;
@@ -297,6 +299,11 @@ fn is_limited(options: &LoadOptions, name: &str) -> bool {
     options.max_memory.contains_key(name) || options.pretend_memory.contains_key(name)
 }
 
+/// Whether the options forbid a device by its limit.
+fn holds_nothing(options: &LoadOptions, name: &str) -> bool {
+    options.max_memory.get(name) == Some(&0)
+}
+
 impl Found {
     /// Why there is no device `name`.
     pub(crate) fn lacks(&self, name: &str) -> Error {
@@ -320,7 +327,7 @@ fn check_named(options: &LoadOptions, found: &Found) -> Result<(), Error> {
         DeviceMap::Given(map) => map.values().collect(),
         _ => {
             let limits = options.max_memory.keys().chain(options.pretend_memory.keys());
-            limits.filter(|name| *name != DISK).collect()
+            limits.filter(|name| *name != DISK && !holds_nothing(options, name)).collect()
         }
     };
     let must_open = matches!(options.device_map, DeviceMap::Only(_) | DeviceMap::Given(_));

@@ -40,13 +40,19 @@ fn field(status: &str, name: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Tests beside this one allocate and free as they like: one look of many is undisturbed.
     #[test]
     fn sees_an_allocation() {
-        let before = private_resident().unwrap();
-        let memory = std::hint::black_box(vec![1u8; 64 << 20]);
-        let after = private_resident().unwrap();
-        assert!(after >= before + (60 << 20), "{before} then {after}");
-        assert!(peak_resident().unwrap() >= after);
-        drop(memory);
+        let looks = (0..100).map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let before = private_resident().unwrap();
+            let memory = std::hint::black_box(vec![1u8; 64 << 20]);
+            let after = private_resident().unwrap();
+            drop(memory);
+            (before, after)
+        });
+        let seen =
+            looks.filter(|(before, after)| *after >= before + (60 << 20)).map(|(_, after)| after).next();
+        assert!(peak_resident().unwrap() >= seen.expect("64 MiB are never seen"));
     }
 }

@@ -36,6 +36,43 @@ fn a_cpu_that_is_said_to_be_small_refuses_and_says_why() {
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
 }
 
+/// The logits of many tokens take more than a small model: where the host has no room for both, blocks go to the disk
+/// first, and where they cannot, that is said before anything is computed.
+#[test]
+fn logits_make_way_for_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<u32> = (0..500).map(|at| at * 7 % 300 + 3).collect();
+    let load = |memory: Option<u64>, disk: u64| {
+        let options = LoadOptions {
+            max_memory: [("wgpu:0".to_owned(), 0), ("disk".to_owned(), disk)].into(),
+            pretend_memory: memory.map(|bytes| ("cpu".to_owned(), bytes)).into_iter().collect(),
+            cache_dir: Some(folder.path().to_path_buf()),
+            // No smaller chunks are tried: what they free would do.
+            chunk: 8,
+            ..float32()
+        };
+        CausalLm::load(&stories(), &options, &mut Silent).unwrap()
+    };
+    let mut roomy = load(None, 0);
+    let wanted = roomy.logits(&ids).unwrap();
+    let (held, answer) = (roomy.memory()[0].measured_bytes, size_of_val(&wanted[..]) as u64);
+    assert!(roomy.events().is_empty());
+    drop(roomy);
+    // Room for the model and its headroom, and for two thirds of the answer.
+    let memory = Some(held * 11 / 10 + answer * 2 / 3);
+    let mut small = load(memory, 1 << 40);
+    let before = small.blocks_on("cpu");
+    assert_eq!(small.logits(&ids).unwrap(), wanted);
+    println!("{:#?}", small.events());
+    assert!(small.blocks_on("cpu") < before, "{:?}", small.device_map());
+    assert!(small.events()[0].text.contains("the logits of 500 tokens take"), "{:?}", small.events());
+    drop(small);
+    let mut stuck = load(memory, 0);
+    let refused = stuck.logits(&ids).unwrap_err().to_string();
+    assert!(refused.contains("nothing can move out: ask for fewer tokens"), "{refused}");
+    assert_eq!(stuck.logits(&ids[..50]).unwrap().len(), wanted.len() / 10);
+}
+
 #[test]
 #[cfg(feature = "wgpu")]
 fn a_gpu_that_is_said_to_be_small_shares_with_the_cpu() {

@@ -231,7 +231,7 @@ async fn tell_these(
             _ => continue,
         };
         candidates[at].tell(&kept, may_measure);
-        if let Some(why) = kept.disturbed_still() {
+        if let Some(why) = kept.disturbed_still().filter(|_| may_measure) {
             tracing::info!("{}: {}", candidates[at].device.name, words(&why));
         }
     }

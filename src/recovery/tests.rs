@@ -1,6 +1,6 @@
 use crate::attempts::Attempts;
 use crate::loading::Loaded;
-use crate::{CausalLm, ComputeDtype, Error, LoadOptions, ModelSource, Silent};
+use crate::{Error, LoadOptions, ModelSource, Silent};
 use halfbyte_backend::{Fault, KvType, Purpose};
 use halfbyte_inference::{Flow, GenerateOptions, ModelError, Session};
 use std::time::Instant;
@@ -82,43 +82,4 @@ fn a_ladder_without_end_ends_in_a_refusal_and_the_model_can_be_asked_again() {
         assert_eq!(text(&mut loaded, 8, 8).unwrap(), wanted);
         assert_eq!(loaded.context(), 512, "as at first");
     }
-}
-
-/// The logits of many tokens take more than a small model: where the host has no room for both, blocks go to the disk
-/// first, and where they cannot, that is said before anything is computed.
-#[test]
-fn logits_make_way_for_themselves() {
-    let folder = tempfile::tempdir().unwrap();
-    let ids: Vec<u32> = (0..500).map(|at| at * 7 % 300 + 3).collect();
-    let load = |memory: Option<u64>, disk: u64| {
-        let limits = [("wgpu:0".to_owned(), 0), ("disk".to_owned(), disk)].into();
-        let options = LoadOptions {
-            max_memory: limits,
-            pretend_memory: memory.map(|bytes| ("cpu".to_owned(), bytes)).into_iter().collect(),
-            compute_dtype: ComputeDtype::Float32,
-            // No smaller chunks are tried: what they free would do.
-            chunk: 8,
-            cache_dir: Some(folder.path().to_path_buf()),
-            ..LoadOptions::default()
-        };
-        CausalLm::load(&ModelSource::named("stories"), &options, &mut Silent).unwrap()
-    };
-    let mut roomy = load(None, 0);
-    let wanted = roomy.logits(&ids).unwrap();
-    let (held, answer) = (roomy.memory()[0].measured_bytes, size_of_val(&wanted[..]) as u64);
-    assert!(roomy.events().is_empty());
-    drop(roomy);
-    // Room for the model and its headroom, and for two thirds of the answer.
-    let memory = Some(held * 11 / 10 + answer * 2 / 3);
-    let mut small = load(memory, 1 << 40);
-    let before = small.blocks_on("cpu");
-    assert_eq!(small.logits(&ids).unwrap(), wanted);
-    println!("{:#?}", small.events());
-    assert!(small.blocks_on("cpu") < before, "{:?}", small.device_map());
-    assert!(small.events()[0].text.contains("the logits of 500 tokens take"), "{:?}", small.events());
-    drop(small);
-    let mut stuck = load(memory, 0);
-    let refused = stuck.logits(&ids).unwrap_err().to_string();
-    assert!(refused.contains("nothing can move out: ask for fewer tokens"), "{refused}");
-    assert_eq!(stuck.logits(&ids[..50]).unwrap().len(), wanted.len() / 10);
 }

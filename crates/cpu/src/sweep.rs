@@ -21,6 +21,12 @@ use std::sync::mpsc::{Sender, channel};
 /// busy while the processor works.
 const AHEAD: u64 = 128 << 20;
 
+/// The part of the free memory that is read ahead at most: what has no room drops out again before it was used.
+const AHEAD_SHARE: u64 = 4;
+
+/// Fewer would leave the disk idle between two steps.
+const AHEAD_AT_LEAST: u64 = 8 << 20;
+
 /// Part of the free memory that stays free when files are kept.
 const SPARED: f64 = 0.25;
 
@@ -64,8 +70,9 @@ pub(crate) struct Sweep {
     keep: usize,
     /// The first step that was not yet asked for.
     next: usize,
-    /// Bytes asked for, but not yet used.
+    /// Bytes asked for, but not yet used, and how many they may be.
     ahead: u64,
+    reach: u64,
     /// A thread of its own: the system may take its time.
     advice: Sender<Advice>,
 }
@@ -94,14 +101,14 @@ impl Sweep {
                 }
             })
             .map_err(|fault| Fault::Internal(format!("a thread that reads ahead: {fault}")))?;
-        Ok(Self { sizes, limit, keep: 0, next: 0, ahead: 0, advice })
+        Ok(Self { sizes, limit, keep: 0, next: 0, ahead: 0, reach: AHEAD, advice })
     }
 
     /// A submission begins.
     pub fn begin(&mut self) {
         let free = memory::host(self.limit, 0).free;
         self.keep = kept(&self.sizes, free);
-        (self.next, self.ahead) = (0, 0);
+        (self.next, self.ahead, self.reach) = (0, 0, reach(free));
         self.read_ahead();
     }
 
@@ -119,7 +126,7 @@ impl Sweep {
     }
 
     fn read_ahead(&mut self) {
-        while self.next < self.sizes.len() && self.ahead < AHEAD {
+        while self.next < self.sizes.len() && self.ahead < self.reach {
             let bytes = self.sizes[self.next].always;
             if bytes > 0 {
                 _ = self.advice.send(Advice::WillNeed(self.next));
@@ -128,6 +135,11 @@ impl Sweep {
             self.next += 1;
         }
     }
+}
+
+/// Bytes that are read ahead.
+fn reach(free: Option<u64>) -> u64 {
+    free.map_or(AHEAD, |free| (free / AHEAD_SHARE).clamp(AHEAD_AT_LEAST, AHEAD))
 }
 
 /// How many of the first steps can stay in memory between submissions, with all experts of theirs.
@@ -140,7 +152,7 @@ fn kept(sizes: &[Size], free: Option<u64>) -> usize {
     }
     // What is read ahead, and the step that runs, pass through the rest.
     let largest = sizes.iter().map(|size| size.always + size.chosen).max().unwrap_or(0);
-    let room = room.saturating_sub(AHEAD + 2 * largest);
+    let room = room.saturating_sub(reach(Some(free)) + 2 * largest);
     let mut held = 0;
     sizes
         .iter()
@@ -199,6 +211,13 @@ mod tests {
         assert_eq!(kept(&many, Some(800 * MIB)), 45);
     }
 
+    #[test]
+    fn no_more_is_read_ahead_than_memory_has_room_for() {
+        let mebibytes = |free| reach(free) / MIB;
+        assert_eq!([None, Some(4096 * MIB), Some(512 * MIB)].map(mebibytes), [128; 3]);
+        assert_eq!([Some(100 * MIB), Some(48 * MIB), Some(0)].map(mebibytes), [25, 12, 8]);
+    }
+
     /// Layers as Mixtral has them, an eighth as large: attention, then a router with eight experts, of which two are chosen.
     #[test]
     fn experts_stay_as_far_as_there_is_room_for_all_of_them() {
@@ -217,7 +236,7 @@ mod tests {
         let mixture = Size { always: MIB, experts: 80 * MIB, chosen: 20 * MIB };
         let (advice, orders) = channel();
         let sizes = vec![dense(3), mixture, dense(3), mixture];
-        let mut sweep = Sweep { sizes, limit: None, keep: 2, next: 4, ahead: 0, advice };
+        let mut sweep = Sweep { sizes, limit: None, keep: 2, next: 4, ahead: 0, reach: AHEAD, advice };
         let used = [false, true, false, true];
         (0..4).for_each(|step| sweep.done_with(step, &used));
         drop(sweep);
