@@ -103,7 +103,7 @@ pub fn doctor(device: Option<&str>, on_case: &mut dyn FnMut(&DoctorCase)) -> Res
             let table = match math {
                 None => conformance::run(&reference, &**backend, &mut seen).await,
                 Some(_) => {
-                    conformance::run_products(Math::FAST_TOLERANCE, &reference, &**backend, &mut seen).await
+                    conformance::run_products(&Math::fast_tolerance, &reference, &**backend, &mut seen).await
                 }
             };
             report.passed += table.passed();

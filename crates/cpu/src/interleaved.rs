@@ -279,7 +279,7 @@ fn packed_again([e, f, g, h]: [u8; 4]) -> [u8; 4] {
 /// A codebook as bytes, and the factor between them: the one up to 127 whose rounding errs least.
 ///
 /// For NF4 that is 112, and the root mean square of the error 0.0017, where 127 gives 0.0022.
-fn levels(code: &[f32; 16]) -> ([i8; 16], f32) {
+pub(crate) fn levels(code: &[f32; 16]) -> ([i8; 16], f32) {
     let largest = code.iter().fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()));
     let error = |factor: f32| {
         let square = |&value: &f32| ((value * factor).round() / factor - value).powi(2);

@@ -14,6 +14,7 @@ mod cache;
 mod cache_size;
 mod contents;
 mod experts;
+mod fast_error;
 mod in_file;
 mod interleaved;
 mod kernels;

@@ -36,10 +36,12 @@ fn every_fast_path_passes_the_table() {
 fn fast_arithmetic_passes_the_table_where_bytes_hold_enough() {
     let reference = CpuBackend::scalar();
     for subject in subjects(Math::Fast) {
-        let tolerance = Math::FAST_TOLERANCE;
-        let report = block_on(conformance::run_products(tolerance, &reference, &subject, &mut |_| {}));
+        let report =
+            block_on(conformance::run_products(&Math::fast_tolerance, &reference, &subject, &mut |_| {}));
         assert_eq!((report.failed(), report.unsupported()), (0, 0), "{}:\n{report}", subject.path());
-        let rough = report.outcomes.iter().any(|outcome| outcome.error > conformance::TOLERANCE);
-        assert!(rough, "{}: no case was computed in bytes", subject.path());
+        // What is allowed is what happens, and only where bytes are multiplied.
+        let rough = report.outcomes.iter().filter(|outcome| outcome.tolerance > conformance::TOLERANCE);
+        let near = rough.filter(|outcome| outcome.error > outcome.tolerance / 2.0).count();
+        assert!(near >= 3, "{}: only {near} cases come near their tolerance", subject.path());
     }
 }

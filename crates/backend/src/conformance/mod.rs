@@ -53,10 +53,10 @@ pub async fn run(reference: &dyn Backend, subject: &dyn Backend, on: &mut dyn Fn
     run_all(cases(), reference, subject, on).await
 }
 
-/// Runs the cases that multiply with weights, for a subject whose products are rougher than float32: a relative
-/// error of `tolerance` passes everywhere.
+/// Runs the cases that multiply with weights, for a subject whose products are rougher than float32: of each case a
+/// relative error of what `tolerance` says passes, too.
 pub async fn run_products(
-    tolerance: f64,
+    tolerance: &dyn Fn(&Case) -> f64,
     reference: &dyn Backend,
     subject: &dyn Backend,
     on: &mut dyn FnMut(&Outcome),
@@ -64,7 +64,7 @@ pub async fn run_products(
     let mut products = cases();
     products.retain(|case| !["embed", "attend", "encoder", "sample"].contains(&case.step));
     for case in &mut products {
-        case.tolerance = case.tolerance.max(tolerance);
+        case.tolerance = case.tolerance.max(tolerance(case));
     }
     run_all(products, reference, subject, on).await
 }
