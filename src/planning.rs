@@ -242,7 +242,8 @@ pub(crate) fn gpu_name(planning: &Planning, device: usize) -> &str {
     &planning.candidates[device].device.name
 }
 
-/// The settings of a blueprint for `context` tokens. Chunks that memory makes smaller do not change it, and caches stay.
+/// The settings of a blueprint for `context` tokens. Chunks below the default one do not change it: where memory makes them
+/// smaller, caches stay.
 fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {
     Settings {
         quant: options.quant,
