@@ -32,6 +32,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
+# The matrices are tiny: threads only wait for each other.
+torch.set_num_threads(1)
+
 HALFBYTE, FIXTURES = sys.argv[1], Path(sys.argv[2]) / "models"
 
 # Fixture, options of `halfbyte quantize`, the same for bitsandbytes. What is not given is NF4 with double

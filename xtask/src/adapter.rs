@@ -2,11 +2,12 @@
 
 use crate::cargo;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-/// Finds an adapter, or installs Mesa's software Vulkan where that can be done without asking.
-pub fn ensure() -> Result<(), String> {
-    if let Some(name) = find()? {
+/// Finds an adapter with the command `halfbyte`, or installs Mesa's software Vulkan where that can be done without
+/// asking.
+pub fn ensure(halfbyte: &Path) -> Result<(), String> {
+    if let Some(name) = find(halfbyte)? {
         println!("WebGPU adapter: {name}");
         return Ok(());
     }
@@ -20,7 +21,7 @@ pub fn ensure() -> Result<(), String> {
             .args(["install", "-y", "-qq", "--no-install-recommends", "mesa-vulkan-drivers", "libvulkan1"])
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )?;
-    match find()? {
+    match find(halfbyte)? {
         Some(name) => {
             println!("WebGPU adapter: {name}");
             Ok(())
@@ -30,12 +31,12 @@ pub fn ensure() -> Result<(), String> {
 }
 
 /// The first adapter's name, as `halfbyte devices` sees it: the test of the very code that will use it.
-fn find() -> Result<Option<String>, String> {
-    let output = cargo::command()
-        .args(["run", "--quiet", "-p", "halfbyte-cli", "--", "devices", "--json"])
-        .stderr(std::process::Stdio::inherit())
+fn find(halfbyte: &Path) -> Result<Option<String>, String> {
+    let output = Command::new(halfbyte)
+        .args(["devices", "--json"])
+        .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| format!("cargo could not be started: {error}"))?;
+        .map_err(|error| format!("{} could not be started: {error}", halfbyte.display()))?;
     if !output.status.success() {
         return Err(format!("`halfbyte devices --json` failed: {}", output.status));
     }

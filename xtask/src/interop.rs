@@ -1,11 +1,13 @@
 //! halfbyte against real transformers and bitsandbytes: `tests/interop`.
 
 use crate::{cargo, python};
+use std::path::PathBuf;
 use std::process::Command;
 
-/// Makes the virtual environment, builds the command and runs the check. With `if_available` an environment
-/// that cannot be made (no network, no Python) is said aloud and no failure; what the check finds always is.
-pub fn run(if_available: bool) -> Result<(), String> {
+/// Makes the virtual environment and, unless it is only to `install`, builds the command, if it is not there as
+/// `halfbyte`, and runs the check. With `if_available` an environment that cannot be made (no network, no Python) is
+/// said aloud and no failure; what the check finds always is.
+pub fn run(halfbyte: Option<PathBuf>, install: bool, if_available: bool) -> Result<(), String> {
     let (root, target) = (python::root(), python::target());
     let python =
         match python::environment(&root.join("tests/interop/requirements.txt"), &target.join("interop")) {
@@ -16,8 +18,13 @@ pub fn run(if_available: bool) -> Result<(), String> {
             }
             Err(error) => return Err(error),
         };
-    cargo::run(cargo::command().current_dir(&root).args(["build", "--release", "-p", "halfbyte-cli"]))?;
-    let halfbyte = target.join("release").join(if cfg!(windows) { "halfbyte.exe" } else { "halfbyte" });
+    if install {
+        return Ok(());
+    }
+    let halfbyte = match halfbyte {
+        Some(halfbyte) => halfbyte,
+        None => cargo::build_release()?,
+    };
     cargo::run(
         Command::new(python)
             .arg(root.join("tests/interop/check.py"))

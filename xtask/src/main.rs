@@ -12,8 +12,10 @@ mod interop;
 mod memory;
 mod python;
 mod shaders;
+mod test_files;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -33,12 +35,21 @@ enum Task {
     },
     /// Compare with real transformers and bitsandbytes, in a virtual environment under target/.
     Interop {
+        /// A `halfbyte` that is there already, in place of a release build.
+        #[arg(long, value_name = "BINARY")]
+        halfbyte: Option<PathBuf>,
+        /// Only make the environment.
+        #[arg(long)]
+        install: bool,
         /// Where the Python packages cannot be had, say so and succeed.
         #[arg(long)]
         if_available: bool,
     },
     /// Every shader variant: static account, naga's backends, and Tint, which npm installs under target/.
     Shaders {
+        /// Only Tint: the rest are tests, which `test` runs too.
+        #[arg(long)]
+        tint: bool,
         /// Where node or its package cannot be had, say so and succeed.
         #[arg(long)]
         if_available: bool,
@@ -66,14 +77,14 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Args::parse().task {
-        Task::Test { rest } => adapter::ensure().and_then(|()| cargo::test(&rest)),
-        Task::Interop { if_available } => interop::run(if_available),
-        Task::Shaders { if_available } => shaders::run(if_available),
+        Task::Test { rest } => test(&rest),
+        Task::Interop { halfbyte, install, if_available } => interop::run(halfbyte, install, if_available),
+        Task::Shaders { tint, if_available } => shaders::run(tint, if_available),
         Task::Cpu { path } => cpu::test(path.as_deref()),
         Task::Bench(args) => bench::run(&args),
         Task::Hub(args) => hub::run(&args),
         Task::Memory { keep } => memory::run(keep),
-        Task::Burn => adapter::ensure().and_then(|()| cargo::burn()),
+        Task::Burn => cargo::burn(),
         Task::Check => cargo::check(),
     };
     match result {
@@ -83,4 +94,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// All tests, or those that `selection` selects, once there is an adapter.
+fn test(selection: &[String]) -> Result<(), String> {
+    if !selection.is_empty() {
+        adapter::ensure(&cargo::build()?)?;
+        return cargo::test_some(selection);
+    }
+    let (halfbyte, files) = cargo::build_tests()?;
+    adapter::ensure(&halfbyte)?;
+    cargo::test(&files)
 }

@@ -1,9 +1,9 @@
 //! Llama-2-7B, which needs 3.6 GiB, in a control group of 2 GiB: planned to the disk, run, and not killed.
 
-use crate::cargo;
 use crate::cgroup::{Group, drop_cached_files};
+use crate::{cargo, python};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -16,10 +16,8 @@ const GIB: u64 = 1 << 30;
 pub fn run(keep: bool) -> Result<(), String> {
     // Said before anything is written.
     let group = Group::new("halfbyte-memory", 2 * GIB)?;
-    cargo::run(cargo::command().args(["build", "--release", "-p", "halfbyte-cli"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let binary = target.join("release/halfbyte");
-    let model = target.join("memory/llama-2-7b");
+    let binary = cargo::build_release()?;
+    let model = python::target().join("memory/llama-2-7b");
     let outcome = in_group(&group, &binary, &model);
     if !keep && let Err(error) = std::fs::remove_dir_all(&model) {
         println!("{}: {error}", model.display());

@@ -27,7 +27,9 @@ pub fn environment(requirements: &Path, dir: &Path) -> Result<PathBuf, String> {
     println!("installing {} into {}", requirements.display(), dir.display());
     let system = if cfg!(windows) { "python" } else { "python3" };
     cargo::run(Command::new(system).args(["-m", "venv"]).arg(dir))?;
-    cargo::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(requirements))?;
+    // Bytecode is made of what is imported: of all it takes a minute.
+    let install = ["-m", "pip", "install", "--quiet", "--no-compile", "-r"];
+    cargo::run(Command::new(&python).args(install).arg(requirements))?;
     std::fs::write(&installed, wanted).map_err(|error| format!("{}: {error}", installed.display()))?;
     Ok(python)
 }

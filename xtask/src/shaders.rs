@@ -31,10 +31,12 @@ fn main(@builtin(local_invocation_index) thread: u32) {
     ),
 ];
 
-/// The static account and naga's backends, then Tint. With `if_available` a Tint that cannot be had (no node,
+/// The static account and naga's backends, unless only `tint` is wanted, then Tint. With `if_available` a Tint that cannot be had (no node,
 /// no npm, no network) is said aloud and no failure; what it finds always is.
-pub fn run(if_available: bool) -> Result<(), String> {
-    cargo::run(cargo::command().args(["test", "--quiet", "--package", "halfbyte-shaders"]))?;
+pub fn run(tint: bool, if_available: bool) -> Result<(), String> {
+    if !tint {
+        cargo::run(cargo::command().args(["test", "--quiet", "--package", "halfbyte-shaders"]))?;
+    }
     let dir = python::target().join("tint");
     if let Err(error) = install(&dir) {
         return absent(error, if_available);

@@ -294,7 +294,9 @@ fn trusted_cores<R: Runtime>(client: &ComputeClient<R>, hardware: &Hardware) -> 
             None
         }
         Err(fault) => {
-            tracing::warn!("{fault}: tensor cores are not used");
+            tracing::warn!(
+                "{fault}: tensor cores are not used (their kernels need mma.h and crt/mma.h of CUDA's toolkit)"
+            );
             None
         }
     }

@@ -8,6 +8,7 @@ mod report;
 mod revision;
 mod side;
 
+use crate::cargo;
 use clap::Args;
 use report::{Figure, Samples};
 use side::Side;
@@ -95,7 +96,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
 fn sides(args: &BenchArgs) -> Result<Vec<Side>, String> {
     let own = match &args.binary {
         Some(path) => absolute(path)?,
-        None => revision::working_tree()?,
+        None => cargo::build_release()?,
     };
     let mut sides = vec![Side::halfbyte("halfbyte", own)];
     for what in &args.compare {

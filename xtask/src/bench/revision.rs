@@ -1,26 +1,15 @@
 //! Builds of the command: of the working tree, and of any git revision.
 
 use crate::{cargo, python};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-
-fn binary(target: &Path) -> PathBuf {
-    target.join("release").join(if cfg!(windows) { "halfbyte.exe" } else { "halfbyte" })
-}
-
-/// The release build of the working tree.
-pub fn working_tree() -> Result<PathBuf, String> {
-    let mut build = cargo::command();
-    cargo::run(build.current_dir(python::root()).args(["build", "--release", "-p", "halfbyte-cli"]))?;
-    Ok(binary(&python::target()))
-}
 
 /// The release build of `revision`, in a work tree of its own under target/, kept for the next time.
 pub fn build(revision: &str) -> Result<PathBuf, String> {
     let commit = commit(revision)?;
     let dir = python::target().join("bench").join(&commit[..12]);
     let (tree, target) = (dir.join("tree"), dir.join("target"));
-    let built = binary(&target);
+    let built = cargo::binary(&target, "release");
     if built.is_file() {
         return Ok(built);
     }
