@@ -42,6 +42,8 @@ pub fn listed(messages: &str) -> Result<Vec<TestFile>, String> {
         let source = source.strip_prefix(&folder).unwrap_or(&source).display().to_string();
         files.push(TestFile { name: format!("{package} {source}"), executable, folder });
     }
+    // The longest first: what comes last has nothing beside it.
+    files.sort_by_key(|file| !file.name.ends_with("conformance.rs"));
     if files.is_empty() { Err("cargo has compiled no tests".into()) } else { Ok(files) }
 }
 
