@@ -36,15 +36,23 @@ pub fn listed(messages: &str) -> Result<Vec<TestFile>, String> {
             continue;
         };
         let folder = manifest.parent().unwrap_or(Path::new(".")).to_owned();
-        // A package's identifier ends in its name and version: `path+file:///halfbyte/crates/cpu#halfbyte-cpu@0.1.0`.
-        let package = message["package_id"].as_str().unwrap_or_default();
-        let package = package.rsplit(['#', '/']).next().unwrap_or_default();
+        let package = package(message["package_id"].as_str().unwrap_or_default());
         let source = source.strip_prefix(&folder).unwrap_or(&source).display().to_string();
         files.push(TestFile { name: format!("{package} {source}"), executable, folder });
     }
     // The longest first: what comes last has nothing beside it.
     files.sort_by_key(|file| !file.name.ends_with("conformance.rs"));
     if files.is_empty() { Err("cargo has compiled no tests".into()) } else { Ok(files) }
+}
+
+/// The name in a package's identifier: `path+file:///halfbyte/crates/cpu#halfbyte-cpu@0.1.0`, or, where the folder has the
+/// package's name, `path+file:///halfbyte/xtask#0.1.0`.
+fn package(id: &str) -> &str {
+    let (path, version) = id.rsplit_once('#').unwrap_or((id, ""));
+    match version.split_once('@') {
+        Some((name, _)) => name,
+        None => path.rsplit('/').next().unwrap_or(path),
+    }
 }
 
 /// Runs all `files`, each as `prepare` has it, and prints what they say, file by file. What fails is an error that names
@@ -110,9 +118,15 @@ mod tests {
         let messages = [of(true, "\"/t/shapes\""), of(false, "\"/t/halfbyte\""), of(true, "null")].join("\n");
         let files = listed(&messages).unwrap();
         assert_eq!(files.len(), 1);
-        assert_eq!(files[0].name, "halfbyte-cpu@0.1.0 tests/shapes.rs");
+        assert_eq!(files[0].name, "halfbyte-cpu tests/shapes.rs");
         assert_eq!(files[0].folder, Path::new("/half/crates/cpu"));
         assert!(listed("no message").is_err() && listed("").is_err());
+    }
+
+    #[test]
+    fn packages_are_named() {
+        assert_eq!(package("path+file:///half/crates/cpu#halfbyte-cpu@0.1.0"), "halfbyte-cpu");
+        assert_eq!(package("path+file:///half/xtask#0.1.0"), "xtask");
     }
 
     #[test]
