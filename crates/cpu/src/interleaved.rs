@@ -3,12 +3,14 @@
 //! A group of sixteen rows is one stream: for each block of 64 columns eight [`Line`]s. Byte `4 r + c` of line `j`
 //! holds row `r`'s column `8 j + c` in its low nibble and column `8 j + 4 + c` in the high one. So a line meets eight
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
-//! sixteen scales are neighbours too. It takes exactly the bytes of the canonical form.
+//! sixteen scales are neighbours too; codes of nested scales lie four blocks together, as
+//! [`place_in_four`] says. It takes exactly the bytes of the canonical form.
 
 use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
 use crate::lines::{BLOCK, LANES, Line, Lines};
 use crate::matrix::{Codes, copy};
+use crate::simd::bytes::{FOUR, place_in_four};
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
 use halfbyte_quant::threads::each;
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized};
@@ -39,7 +41,7 @@ enum LaneScales {
     Plain(Vec<f32>),
     /// As [`Scales::Nested`](crate::matrix::Scales::Nested), but for the order of `codes`.
     Nested {
-        /// `[groups, blocks, LANES]`
+        /// `[groups, blocks * LANES]`, in the order of [`place`].
         codes: Vec<u8>,
         /// `[rows * blocks / 256]`, by the canonical number of a block.
         absmax: Vec<f32>,
@@ -108,7 +110,7 @@ impl Interleaved {
         match &self.scales {
             LaneScales::Plain(values) => GroupScales::Plain(values[group * count..][..count].as_chunks().0),
             LaneScales::Nested { codes, absmax, map, offset } => GroupScales::Nested {
-                codes: codes[group * count..][..count].as_chunks().0,
+                codes: &codes[group * count..][..count],
                 map: map.first_chunk().unwrap_or(&[0.0; 256]),
                 offset: *offset,
                 absmax,
@@ -140,20 +142,20 @@ impl Interleaved {
                 }
             }
         });
-        let reorder = |block: usize| {
-            let (group, rest) = (block / (blocks * LANES), block % (blocks * LANES));
-            (group * LANES + rest % LANES) * blocks + rest / LANES
-        };
         let factor = 1.0 / self.factor;
         match (&mut self.scales, &from.absmax) {
             (LaneScales::Plain(values), Absmax::Plain(source)) => {
-                values.iter_mut().enumerate().for_each(|(i, value)| *value = source[reorder(i)] * factor);
+                for (number, value) in source.iter().enumerate() {
+                    values[held(number, blocks, plain_place)] = value * factor;
+                }
             }
             (
                 LaneScales::Nested { codes, absmax, map, offset },
                 Absmax::Nested { codes: from_codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
-                codes.iter_mut().enumerate().for_each(|(i, value)| *value = from_codes[reorder(i)]);
+                for (number, &code) in from_codes.iter().enumerate() {
+                    codes[held(number, blocks, place)] = code;
+                }
                 copy(tensor, "scales of scales", absmax, from_absmax)?;
                 map.iter_mut().zip(code.iter()).for_each(|(value, source)| *value = source * factor);
                 *offset = *from_offset * factor;
@@ -180,18 +182,13 @@ impl Interleaved {
                 *bytes = packed_again([of[0], of[1], of[2], of[3]]);
             }
         });
-        // Block `block` of row `row` lies in its group at `[block, lane]`.
-        let held = |number: usize| {
-            let (row, block) = (number / blocks, number % blocks);
-            (row / LANES * blocks + block) * LANES + row % LANES
-        };
         let count = self.rows * blocks;
         let absmax = match &self.scales {
-            LaneScales::Plain(values) => {
-                Absmax::Plain((0..count).map(|number| values[held(number)] * self.factor).collect())
-            }
+            LaneScales::Plain(values) => Absmax::Plain(
+                (0..count).map(|number| values[held(number, blocks, plain_place)] * self.factor).collect(),
+            ),
             LaneScales::Nested { codes, absmax, map, offset } => Absmax::Nested {
-                codes: (0..count).map(|number| codes[held(number)]).collect(),
+                codes: (0..count).map(|number| codes[held(number, blocks, place)]).collect(),
                 absmax: absmax.clone(),
                 offset: offset * self.factor,
                 code: map_of(&map.iter().map(|value| value * self.factor).collect::<Vec<_>>()),
@@ -207,7 +204,30 @@ impl Interleaved {
         let (group, lane, block) = (row / LANES, row % LANES, col / BLOCK);
         let byte = self.group(group)[block][col % BLOCK / 8].0[4 * lane + col % 4];
         let nibble = if col % 8 < 4 { byte & 15 } else { byte >> 4 };
-        self.code[usize::from(nibble)] * self.scales(group).get(block)[lane] * self.factor
+        self.code[usize::from(nibble)] * self.scales(group).get(block, lane) * self.factor
+    }
+}
+
+/// Where the scale of canonical block `number` lies among those of all groups, which have `blocks` blocks a row; `place`
+/// says where in its group.
+fn held(number: usize, blocks: usize, place: impl Fn(usize, usize, usize) -> usize) -> usize {
+    let (row, block) = (number / blocks, number % blocks);
+    row / LANES * blocks * LANES + place(block, row % LANES, blocks)
+}
+
+/// Where the plain scale of a block of a row lies in its group.
+fn plain_place(block: usize, lane: usize, _: usize) -> usize {
+    block * LANES + lane
+}
+
+/// Where the code of the nested scale of a block of a row lies in its group: whole fours in their own order, the up to
+/// three blocks after them as plain ones.
+fn place(block: usize, lane: usize, blocks: usize) -> usize {
+    let whole = blocks / FOUR * FOUR;
+    if block < whole {
+        block / FOUR * FOUR * LANES + place_in_four(block % FOUR, lane)
+    } else {
+        plain_place(block, lane, blocks)
     }
 }
 
@@ -218,8 +238,8 @@ pub(crate) enum GroupScales<'a> {
     Plain(&'a [[f32; LANES]]),
     /// See [`Scales::Nested`](crate::matrix::Scales::Nested).
     Nested {
-        /// `[blocks]`
-        codes: &'a [[u8; LANES]],
+        /// `[blocks * LANES]`: fours of blocks in the order of [`place_in_four`], then those that are left over.
+        codes: &'a [u8],
         /// Values of the codes.
         map: &'a [f32; 256],
         /// Added to all of them.
@@ -233,31 +253,41 @@ pub(crate) enum GroupScales<'a> {
     },
 }
 
+/// The scales of scales of up to [`NESTED_BLOCKSIZE`] neighbouring blocks of sixteen rows: each row has two at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nested {
+    /// Of each row, before `change`.
+    pub before: [f32; LANES],
+    /// From `change` on.
+    pub after: [f32; LANES],
+    /// The block of its row from which on `after` holds: a whole number.
+    pub change: [f32; LANES],
+}
+
 impl GroupScales<'_> {
-    /// The scales of the scales of `block` for each row, and the first later block for which they are others.
-    pub fn nested(&self, block: usize) -> ([f32; LANES], usize) {
-        let mut values = [1.0; LANES];
-        let GroupScales::Nested { absmax, first, blocks, .. } = self else { return (values, usize::MAX) };
-        let mut until = usize::MAX;
-        for (lane, value) in values.iter_mut().enumerate() {
-            let begin = first + lane * blocks;
-            let nested = (begin + block) / NESTED_BLOCKSIZE;
-            *value = absmax[nested];
-            until = until.min((nested + 1) * NESTED_BLOCKSIZE - begin);
+    /// The scales of the scales of the [`NESTED_BLOCKSIZE`] blocks from `block` on; ones for plain scales.
+    #[inline(always)]
+    pub fn nested(&self, block: usize) -> Nested {
+        let mut nested = Nested { before: [1.0; LANES], after: [1.0; LANES], change: [0.0; LANES] };
+        let GroupScales::Nested { absmax, first, blocks, .. } = self else { return nested };
+        for lane in 0..LANES {
+            let begin = first + lane * blocks + block;
+            let number = begin / NESTED_BLOCKSIZE;
+            let before = absmax.get(number).copied().unwrap_or(1.0);
+            nested.before[lane] = before;
+            nested.after[lane] = absmax.get(number + 1).copied().unwrap_or(before);
+            nested.change[lane] = (block + NESTED_BLOCKSIZE - begin % NESTED_BLOCKSIZE) as f32;
         }
-        (values, until)
+        nested
     }
 
-    /// The scales of `block`, one for each row.
-    pub fn get(&self, block: usize) -> [f32; LANES] {
+    /// The scale of `block` of row `lane`.
+    pub fn get(&self, block: usize, lane: usize) -> f32 {
         match self {
-            GroupScales::Plain(values) => values[block],
-            GroupScales::Nested { codes, map, offset, .. } => {
-                let mut values = self.nested(block).0;
-                for (value, code) in values.iter_mut().zip(codes[block]) {
-                    *value = map[usize::from(code)] * *value + offset;
-                }
-                values
+            GroupScales::Plain(values) => values[block][lane],
+            GroupScales::Nested { codes, map, offset, blocks, .. } => {
+                let code = codes[place(block, lane, *blocks)];
+                map[usize::from(code)] * self.nested(block).before[lane] + offset
             }
         }
     }
@@ -304,8 +334,8 @@ mod tests {
     #[test]
     fn weights_are_found_where_they_were() {
         let mut stream = Stream::new(3);
-        // 18 blocks a row: scales of scales change within a group.
-        for (rows, cols) in [(16, 64), (48, 1152), (32, 128)] {
+        // 18 blocks a row: scales of scales change within a group, and two blocks are left over. 260: within a row.
+        for (rows, cols) in [(16, 64), (48, 1152), (32, 128), (16, 260 * 64)] {
             let values: Vec<f32> = (0..rows * cols).map(|_| stream.normal()).collect();
             for (quant_type, double_quant) in
                 [(QuantType::Nf4, true), (QuantType::Nf4, false), (QuantType::Fp4, true)]

@@ -25,6 +25,8 @@ mod matrix;
 mod memory;
 mod pages;
 mod path;
+mod prefetch;
+
 mod profile;
 mod program;
 mod quants;

@@ -4,6 +4,7 @@
 //! general pool, spend as long waking as working. Those of a [`Team`] watch for the next step, first without
 //! pause, then letting others run, and sleep when none has come for [`AWAKE`]. The caller is one of them.
 
+use crate::prefetch::second_level;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -248,23 +249,10 @@ impl Expected {
         let count = left.min(8);
         let rest = (line + count) << LEFT_BITS | (left - count);
         if count > 0 && self.0.compare_exchange(word, rest, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            (line..line + count).for_each(|line| fetch((line << 6) as usize));
+            (line..line + count).for_each(|line| second_level((line << 6) as usize));
         }
         count > 0
     }
-}
-
-/// Asks for the line at an address, whatever is there, into the second-level cache.
-#[inline(always)]
-fn fetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program sees, and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Closes the gate and waits for the helpers inside when it goes out of scope.

@@ -175,7 +175,7 @@ fn error(right: &[f32], found: &[f32]) -> f64 {
 
 /// Rows for two segments of whole groups, an odd number of groups among them, and columns of whole blocks: scales of
 /// scales change within groups.
-const WHOLE: [(usize, usize); 5] = [(32, 64), (96, 1152), (64, 4160), (160, 576), (32, 11008)];
+const WHOLE: [(usize, usize); 6] = [(32, 64), (96, 1152), (64, 4160), (160, 576), (32, 11008), (32, 16640)];
 
 /// [`Normal`], with a codebook of whole 120ths, which bytes hold exactly.
 struct Whole;
@@ -202,7 +202,8 @@ fn what_bytes_hold_exactly_is_multiplied_exactly() {
     let reference = CpuBackend::scalar();
     let subjects = subjects(Math::Fast);
     let mut stream = Stream::new(8);
-    for format in [quant(QuantType::Nf4, 64, true), quant(QuantType::Nf4, 64, false)] {
+    for nested in [true, false] {
+        let format = quant(QuantType::Nf4, 64, nested);
         for (rows, cols) in WHOLE {
             for batch in [1, 2, 3, 5, 6, 7, 12, 67] {
                 // Whole numbers up to ±127 in every block; in some, whole numbers of another unit.
@@ -218,7 +219,11 @@ fn what_bytes_hold_exactly_is_multiplied_exactly() {
                 for subject in &subjects {
                     let found = product_of(&Whole, subject, format, rows, cols, &hidden);
                     let (path, error) = (subject.path(), error(&right, &found));
-                    assert!(error < 2e-6, "{path}: {format:?} {rows}x{cols}, {batch} rows: {error:e}");
+                    // Values of codes of scales may be rounded to eleven bits, 2^-12 of each at most.
+                    assert!(
+                        error < if nested { 1e-4 } else { 2e-6 },
+                        "{path}: {format:?} {rows}x{cols}, {batch} rows: {error:e}"
+                    );
                 }
             }
         }

@@ -12,6 +12,7 @@ use crate::byte_rows::ByteRows;
 use crate::interleaved::Interleaved;
 use crate::lines::{BLOCK, LANES, Line};
 use crate::matrix::{Matrix, Tensor};
+use crate::prefetch::first_level;
 use crate::quants::{QuantRow, Quants, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
@@ -27,6 +28,9 @@ const TOGETHER: usize = 6;
 
 /// Steps of four columns of a block.
 const STEPS: usize = BLOCK / 4;
+
+/// Blocks of inputs that are asked for ahead of the one that is multiplied.
+const AHEAD: usize = 4;
 
 /// Layer rows in one job of the epilogue; even, so that gate and up stay together.
 const FINISH_ROWS: usize = 512;
@@ -178,6 +182,11 @@ pub(super) fn one_row<L: Bytes, T: Grouped>(
         tables,
         #[inline(always)]
         |block, scale| {
+            // A group of long rows is as large as the first-level cache: by the next one its inputs have left it.
+            first_level(coarse, block + AHEAD);
+            if block.is_multiple_of(4) {
+                first_level(scales, block + 4 * AHEAD);
+            }
             let of = &scales[block];
             let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &coarse[block], of.coarse_sum);
             let factor = lanes.mul(scale, lanes.splat(of.coarse));

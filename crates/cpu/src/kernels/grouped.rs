@@ -4,8 +4,9 @@ use crate::byte_rows::{self, ByteRows};
 use crate::interleaved::{self, GroupScales, Interleaved};
 use crate::lines::{LANES, Line};
 use crate::matrix::{Matrix, Tensor};
-use crate::simd::bytes::Bytes;
+use crate::simd::bytes::{Bytes, FOUR, place_in_four};
 use halfbyte_backend::Arrangement;
+use halfbyte_quant::NESTED_BLOCKSIZE;
 
 /// A tensor whose rows lie in groups of sixteen.
 pub(crate) trait Grouped: Sized + Sync {
@@ -89,7 +90,19 @@ pub(crate) fn group<T: Grouped>(weight: &Matrix, index: usize) -> Option<Group<'
 pub(crate) struct CodeTables<L: Bytes> {
     levels: L::Levels,
     map: L::Map,
+    unit: f32,
     offset: L::V,
+}
+
+/// Codes of up to three blocks in the order of [`place_in_four`].
+fn four_of(blocks: &[[u8; LANES]]) -> [u8; FOUR * LANES] {
+    let mut four = [0; FOUR * LANES];
+    for (block, codes) in blocks.iter().enumerate() {
+        let (first, second) = codes.split_at(LANES / 2);
+        four[place_in_four(block, 0)..][..LANES / 2].copy_from_slice(first);
+        four[place_in_four(block, LANES / 2)..][..LANES / 2].copy_from_slice(second);
+    }
+    four
 }
 
 impl Grouped for Interleaved {
@@ -118,7 +131,9 @@ impl Grouped for Interleaved {
     #[inline(always)]
     fn tables<L: Bytes>(&self, lanes: L) -> CodeTables<L> {
         let (map, offset) = self.nested();
-        CodeTables { levels: lanes.levels(&self.levels), map: lanes.map(map), offset: lanes.splat(offset) }
+        let map = lanes.map(map);
+        let unit = lanes.unit(&map);
+        CodeTables { levels: lanes.levels(&self.levels), map, unit, offset: lanes.splat(offset) }
     }
 
     #[inline(always)]
@@ -136,25 +151,37 @@ impl Grouped for Interleaved {
                 }
             }
             scales @ GroupScales::Nested { codes, .. } => {
-                let mut start = 0;
-                while start < codes.len() {
-                    let (nested, until) = scales.nested(start);
-                    let (nested, until) = (lanes.load(&nested), until.min(codes.len()));
-                    let (fours, rest) = codes[start..until].as_chunks::<4>();
+                let blocks = self.blocks();
+                // Then scales of scales change between fours.
+                let whole = blocks.is_multiple_of(FOUR);
+                for first in (0..blocks).step_by(NESTED_BLOCKSIZE) {
+                    let nested = scales.nested(first);
+                    let unit = lanes.splat(tables.unit);
+                    let (before, after) = (
+                        lanes.mul(lanes.load(&nested.before), unit),
+                        lanes.mul(lanes.load(&nested.after), unit),
+                    );
+                    let change = lanes.load(&nested.change);
+                    let end = blocks.min(first + NESTED_BLOCKSIZE);
+                    let (fours, rest) = codes[first * LANES..end * LANES].as_chunks::<{ FOUR * LANES }>();
+                    let mut block = first;
                     for four in fours {
-                        let values = lanes.scales(&tables.map, bytemuck::cast_ref(four));
+                        let values = lanes.scales(&tables.map, four);
+                        let mut nested = lanes.choose(change, block as f32, before, after);
                         for value in values {
-                            work(start, lanes.mul_add(value, nested, tables.offset));
-                            start += 1;
+                            if !whole {
+                                nested = lanes.choose(change, block as f32, before, after);
+                            }
+                            work(block, lanes.mul_add(value, nested, tables.offset));
+                            block += 1;
                         }
                     }
                     if !rest.is_empty() {
-                        let mut four = [[0; LANES]; 4];
-                        four[..rest.len()].copy_from_slice(rest);
-                        let values = lanes.scales(&tables.map, bytemuck::cast_ref(&four));
-                        for value in &values[..rest.len()] {
-                            work(start, lanes.mul_add(*value, nested, tables.offset));
-                            start += 1;
+                        let values = lanes.scales(&tables.map, &four_of(rest.as_chunks().0));
+                        for value in &values[..end - block] {
+                            let nested = lanes.choose(change, block as f32, before, after);
+                            work(block, lanes.mul_add(*value, nested, tables.offset));
+                            block += 1;
                         }
                     }
                 }

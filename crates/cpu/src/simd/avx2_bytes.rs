@@ -2,7 +2,7 @@
 //! unsigned side. Levels and activations within ±127 keep its sums of two products within 16 bits.
 
 use super::avx2::Avx2;
-use super::bytes::Bytes;
+use super::bytes::{Bytes, looked_up};
 use crate::kernels::Fast;
 use crate::lines::Line;
 use crate::program::Kernels;
@@ -116,12 +116,17 @@ impl Bytes for Avx2 {
 
     #[inline(always)]
     fn scales(self, map: &[f32; 256], codes: &[u8; 64]) -> [Self::V; 4] {
-        // Plain loads: `vpgatherdd` is microcode on many processors, which stops everything else.
-        let mut values = [[0.0; 16]; 4];
-        for (value, code) in values.as_flattened_mut().iter_mut().zip(codes) {
-            *value = map[usize::from(*code)];
-        }
-        let load = |block: &[f32; 16]| super::Lanes::load(self, block);
-        [load(&values[0]), load(&values[1]), load(&values[2]), load(&values[3])]
+        let values = looked_up(map, codes);
+        let load = |block: usize| super::Lanes::load(self, &values[block]);
+        [load(0), load(1), load(2), load(3)]
+    }
+
+    #[inline(always)]
+    fn choose(self, change: Self::V, at: f32, before: Self::V, after: Self::V) -> Self::V {
+        // SAFETY: AVX.
+        let half = |change, before, after| unsafe {
+            _mm256_blendv_ps(before, after, _mm256_cmp_ps::<_CMP_LE_OQ>(change, _mm256_set1_ps(at)))
+        };
+        (half(change.0, before.0, after.0), half(change.1, before.1, after.1))
     }
 }

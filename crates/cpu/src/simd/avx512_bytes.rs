@@ -1,5 +1,6 @@
 //! Products of bytes with AVX-512's VNNI, looked up with VBMI: Intel since Ice Lake, AMD since Zen 4.
 
+use super::Lanes;
 use super::avx512::Avx512;
 use super::bytes::Bytes;
 use crate::kernels::Fast;
@@ -19,6 +20,15 @@ impl Avx512 {
     }
 }
 
+/// The values of 8-bit codes in f16, times a power of two. To look up all four bytes of each would take time that memory
+/// does not leave, for bits that activations in bytes do not have.
+pub(crate) struct Halves {
+    /// Byte `b` of value `64 q + i` is byte `i` of `[b][q]`.
+    planes: [[__m512i; 4]; 2],
+    /// The inverse of that power.
+    unit: f32,
+}
+
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx512vbmi,fma")]
 fn enabled<R>(work: impl FnOnce() -> R) -> R {
     work()
@@ -28,8 +38,7 @@ impl Bytes for Avx512 {
     type Sums = __m512i;
     type Weights = __m512i;
     type Levels = __m512i;
-    /// Byte `b` of value `64 q + i` is byte `i` of `[b][q]`.
-    type Map = [[__m512i; 4]; 4];
+    type Map = Halves;
 
     #[inline(always)]
     fn run_bytes<R>(self, work: impl FnOnce() -> R) -> R {
@@ -105,33 +114,40 @@ impl Bytes for Avx512 {
     }
 
     #[inline(always)]
-    fn map(self, values: &[f32; 256]) -> Self::Map {
-        let mut planes = [[Line::default(); 4]; 4];
+    fn map(self, values: &[f32; 256]) -> Halves {
+        let largest = values.iter().fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()));
+        // The power of two that takes the largest value to between 2^13 and 2^14: what is 2^-28 of it is still a normal
+        // number. Powers are bounded so that both they and their inverses are finite.
+        let power = ((141 + 127 - (largest.to_bits() >> 23) as i32 - 1).clamp(1, 253)) as u32;
+        let mut planes = [[Line::default(); 4]; 2];
         for (at, sixteen) in values.as_chunks::<16>().0.iter().enumerate() {
-            // SAFETY: AVX-512F; 64 readable bytes, and 16 writable ones for each plane.
+            let mut halves = [0u16; 16];
+            // SAFETY: AVX-512F; 64 readable bytes and 32 writable ones.
             unsafe {
-                let bits = _mm512_loadu_si512(sixteen.as_ptr().cast());
-                let mut put = |plane: usize, bits: __m512i| {
-                    let to = &mut planes[plane][at / 4].0[at % 4 * 16..at % 4 * 16 + 16];
-                    _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(bits));
-                };
-                put(0, bits);
-                put(1, _mm512_srli_epi32::<8>(bits));
-                put(2, _mm512_srli_epi32::<16>(bits));
-                put(3, _mm512_srli_epi32::<24>(bits));
+                let scaled = _mm512_mul_ps(self.load(sixteen), self.splat(f32::from_bits(power << 23)));
+                let rounded = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(scaled);
+                _mm256_storeu_si256(halves.as_mut_ptr().cast(), rounded);
+            }
+            for (lane, half) in halves.into_iter().enumerate() {
+                for (plane, byte) in planes.iter_mut().zip(half.to_le_bytes()) {
+                    plane[at / 4].0[at % 4 * 16 + lane] = byte;
+                }
             }
         }
-        let mut map = [[self.nothing(); 4]; 4];
-        for (map, planes) in map.as_flattened_mut().iter_mut().zip(planes.as_flattened()) {
-            *map = self.take(planes);
-        }
-        map
+        let take = |[a, b, c, d]: &[Line; 4]| [self.take(a), self.take(b), self.take(c), self.take(d)];
+        Halves { planes: [take(&planes[0]), take(&planes[1])], unit: f32::from_bits((254 - power) << 23) }
     }
 
     #[inline(always)]
-    fn scales(self, map: &Self::Map, codes: &[u8; 64]) -> [__m512; 4] {
-        // A gather is microcode here, which stops everything else; permutations of bytes are not. Each plane of the
-        // map is looked up for all 64 codes, then the four bytes of each value are put together.
+    fn unit(self, map: &Halves) -> f32 {
+        map.unit
+    }
+
+    #[inline(always)]
+    fn scales(self, map: &Halves, codes: &[u8; 64]) -> [__m512; 4] {
+        // A gather is microcode here, which stops everything else; permutations of bytes are not. Both planes of the
+        // map are looked up for all 64 codes, whose order is such that putting the bytes of each value together leaves
+        // blocks.
         // SAFETY: AVX-512 BW and VBMI; 64 readable bytes.
         unsafe {
             let codes = _mm512_loadu_si512(codes.as_ptr().cast());
@@ -141,27 +157,24 @@ impl Bytes for Avx512 {
                 let high = _mm512_permutex2var_epi8(plane[2], codes, plane[3]);
                 _mm512_mask_blend_epi8(upper, low, high)
             };
-            let bytes = [plane(&map[0]), plane(&map[1]), plane(&map[2]), plane(&map[3])];
-            let first = [_mm512_unpacklo_epi8(bytes[0], bytes[1]), _mm512_unpackhi_epi8(bytes[0], bytes[1])];
-            let second = [_mm512_unpacklo_epi8(bytes[2], bytes[3]), _mm512_unpackhi_epi8(bytes[2], bytes[3])];
-            // Lane `l` of `quarters[i]` is values `4 i ..` of block `l`.
-            let quarters = [
-                _mm512_unpacklo_epi16(first[0], second[0]),
-                _mm512_unpackhi_epi16(first[0], second[0]),
-                _mm512_unpacklo_epi16(first[1], second[1]),
-                _mm512_unpackhi_epi16(first[1], second[1]),
-            ];
-            // A transposition of 4 by 4 lanes.
-            let a = _mm512_shuffle_i32x4::<0x44>(quarters[0], quarters[1]);
-            let b = _mm512_shuffle_i32x4::<0xee>(quarters[0], quarters[1]);
-            let c = _mm512_shuffle_i32x4::<0x44>(quarters[2], quarters[3]);
-            let d = _mm512_shuffle_i32x4::<0xee>(quarters[2], quarters[3]);
+            let bytes = [plane(&map.planes[0]), plane(&map.planes[1])];
+            let first = _mm512_unpacklo_epi8(bytes[0], bytes[1]);
+            let second = _mm512_unpackhi_epi8(bytes[0], bytes[1]);
             [
-                _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0x88>(a, c)),
-                _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0xdd>(a, c)),
-                _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0x88>(b, d)),
-                _mm512_castsi512_ps(_mm512_shuffle_i32x4::<0xdd>(b, d)),
+                _mm512_cvtph_ps(_mm512_castsi512_si256(first)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(first)),
+                _mm512_cvtph_ps(_mm512_castsi512_si256(second)),
+                _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(second)),
             ]
+        }
+    }
+
+    #[inline(always)]
+    fn choose(self, change: __m512, at: f32, before: __m512, after: __m512) -> __m512 {
+        // SAFETY: AVX-512F.
+        unsafe {
+            let later = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(change, self.splat(at));
+            _mm512_mask_blend_ps(later, before, after)
         }
     }
 }

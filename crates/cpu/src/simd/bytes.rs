@@ -1,7 +1,18 @@
 //! Products of bytes: what the fast arithmetic needs of a processor.
 
 use super::Lanes;
-use crate::lines::Line;
+use crate::lines::{LANES, Line};
+
+/// Blocks whose scales are looked up at once.
+pub(crate) const FOUR: usize = 4;
+
+/// Where the code of row `lane` of block `block` lies among those of four blocks: eight rows of a block are neighbours,
+/// in the order in which interleaving bytes of 64-byte registers, which goes on in each quarter by itself, leaves
+/// whole blocks.
+#[inline(always)]
+pub(crate) const fn place_in_four(block: usize, lane: usize) -> usize {
+    LANES * (block % 2 * 2 + lane / 8) + block / 2 * 8 + lane % 8
+}
 
 /// Products of signed bytes for sixteen rows of weights at once, with sums in i32: no sum of one block can overflow.
 pub(crate) trait Bytes: Lanes {
@@ -39,8 +50,26 @@ pub(crate) trait Bytes: Lanes {
     /// As floats.
     fn floats(self, sums: Self::Sums) -> Self::V;
 
-    /// Takes the values of 8-bit codes.
+    /// Takes the values of 8-bit codes, which may be rounded to eleven bits: less than the activations' bytes are.
     fn map(self, values: &[f32; 256]) -> Self::Map;
-    /// The values of the sixteen codes of each of four blocks.
-    fn scales(self, map: &Self::Map, codes: &[u8; 64]) -> [Self::V; 4];
+    /// What the values that [`scales`](Self::scales) finds are to be multiplied with.
+    fn unit(self, _: &Self::Map) -> f32 {
+        1.0
+    }
+    /// The values of the sixteen codes of each of four blocks, in the order of [`place_in_four`].
+    fn scales(self, map: &Self::Map, codes: &[u8; FOUR * LANES]) -> [Self::V; FOUR];
+    /// For each row `after` if `change` is at most `at`, else `before`.
+    fn choose(self, change: Self::V, at: f32, before: Self::V, after: Self::V) -> Self::V;
+}
+
+/// [`Bytes::scales`] by plain loads: gathers are microcode on many processors, which stops everything else.
+#[inline(always)]
+pub(super) fn looked_up(map: &[f32; 256], codes: &[u8; FOUR * LANES]) -> [[f32; LANES]; FOUR] {
+    let mut values = [[0.0; LANES]; FOUR];
+    for (block, values) in values.iter_mut().enumerate() {
+        for (lane, value) in values.iter_mut().enumerate() {
+            *value = map[usize::from(codes[place_in_four(block, lane)])];
+        }
+    }
+    values
 }

@@ -1,7 +1,7 @@
 //! Products of bytes with NEON: by the dot product, which Arm has had since 2018 (Armv8.2 with `dotprod`), and on older
 //! processors by widening products.
 
-use super::bytes::Bytes;
+use super::bytes::{Bytes, looked_up};
 use super::neon::Neon;
 use crate::kernels::Fast;
 use crate::lines::Line;
@@ -147,11 +147,21 @@ impl<const DOT: bool> Bytes for Neon<DOT> {
 
     #[inline(always)]
     fn scales(self, map: &[f32; 256], codes: &[u8; 64]) -> [Self::V; 4] {
-        let mut values = [[0.0; 16]; 4];
-        for (value, code) in values.as_flattened_mut().iter_mut().zip(codes) {
-            *value = map[usize::from(*code)];
-        }
+        let values = looked_up(map, codes);
         let load = |block: usize| super::Lanes::load(self, &values[block]);
         [load(0), load(1), load(2), load(3)]
+    }
+
+    #[inline(always)]
+    fn choose(self, change: Self::V, at: f32, before: Self::V, after: Self::V) -> Self::V {
+        let mut chosen = before;
+        for quarter in 0..4 {
+            // SAFETY: NEON.
+            unsafe {
+                let later = vcleq_f32(change[quarter], vdupq_n_f32(at));
+                chosen[quarter] = vbslq_f32(later, after[quarter], before[quarter]);
+            }
+        }
+        chosen
     }
 }

@@ -1,6 +1,6 @@
 //! Products of bytes in plain arrays.
 
-use super::bytes::Bytes;
+use super::bytes::{Bytes, looked_up};
 use super::portable::Portable;
 use crate::kernels::Fast;
 use crate::lines::Line;
@@ -85,6 +85,11 @@ impl Bytes for Portable {
 
     #[inline(always)]
     fn scales(self, map: &[f32; 256], codes: &[u8; 64]) -> [[f32; 16]; 4] {
-        from_fn(|block| from_fn(|lane| map[usize::from(codes[16 * block + lane])]))
+        looked_up(map, codes)
+    }
+
+    #[inline(always)]
+    fn choose(self, change: [f32; 16], at: f32, before: [f32; 16], after: [f32; 16]) -> [f32; 16] {
+        from_fn(|lane| if change[lane] <= at { after[lane] } else { before[lane] })
     }
 }
