@@ -7,6 +7,7 @@
 use crate::prefetch::second_level;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -138,23 +139,27 @@ impl Team {
     /// # Panics
     /// If `work` did, on any thread.
     pub fn each(&self, count: usize, work: impl Fn(usize, usize) + Sync) {
-        self.each_with(count, |thread| thread, |&mut thread, item| work(thread, item));
+        self.stretches(
+            count,
+            |thread| thread,
+            |&mut thread, items| items.for_each(|item| work(thread, item)),
+        );
     }
 
-    /// [`each`](Self::each), where a thread keeps what `begin(thread)` made from one item to the next.
+    /// [`each`](Self::each) for items that are cheaper together: calls `work(state, items)` for stretches of items that
+    /// together are all below `count`. A thread keeps what `begin(thread)` made from one stretch to the next.
     ///
     /// # Panics
     /// As [`each`](Self::each).
-    pub fn each_with<S>(
+    pub fn stretches<S>(
         &self,
         count: usize,
         begin: impl Fn(usize) -> S + Sync,
-        work: impl Fn(&mut S, usize) + Sync,
+        work: impl Fn(&mut S, Range<usize>) + Sync,
     ) {
         let threads = self.threads();
         if threads == 1 || count <= 1 {
-            let mut state = begin(0);
-            return (0..count).for_each(|item| work(&mut state, item));
+            return work(&mut begin(0), 0..count);
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let cursors = &self.shared.cursors;
@@ -174,7 +179,7 @@ impl Team {
                     if item >= end {
                         break;
                     }
-                    (item..end.min(item + taken)).for_each(|item| work(&mut state, item));
+                    work(&mut state, item..end.min(item + taken));
                 }
             }
         });

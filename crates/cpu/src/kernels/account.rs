@@ -4,8 +4,8 @@
 //! count codes and scales for products, codes alone for reads. The memory of virtual machines changes its speed from one
 //! second to the next, so that reads and products come in turns.
 
-use super::bytes_linear::one_row;
 use super::grouped::{CodeTables, Group, Grouped};
+use super::one_row::one_row;
 use crate::interleaved::{Interleaved, LINES};
 use crate::lines::{LANES, Line};
 use crate::quants::{QuantRow, Quants, quantize_row};
@@ -55,7 +55,7 @@ fn rate(bytes: u64, time: Duration) -> f64 {
 
 /// One group times `x`.
 fn multiply(lanes: Avx512, tensor: &Interleaved, tables: &CodeTables<Avx512>, group: usize, x: QuantRow<'_>) {
-    let group = Group { tensor, segment: 0, group, rows: [0; LANES], count: LANES };
+    let group = Group::alone(tensor, group);
     lanes.run_bytes(
         #[inline(always)]
         || {

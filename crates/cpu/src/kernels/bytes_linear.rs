@@ -5,15 +5,15 @@
 //! and kept in the second-level cache. Both add the same numbers in the same order, so that a text does not depend
 //! on how its prompt was cut.
 
-use super::grouped::{Group, Grouped, group, groups};
+use super::grouped::{Group, Grouped, groups};
 use super::norm_linear::{JOB_ROWS, finish};
-use crate::bound::Product;
+use super::one_row;
+use crate::bound::{Epilogue, Product};
 use crate::byte_rows::ByteRows;
 use crate::interleaved::Interleaved;
 use crate::lines::{BLOCK, LANES, Line};
 use crate::matrix::{Matrix, Tensor};
-use crate::prefetch::first_level;
-use crate::quants::{QuantRow, Quants, quantize_row};
+use crate::quants::{Quants, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
@@ -27,13 +27,10 @@ pub(crate) const PANEL_GROUPS: usize = 2;
 const TOGETHER: usize = 6;
 
 /// Steps of four columns of a block.
-const STEPS: usize = BLOCK / 4;
-
-/// Blocks of inputs that are asked for ahead of the one that is multiplied.
-const AHEAD: usize = 4;
+pub(super) const STEPS: usize = BLOCK / 4;
 
 /// Layer rows in one job of the epilogue; even, so that gate and up stay together.
-const FINISH_ROWS: usize = 512;
+pub(super) const FINISH_ROWS: usize = 512;
 
 /// See [`Kernels::product`](crate::program::Kernels::product). Returns whether the product was for these kernels.
 pub(crate) fn product<L: Bytes>(
@@ -69,47 +66,18 @@ fn product_of<L: Bytes, T: Grouped>(
     let groups = groups::<T>(weight);
     let out = Scatter::new(y);
     if rows == 1 {
-        let x = quants.row(0, cols);
-        // What a thread looks weights up with stays from one group to the next of a segment.
-        team.each_with(
-            groups,
-            |_| None,
-            |tables: &mut Option<(usize, T::Tables<L>)>, index| {
-                let Some(group) = group::<T>(weight, index) else { return };
-                let mut sums = [0.0; LANES];
-                lanes.run_bytes(
-                    #[inline(always)]
-                    || {
-                        let (_, tables) = match tables {
-                            Some(tables) if tables.0 == group.segment => tables,
-                            tables => tables.insert((group.segment, group.tensor.tables(lanes))),
-                        };
-                        lanes.store(one_row(lanes, &group, tables, x), &mut sums);
-                    },
-                );
-                for (row, sum) in group.rows.into_iter().zip(sums).take(group.count) {
-                    // SAFETY: a layer row belongs to one group, and `each_with` gives a group to one thread.
-                    unsafe { out.range(row, 1) }.fill(sum);
-                }
-            },
-        );
-    } else {
-        team.each(groups.div_ceil(PANEL_GROUPS), |thread, index| {
-            let mut panel = scratch.panels[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let both =
-                [PANEL_GROUPS * index, PANEL_GROUPS * index + 1].map(|index| group::<T>(weight, index));
-            lanes.run_bytes(
-                #[inline(always)]
-                || many_rows(lanes, &both, rows, cols, quants, &mut panel, &out),
-            );
-        });
+        return one_row::product::<L, T>(lanes, team, weight, &epilogue, quants.row(0, cols), y);
     }
-    let plain = !epilogue.gated
-        && epilogue.act == Act::Identity
-        && epilogue.scale == 1.0
-        && epilogue.softcap.is_none()
-        && weight.bias.is_empty();
-    if !plain {
+    team.each(groups.div_ceil(PANEL_GROUPS), |thread, index| {
+        let mut panel = scratch.panels[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let both =
+            [PANEL_GROUPS * index, PANEL_GROUPS * index + 1].map(|index| Group::<T>::of(weight, index));
+        lanes.run_bytes(
+            #[inline(always)]
+            || many_rows(lanes, &both, rows, cols, quants, &mut panel, &out),
+        );
+    });
+    if !plain(weight, &epilogue) {
         team.chunks(y, FINISH_ROWS * rows, |_, job, y| {
             lanes.run(
                 #[inline(always)]
@@ -117,6 +85,12 @@ fn product_of<L: Bytes, T: Grouped>(
             );
         });
     }
+}
+
+/// Whether results need nothing more.
+pub(super) fn plain(weight: &Matrix, epilogue: &Epilogue) -> bool {
+    let Epilogue { act, gated, scale, softcap } = *epilogue;
+    !gated && act == Act::Identity && scale == 1.0 && softcap.is_none() && weight.bias.is_empty()
 }
 
 /// Tells the threads where the product after this one will have them begin.
@@ -135,7 +109,7 @@ pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
 
 /// Where the weights that `thread` begins with lie.
 fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Option<*const u8> {
-    let group = group::<T>(weight, groups::<T>(weight) * thread / threads)?;
+    let group = Group::<T>::of(weight, groups::<T>(weight) * thread / threads)?;
     Some(group.tensor.blocks(group.group).as_ptr().cast())
 }
 
@@ -161,70 +135,6 @@ fn quantize<L: Bytes>(
             || quantize_row(&x[row * cols..][..cols], all_twice, coarse, fine, scales),
         );
     });
-}
-
-/// Sixteen rows of weights times one row of activations.
-#[inline(always)]
-pub(super) fn one_row<L: Bytes, T: Grouped>(
-    lanes: L,
-    group: &Group<'_, T>,
-    tables: &T::Tables<L>,
-    x: QuantRow<'_>,
-) -> L::V {
-    let blocks = group.tensor.blocks(group.group);
-    // Lengths are checked here, not at each block.
-    let (coarse, fine) = (&x.coarse[..blocks.len()], &x.fine[..blocks.len()]);
-    let scales = &x.scales[..blocks.len()];
-    let mut total = lanes.splat(0.0);
-    group.tensor.each_block(
-        lanes,
-        group.group,
-        tables,
-        #[inline(always)]
-        |block, scale| {
-            // A group of long rows is as large as the first-level cache: by the next one its inputs have left it.
-            first_level(coarse, block + AHEAD);
-            if block.is_multiple_of(4) {
-                first_level(scales, block + 4 * AHEAD);
-            }
-            let of = &scales[block];
-            let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &coarse[block], of.coarse_sum);
-            let factor = lanes.mul(scale, lanes.splat(of.coarse));
-            total = lanes.mul_add(lanes.floats(sums), factor, total);
-            if of.fine != 0.0 {
-                let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &fine[block], of.fine_sum);
-                let factor = lanes.mul(scale, lanes.splat(of.fine));
-                total = lanes.mul_add(lanes.floats(sums), factor, total);
-            }
-        },
-    );
-    total
-}
-
-/// One block of sixteen rows times one block of activations.
-#[inline(always)]
-fn block_sums<L: Bytes, T: Grouped>(
-    lanes: L,
-    block: &T::Block,
-    tables: &T::Tables<L>,
-    x: &[i8; BLOCK],
-    total: i32,
-) -> L::Sums {
-    let x: &[[[i8; 4]; 2]] = x.as_chunks::<4>().0.as_chunks().0;
-    let x = &x[..STEPS / 2];
-    // Two chains, so that a product does not wait for the one before it.
-    let (mut even, mut odd) = (lanes.start(total), lanes.nothing());
-    T::each_pair(
-        lanes,
-        block,
-        tables,
-        #[inline(always)]
-        |pair, first, second| {
-            even = lanes.dot(even, first, x[pair][0]);
-            odd = lanes.dot(odd, second, x[pair][1]);
-        },
-    );
-    lanes.join(even, odd)
 }
 
 /// Up to two groups of rows times all rows of activations.
@@ -273,7 +183,7 @@ fn many_rows<L: Bytes, T: Grouped>(
     let store = |first: usize, sums: &[[[f32; LANES]; PANEL_GROUPS]]| {
         for (at, group) in groups.iter().enumerate() {
             let Some(group) = group else { continue };
-            for (lane, row) in group.rows.into_iter().enumerate().take(group.count) {
+            for (lane, row) in group.rows().into_iter().enumerate().take(group.count) {
                 // SAFETY: a layer row belongs to one group, and `each` gives a group to one thread.
                 let out = unsafe { out.range(row * rows + first, sums.len()) };
                 out.iter_mut().zip(sums).for_each(|(out, sums)| *out = sums[at][lane]);

@@ -42,48 +42,72 @@ pub(crate) trait Grouped: Sized + Sync {
     );
 }
 
-/// One group of a matrix, and where its rows go.
+/// One group of a matrix.
 pub(crate) struct Group<'a, T> {
     pub tensor: &'a T,
     /// The tensor's number in the matrix.
     pub segment: usize,
     pub group: usize,
-    /// Layer row of each lane.
-    pub rows: [usize; LANES],
     /// Lanes that have a row.
     pub count: usize,
+    /// Rows of the tensors before this one.
+    above: usize,
+    arrangement: Arrangement,
+    /// Tensors of the matrix.
+    tensors: usize,
+}
+
+impl<'a, T: Grouped> Group<'a, T> {
+    /// Group `index` of all groups of `weight`.
+    #[inline(always)]
+    pub fn of(weight: &'a Matrix, index: usize) -> Option<Self> {
+        let (mut group, mut above) = (index, 0);
+        for (segment, tensor) in weight.tensors.iter().enumerate() {
+            let tensor = T::of(tensor)?;
+            let groups = tensor.rows().div_ceil(LANES);
+            if group < groups {
+                let (arrangement, tensors) = (weight.shape.arrangement, weight.tensors.len());
+                let count = LANES.min(tensor.rows() - group * LANES);
+                return Some(Self { tensor, segment, group, count, above, arrangement, tensors });
+            }
+            group -= groups;
+            above += tensor.rows();
+        }
+        None
+    }
+
+    /// The only group of a tensor that is a matrix by itself.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub fn alone(tensor: &'a T, group: usize) -> Self {
+        Self {
+            tensor,
+            segment: 0,
+            group,
+            count: LANES,
+            above: 0,
+            arrangement: Arrangement::Stacked,
+            tensors: 1,
+        }
+    }
+
+    /// Layer row of each lane.
+    pub fn rows(&self) -> [usize; LANES] {
+        let at: [usize; LANES] = std::array::from_fn(|lane| self.group * LANES + lane);
+        let half = self.tensor.rows() / 2;
+        // The cases are outside of the loops over lanes, which become vectors.
+        match (self.arrangement, self.tensors) {
+            (Arrangement::Stacked, _) => at.map(|at| self.above + at),
+            (Arrangement::Interleaved, 1) => {
+                at.map(|at| if at < half { 2 * at } else { 2 * (at - half) + 1 })
+            }
+            (Arrangement::Interleaved, _) => at.map(|at| 2 * at + self.segment),
+        }
+    }
 }
 
 /// Groups of a matrix.
 pub(crate) fn groups<T: Grouped>(weight: &Matrix) -> usize {
     weight.tensors.iter().filter_map(T::of).map(|tensor| tensor.rows().div_ceil(LANES)).sum()
-}
-
-/// Group `index` of all groups of `weight`.
-pub(crate) fn group<T: Grouped>(weight: &Matrix, index: usize) -> Option<Group<'_, T>> {
-    let (mut index, mut above) = (index, 0);
-    for (segment, tensor) in weight.tensors.iter().enumerate() {
-        let tensor = T::of(tensor)?;
-        let groups = tensor.rows().div_ceil(LANES);
-        if index >= groups {
-            index -= groups;
-            above += tensor.rows();
-            continue;
-        }
-        let at: [usize; LANES] = std::array::from_fn(|lane| index * LANES + lane);
-        let half = tensor.rows() / 2;
-        // The cases are outside of the loops over lanes, which become vectors.
-        let rows = match (weight.shape.arrangement, weight.tensors.len()) {
-            (Arrangement::Stacked, _) => at.map(|at| above + at),
-            (Arrangement::Interleaved, 1) => {
-                at.map(|at| if at < half { 2 * at } else { 2 * (at - half) + 1 })
-            }
-            (Arrangement::Interleaved, _) => at.map(|at| 2 * at + segment),
-        };
-        let count = LANES.min(tensor.rows() - index * LANES);
-        return Some(Group { tensor, segment, group: index, rows, count });
-    }
-    None
 }
 
 /// What the codes of 4-bit weights are looked up in.

@@ -13,6 +13,7 @@ mod exp;
 mod grouped;
 mod norm;
 mod norm_linear;
+mod one_row;
 mod records;
 pub(crate) mod tile;
 

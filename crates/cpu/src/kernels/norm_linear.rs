@@ -141,7 +141,15 @@ pub(super) fn finish<L: Lanes>(
             y.iter_mut().for_each(|value| *value += bias);
         }
     }
-    if epilogue.gated {
+    if epilogue.gated && rows == 1 {
+        // Decoding: gates side by side become vectors.
+        for pairs in y.as_chunks_mut::<2>().0.chunks_mut(16) {
+            let mut gates = [0.0; 16];
+            gates.iter_mut().zip(&*pairs).for_each(|(gate, pair)| *gate = pair[0]);
+            activate(epilogue.act, &mut gates);
+            pairs.iter_mut().zip(gates).for_each(|(pair, gate)| pair[0] = gate * pair[1]);
+        }
+    } else if epilogue.gated {
         for pair in y.chunks_exact_mut(2 * rows) {
             let (gate, up) = pair.split_at_mut(rows);
             activate(epilogue.act, gate);
