@@ -314,8 +314,15 @@ impl State {
             let rows = PASS_ROWS.min(count - first);
             self.pre(step.input, pre, first, rows, 0, kernels);
             let x = &mut self.x[..rows * columns];
+            let product = Product { weight, next, epilogue, rows };
+            if count == 1 && !step.gated && step.residual.is_none() {
+                // One row of results lies as it is wanted: nobody has to fetch it from the others' caches.
+                let out = &mut self.registers[usize::from(step.out.0)][step.at..][..weight.rows];
+                kernels.product(&self.team, product, x, out, &self.scratch);
+                continue;
+            }
             let y = &mut self.y[..rows * weight.rows];
-            kernels.product(&self.team, Product { weight, next, epilogue, rows }, x, y, &self.scratch);
+            kernels.product(&self.team, product, x, y, &self.scratch);
 
             let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
             let range = first * width..(first + rows) * width;
@@ -360,11 +367,16 @@ impl State {
             for (at, &row) in wanted.iter().enumerate() {
                 self.pre(step.input, pre, row as usize, 1, at, kernels);
             }
-            let y = &mut self.y[..rows * vocabulary];
             let x = &mut self.x[..rows * columns];
-            kernels.product(&self.team, Product { weight, next, epilogue, rows }, x, y, &self.scratch);
+            let product = Product { weight, next, epilogue, rows };
             let first = pass * PASS_ROWS * vocabulary;
             let logits = &mut self.logits[first..first + rows * vocabulary];
+            if rows == 1 {
+                kernels.product(&self.team, product, x, logits, &self.scratch);
+                continue;
+            }
+            let y = &mut self.y[..rows * vocabulary];
+            kernels.product(&self.team, product, x, y, &self.scratch);
             kernels.place(&self.team, y, 1, 0, None, rows, logits);
         }
     }
