@@ -1,7 +1,7 @@
 //! Decoding in bytes: one row of activations times weights in the registers that they were looked up into.
 //!
 //! Each thread reads one stream of memory: two at a time, of a gate and of the up beside it, came out slower by a tenth.
-//! What happens between two groups of rows is time in which no memory is asked for, so that it is little.
+//! What happens between two groups of rows is time in which no memory is asked for.
 
 use super::bytes_linear::{FINISH_ROWS, STEPS, plain};
 use super::grouped::{Group, Grouped, groups};
