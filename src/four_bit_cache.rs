@@ -6,7 +6,7 @@
 //! - two processes at once: the second quantizes for itself and writes nothing, or, where the model is still on
 //!   the Hub, waits for the first;
 //! - a process that is killed at any instant leaves either no `<settings>` or a complete one; the next one
-//!   goes on with the shards in `<settings>.part`;
+//!   goes on with the tensors in `<settings>.part`;
 //! - a source that changes no longer fits its manifest, and the cache is made anew.
 //!
 //! A model that is still on the Hub is quantized as it arrives, and its original weights are never on the disk.

@@ -83,6 +83,8 @@ pub struct QuantizeReport {
     pub shards: usize,
     /// Shards among them that an interrupted run had finished.
     pub resumed_shards: usize,
+    /// Tensors that an interrupted run had done, in finished shards or not.
+    pub resumed_tensors: usize,
     /// Seconds from the call to its return.
     pub seconds: f64,
 }
@@ -129,6 +131,7 @@ pub fn quantize(
         bytes_out: report.bytes_out,
         shards: report.shards,
         resumed_shards: report.resumed,
+        resumed_tensors: report.resumed_tensors,
         seconds: start.elapsed().as_secs_f64(),
     })
 }

@@ -16,7 +16,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// A file could not be written.
-    #[error("cannot write {file}: {source}; free space, or choose another directory")]
+    #[error("cannot write {file}: {source}; {}", remedy(source))]
     Write {
         /// The path.
         file: String,
@@ -177,6 +177,17 @@ pub(crate) fn shown_json(value: &serde_json::Value) -> String {
             format!("an object with {} keys", map.len())
         }
         other => shown(&other.to_string()),
+    }
+}
+
+/// What helps where a file cannot be written. What is written in pieces goes on from its journal.
+fn remedy(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            "free space there and start again, which goes on where this ended, or choose another directory"
+        }
+        _ => "choose another directory",
     }
 }
 

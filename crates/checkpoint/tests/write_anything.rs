@@ -128,32 +128,76 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 
 #[test]
 fn an_interrupted_run_goes_on_and_gives_the_same() {
-    let options = WriteOptions { max_shard_bytes: 1, ..WriteOptions::default() };
-    let whole = tempfile::tempdir().unwrap();
-    write_quantized(&small(), whole.path(), &options, &mut |_, _, _| {}).unwrap();
-    let wanted = contents(whole.path());
-    assert_eq!(wanted.len(), 4 + 2, "four shards, index and config");
+    let several = WriteOptions { max_shard_bytes: 1, ..WriteOptions::default() };
+    // Four shards, index and config; or one file and config.
+    for (options, files) in [(several, 4 + 2), (WriteOptions::default(), 1 + 1)] {
+        let whole = tempfile::tempdir().unwrap();
+        write_quantized(&small(), whole.path(), &options, &mut |_, _, _| {}).unwrap();
+        let wanted = contents(whole.path());
+        assert_eq!(wanted.len(), files);
 
-    for stop in 0..4 {
-        let out = tempfile::tempdir().unwrap();
-        // As a kill: nothing is cleaned up.
-        let killed = std::panic::catch_unwind(|| {
-            let mut seen = 0;
-            write_quantized(&small(), out.path(), &options, &mut |_, _, _| {
-                seen += 1;
-                assert!(seen <= stop, "killed");
-            })
-        });
-        assert!(killed.is_err());
-        assert!(!out.path().join("config.json").exists());
-        let report = write_quantized(&small(), out.path(), &options, &mut |_, _, _| {}).unwrap();
-        assert_eq!(report.resumed, stop, "finished shards are kept");
-        assert!(contents(out.path()) == wanted, "stopped at {stop}");
+        for stop in 0..4 {
+            let out = tempfile::tempdir().unwrap();
+            // As a kill: nothing is cleaned up.
+            let killed = std::panic::catch_unwind(|| {
+                let mut seen = 0;
+                write_quantized(&small(), out.path(), &options, &mut |_, _, _| {
+                    seen += 1;
+                    assert!(seen <= stop, "killed");
+                })
+            });
+            assert!(killed.is_err());
+            assert!(!out.path().join("config.json").exists());
+            let mut seen = Vec::new();
+            let report = write_quantized(&small(), out.path(), &options, &mut |name, done, total| {
+                seen.push((name.to_owned(), done * 4 / total));
+            });
+            let report = report.unwrap();
+            assert_eq!(report.resumed, if files == 6 { stop } else { 0 }, "finished shards are kept");
+            assert_eq!(report.resumed_tensors, stop + 1, "so are tensors of the one that is not finished");
+            // It begins where the other ended, and names what it does itself.
+            assert_eq!(seen[0], (String::new(), stop as u64 + 1));
+            assert_eq!(seen.len(), 4 - stop, "{seen:?}");
+            assert!(contents(out.path()) == wanted, "stopped at {stop}");
 
-        // Finished: not ours to write again.
-        let error = write(&small(), out.path(), &options).unwrap_err();
-        assert!(error.contains("new or empty"), "{error}");
+            // Finished: not ours to write again.
+            let error = write(&small(), out.path(), &options).unwrap_err();
+            assert!(error.contains("new or empty"), "{error}");
+        }
     }
+}
+
+#[test]
+fn a_source_that_changed_meanwhile_is_not_mixed_with_what_was_done() {
+    let source = tempfile::tempdir().unwrap();
+    let save = |scale: f32| {
+        let values: Vec<f32> = (0..256).map(|i| (i as f32).sin() * scale).collect();
+        let bytes = floats(&values);
+        let views = (0..3).map(|layer| {
+            let view = TensorView::new(Dtype::F32, vec![16, 16], &bytes).unwrap();
+            (format!("model.layers.{layer}.up_proj.weight"), view)
+        });
+        let file = source.path().join("model.safetensors");
+        // The length is the same: the time of change tells them apart, and a clock may tick slowly.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    std::fs::write(source.path().join("config.json"), LLAMA).unwrap();
+    let run = |out: &Path, last: &str| {
+        let checkpoint = Checkpoint::open(source.path()).unwrap();
+        write_quantized(&checkpoint, out, &WriteOptions::default(), &mut |name, _, _| {
+            assert!(!name.contains(last), "killed");
+        })
+    };
+    let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    save(1.0);
+    let killed = std::panic::catch_unwind(|| run(out.path(), ".1."));
+    assert!(killed.is_err());
+    save(2.0);
+    let report = run(out.path(), "none").unwrap();
+    assert_eq!(report.resumed_tensors, 0);
+    run(whole.path(), "none").unwrap();
+    assert!(contents(out.path()) == contents(whole.path()));
 }
 
 #[test]

@@ -108,3 +108,54 @@ fn the_plan_says_which_module_is_in_what_format() {
     let quantized = weights.iter().find(|weight| weight["format"] == "nf4").unwrap();
     assert_eq!((&quantized["blocksize"], &quantized["double_quant"]), (&64.into(), &true.into()));
 }
+
+/// `quantize` of the bundled model, which may write no file of more than `most` bytes: the system kills it there, or
+/// where `full` says so refuses to write, as a disk does that is full.
+#[cfg(unix)]
+fn stopped_at(most: u64, full: bool, out: &str) -> Output {
+    let trap = if full { "trap '' XFSZ; " } else { "" };
+    // In blocks of 512 bytes.
+    let line = format!("ulimit -c 0 && {trap}ulimit -f {} && exec \"$@\"", most / 512);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &line, "sh", env!("CARGO_BIN_EXE_halfbyte"), "quantize", "stories", "--output", out]);
+    shell.output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn one_file_goes_on_where_it_was_killed_or_the_disk_was_full() {
+    use std::os::unix::process::ExitStatusExt;
+    let scratch = tempfile::tempdir().unwrap();
+    let whole = scratch.path().join("whole");
+    let report = halfbyte(&["quantize", "stories", "--output", whole.to_str().unwrap(), "--json"]);
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!((&report["shards"], &report["resumed_tensors"]), (&1.into(), &0.into()));
+    let bytes = report["bytes_out"].as_u64().unwrap();
+    for full in [false, true] {
+        let out = scratch.path().join(format!("full-{full}"));
+        let name = out.to_str().unwrap();
+        for most in [bytes / 2, bytes * 3 / 4] {
+            let stopped = stopped_at(most, full, name);
+            let said = String::from_utf8(stopped.stderr).unwrap();
+            if full {
+                assert_eq!(stopped.status.code(), Some(1), "{said}");
+                assert_eq!(said.lines().count(), 1, "{said}");
+                assert!(said.contains("model.safetensors.part") && said.contains("goes on"), "{said}");
+            } else {
+                assert!(stopped.status.signal().is_some(), "{said}");
+            }
+            assert!(!out.join("model.safetensors").exists() && !out.join("config.json").exists());
+        }
+        let report = halfbyte(&["quantize", "stories", "--output", name, "--json"]);
+        let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+        assert!(report["resumed_tensors"].as_u64().unwrap() > 3, "{report}");
+        let names = |dir: &Path| {
+            let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(&out), names(&whole));
+        for file in names(&whole) {
+            assert!(std::fs::read(out.join(&file)).unwrap() == std::fs::read(whole.join(&file)).unwrap());
+        }
+    }
+}

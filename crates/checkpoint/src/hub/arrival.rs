@@ -193,10 +193,6 @@ impl<'a> Originals<'a> for Arrivals<'a, '_> {
         self.identity.clone()
     }
 
-    fn are_dear(&self) -> bool {
-        true
-    }
-
     fn expect(&mut self, tensors: &[&'a TensorInfo], mark: Option<&str>) -> Result<(), CheckpointError> {
         let together = TOGETHER.min(self.shared.window);
         let mut jobs: Vec<Job> = Vec::new();

@@ -7,8 +7,8 @@
 //! A tensor is read from the memory map, quantized on all cores and written to its place in its shard while
 //! the next one is quantized, so that private memory holds a few tensors, never a model. Every file is
 //! written under a name that ends in `.part` and renamed when it is complete; `config.json`, without which
-//! the directory is no model, comes last. What an interrupted run finished is kept when it is started again:
-//! shards, or where the tensors come from far away, single tensors.
+//! the directory is no model, comes last. What an interrupted run finished is kept when it is started again, to
+//! the single tensor.
 
 mod companions;
 mod directory;
@@ -80,6 +80,8 @@ pub struct WriteReport {
     pub shards: usize,
     /// Shards among them that an interrupted run had finished.
     pub resumed: usize,
+    /// Tensors of the source that an interrupted run had done, in finished shards or not.
+    pub resumed_tensors: usize,
 }
 
 /// Bytes that [`write_quantized`] will write, to within some dozen a tensor; from headers alone.
@@ -161,6 +163,7 @@ pub fn write_originals<'a>(
         bytes_out: 0,
         shards: shards.len(),
         resumed: 0,
+        resumed_tensors: 0,
     };
     let bytes_in = |items: &[Item<'_>]| items.iter().map(Item::bytes_in).sum::<u64>();
     let (mut done, mut headers) = (0, 0);
@@ -173,15 +176,14 @@ pub fn write_originals<'a>(
         if let Some(bytes) = directory.finished_shard(&name, &layout)? {
             report.bytes_out += bytes;
             report.resumed += 1;
+            report.resumed_tensors += items.len();
             done += bytes_in(items);
             mark = part::last_line(&directory.journal(&name)).and_then(|line| line.mark);
             continue;
         }
-        let part = match originals.are_dear() {
-            true => Part::resume(&directory.part(&name), &directory.journal(&name), &layout)?,
-            false => Part::new(&directory.part(&name))?,
-        };
+        let part = Part::open(&directory.part(&name), &directory.journal(&name), &layout)?;
         let (before, after) = items.split_at(part.done.len());
+        report.resumed_tensors += before.len();
         done += bytes_in(before);
         if let Some(last) = part.done.last() {
             mark.clone_from(&last.mark);

@@ -14,9 +14,6 @@ pub trait Originals<'a> {
     /// What tells this source from others: an interrupted run of the same source is gone on with.
     fn identity(&self) -> Value;
 
-    /// Whether getting the bytes costs so much that every tensor that is done is noted on the disk.
-    fn are_dear(&self) -> bool;
-
     /// Told once, before the first tensor is asked for: which will be, in this order, and the
     /// [`mark`](Self::mark) of the last one of an interrupted run.
     ///
@@ -64,10 +61,6 @@ pub(super) struct Given<'a> {
 impl<'a> Originals<'a> for Given<'a> {
     fn identity(&self) -> Value {
         fingerprint(self.checkpoint)
-    }
-
-    fn are_dear(&self) -> bool {
-        false
     }
 
     fn expect(&mut self, _tensors: &[&'a TensorInfo], _mark: Option<&str>) -> Result<(), CheckpointError> {

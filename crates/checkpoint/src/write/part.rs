@@ -35,20 +35,15 @@ pub(super) struct Line {
 pub(super) struct Part {
     pub(super) file: File,
     path: PathBuf,
-    journal: Option<File>,
+    journal: File,
     /// What an interrupted run did, in the order of the layout.
     pub(super) done: Vec<Line>,
 }
 
 impl Part {
-    /// An empty file.
-    pub(super) fn new(path: &Path) -> Result<Part, CheckpointError> {
-        let file = File::create(path).map_err(|error| failed(path, error))?;
-        Ok(Part { file, path: path.to_path_buf(), journal: None, done: Vec::new() })
-    }
-
-    /// What an interrupted run left of the shard, checked; from now on `journal` notes what is done.
-    pub(super) fn resume(
+    /// What an interrupted run left of the shard, checked, or an empty file; from now on `journal` notes what
+    /// is done.
+    pub(super) fn open(
         path: &Path,
         journal: &Path,
         layout: &Layout<'_, '_>,
@@ -74,12 +69,7 @@ impl Part {
             .and_then(|()| lines.seek(SeekFrom::Start(0)))
             .and_then(|_| lines.write_all(text.as_bytes()))
             .map_err(|error| failed(journal, error))?;
-        Ok(Part { file, path: path.to_path_buf(), journal: Some(lines), done })
-    }
-
-    /// Whether what is done is noted.
-    pub(super) fn is_journaled(&self) -> bool {
-        self.journal.is_some()
+        Ok(Part { file, path: path.to_path_buf(), journal: lines, done })
     }
 
     pub(super) fn failed(&self, source: io::Error) -> CheckpointError {
@@ -94,9 +84,8 @@ impl Part {
 
     /// Notes that a tensor is done. Its bytes have been put.
     pub(super) fn note(&self, line: &Line) -> io::Result<()> {
-        let Some(mut journal) = self.journal.as_ref() else { return Ok(()) };
         let text = serde_json::to_string(line).map_err(io::Error::other)? + "\n";
-        journal.write_all(text.as_bytes())
+        (&self.journal).write_all(text.as_bytes())
     }
 }
 

@@ -97,9 +97,7 @@ fn drain(part: &Part, receive: &Receiver<Order<'_>>) -> io::Result<()> {
         match order {
             Order::Put(name, at, bytes) => {
                 part.put(at, &bytes)?;
-                if part.is_journaled() {
-                    hashes.push((name, sha256(&bytes)));
-                }
+                hashes.push((name, sha256(&bytes)));
             }
             Order::Done(tensor, state, mark) => {
                 part.note(&Line { tensor, hashes: std::mem::take(&mut hashes), state, mark })?;

@@ -112,9 +112,9 @@ pub fn run(args: &QuantizeArgs) -> Result<(), Error> {
         let value = serde_json::to_value(&report).map_err(|error| Error::Usage(error.to_string()))?;
         return print_json(&value);
     }
-    let resumed = match report.resumed_shards {
+    let resumed = match report.resumed_tensors {
         0 => String::new(),
-        shards => format!(", {shards} of them from the run before"),
+        tensors => format!(", {tensors} tensors from the run before"),
     };
     print(&format!(
         "{} weights in 4 bits, {} tensors as they were: {} became {} in {} ({}{resumed}, {:.1} s)\n",
