@@ -1,6 +1,8 @@
 //! One text in as many attempts as its devices make necessary.
 
-use halfbyte_inference::{Engine, Finish, Flow, GenerateOptions, Generation, ModelError, Session, Timings};
+use halfbyte_inference::{
+    Came, Engine, Finish, Flow, GenerateOptions, Generation, ModelError, Session, Timings,
+};
 
 /// A text in the making. Each attempt goes on where the last one was when a device failed: its prompt is
 /// all that there is so far, so no token is given out twice, and a token that is sampled at a position is
@@ -42,7 +44,7 @@ impl Attempts {
         engine: &mut Engine,
         session: &mut Session,
         options: &GenerateOptions,
-        on_token: &mut dyn FnMut(u32) -> Flow,
+        listen: &mut dyn FnMut(Came) -> Flow,
         pause: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Generation>, ModelError> {
         if !self.begun {
@@ -62,15 +64,16 @@ impl Attempts {
         let end = self.prompt + options.max_new_tokens;
         let options = GenerateOptions { max_new_tokens: options.max_new_tokens - new, ..options.clone() };
         let so_far = self.tokens.clone();
-        let generated = pollster::block_on(halfbyte_inference::generate(
+        let generated = pollster::block_on(halfbyte_inference::generate_heard(
             engine,
             session,
             &so_far,
             &options,
-            &mut |token| {
-                self.tokens.push(token);
-                let flow = on_token(token);
+            &mut |came| {
+                let flow = listen(came);
                 self.stopped = flow == Flow::Stop;
+                let Came::Token(token) = came else { return flow };
+                self.tokens.push(token);
                 self.paused = !self.stopped && self.tokens.len() < end && pause();
                 if self.paused { Flow::Stop } else { flow }
             },

@@ -10,7 +10,7 @@ use crate::model_source::ModelSource;
 use crate::opened::{Opened, no_tokenizer};
 use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
-use halfbyte_inference::{Finish, Logits, ModelError, Score, Scoring, Session, Task};
+use halfbyte_inference::{Came, Finish, Logits, ModelError, Score, Scoring, Session, Task};
 use std::collections::BTreeMap;
 
 /// How to generate.
@@ -205,8 +205,9 @@ impl CausalLm {
         self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template)
     }
 
-    /// Continues `prompt`, giving each piece of text to `on_text` as it comes. What a former call left in
-    /// the KV cache is used as far as the beginnings agree.
+    /// Continues `prompt`, giving each piece of text to `on_text` as it comes; an empty one before each further chunk of a
+    /// long prompt, so that it can be stopped there, too. What a former call left in the KV cache is used as far as the
+    /// beginnings agree.
     ///
     /// An allocation that fails and a device that is lost on the way do not end the text: it goes on from
     /// the tokens that it has, on other devices or with less at once, and [`events`](Self::events) says so.
@@ -264,7 +265,8 @@ impl CausalLm {
         }
         let inner = self.inner_options(options);
         let mut text = String::new();
-        let mut on_token = |token| {
+        let mut listen = |came| {
+            let Came::Token(token) = came else { return on_text("") };
             let Some(stream) = &mut stream else { return on_text("") };
             match stream.push(token) {
                 Ok(Some(piece)) => {
@@ -283,7 +285,7 @@ impl CausalLm {
         let mut attempts = Attempts::new(prompt);
         let needed = prompt.len().saturating_add(options.max_new_tokens).min(context);
         let generation = self.loaded.ask_in_parts(needed, &mut |engine, pause| {
-            attempts.go_on(engine, session, &inner, &mut on_token, pause)
+            attempts.go_on(engine, session, &inner, &mut listen, pause)
         })?;
         let cached_tokens = attempts.cached_tokens;
         if let Some(error) = failed {

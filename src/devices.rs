@@ -310,12 +310,12 @@ impl Found {
         if let Some((_, fault)) = self.failed.iter().find(|(failed, _)| failed == name) {
             return fault.clone().into();
         }
-        let there: Vec<&str> = self.backends.iter().map(|backend| backend.info().name.as_str()).collect();
         // Rather what is said of its own kind.
         let (kind, _) = name.split_once(':').unwrap_or((name, ""));
         let own = self.absent.iter().find(|why| why.to_lowercase().contains(kind));
         let why = own.or(self.absent.first()).map(|why| format!(" ({why})")).unwrap_or_default();
-        Error::Usage(format!("there is no {name} here, only {}{why}", there.join(", ")))
+        // Not all that is there was looked at, so that none is named.
+        Error::Usage(format!("there is no {name} here; `halfbyte devices` lists what there is{why}"))
     }
 }
 

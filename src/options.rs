@@ -321,7 +321,9 @@ fn parse_memory(option: &str, text: &str) -> Result<BTreeMap<String, u64>, Error
                 "{option} {part}: {device:?} is no device; `halfbyte devices` lists them"
             )));
         }
-        limits.insert(device.to_owned(), parse_bytes(bytes.trim())?);
+        let bytes =
+            parse_bytes(bytes.trim()).map_err(|error| Error::Usage(format!("{option} {part}: {error}")))?;
+        limits.insert(device.to_owned(), bytes);
     }
     Ok(limits)
 }

@@ -2,7 +2,7 @@ use crate::attempts::Attempts;
 use crate::loading::Loaded;
 use crate::{Error, LoadOptions, ModelSource, Silent};
 use halfbyte_backend::{Fault, KvType, Purpose};
-use halfbyte_inference::{Flow, GenerateOptions, ModelError, Session};
+use halfbyte_inference::{Came, Flow, GenerateOptions, ModelError, Session};
 use std::time::Instant;
 
 /// `stories` on the CPU.
@@ -32,11 +32,13 @@ fn text(loaded: &mut Loaded, tokens: usize, every: usize) -> Result<Vec<u32>, Er
     let generation = loaded.ask_in_parts(PROMPT.len() + tokens, &mut |engine, pause| {
         so_far = tokens.min(so_far + every);
         let options = GenerateOptions { max_new_tokens: so_far, ..GenerateOptions::default() };
-        let mut on_token = |token| {
-            streamed.push(token);
+        let mut listen = |came| {
+            if let Came::Token(token) = came {
+                streamed.push(token);
+            }
             Flow::Continue
         };
-        let generation = attempts.go_on(engine, &mut session, &options, &mut on_token, pause)?;
+        let generation = attempts.go_on(engine, &mut session, &options, &mut listen, pause)?;
         if so_far < tokens { Err(out_of_memory()) } else { Ok(generation) }
     })?;
     assert_eq!(streamed, generation.tokens, "each token once");

@@ -166,6 +166,14 @@ pub fn shown(text: &str) -> String {
     out
 }
 
+/// A shape in an error message, without what is too long to be one.
+pub(crate) fn shown_list<T: std::fmt::Debug>(items: &[T]) -> String {
+    match items {
+        _ if items.len() <= 8 => format!("{items:?}"),
+        _ => format!("of {} dimensions", items.len()),
+    }
+}
+
 /// A JSON value in an error message, shortened as [`shown`] does.
 pub(crate) fn shown_json(value: &serde_json::Value) -> String {
     match value {

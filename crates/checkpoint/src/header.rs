@@ -6,7 +6,7 @@
 //! other, and has exactly the bytes that its type and shape ask for.
 
 use crate::dtype::TensorDtype;
-use crate::error::{CheckpointError, shown};
+use crate::error::{CheckpointError, shown, shown_list};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -243,17 +243,17 @@ impl RawTensor {
     fn check(&self, name: &str, data_start: u64, data_len: u64) -> Result<TensorInfo, String> {
         let dtype = TensorDtype::from_name(&self.dtype)
             .ok_or_else(|| format!("its dtype {} is unknown", shown(&self.dtype)))?;
-        let shape = self
-            .shape
-            .iter()
-            .map(|&size| usize::try_from(size))
-            .collect::<Result<Vec<usize>, _>>()
-            .map_err(|_| format!("its shape {:?} has an impossible dimension", self.shape))?;
+        let shape =
+            self.shape
+                .iter()
+                .map(|&size| usize::try_from(size))
+                .collect::<Result<Vec<usize>, _>>()
+                .map_err(|_| format!("its shape {} has an impossible dimension", shown_list(&self.shape)))?;
         // In element counts first, so that `elements()` cannot overflow later even for shapes with a 0.
         let elements = shape
             .iter()
             .try_fold(1usize, |product, &size| product.checked_mul(size))
-            .ok_or_else(|| format!("the product of its shape {shape:?} overflows"))?;
+            .ok_or_else(|| format!("the product of its shape {} overflows", shown_list(&shape)))?;
         let bits = (elements as u64)
             .checked_mul(dtype.bits())
             .ok_or_else(|| format!("{elements} elements of {dtype} overflow"))?;
@@ -267,7 +267,8 @@ impl RawTensor {
         // Both are at most `data_len`, a u64.
         let (begin, end) = (begin as u64, end as u64);
         if end - begin != bits / 8 {
-            return Err(format!("it has {} bytes, but {dtype} {shape:?} needs {}", end - begin, bits / 8));
+            let (found, shape) = (end - begin, shown_list(&shape));
+            return Err(format!("it has {found} bytes, but {dtype} {shape} needs {}", bits / 8));
         }
         Ok(TensorInfo {
             name: name.to_string(),

@@ -8,7 +8,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::dtype::TensorDtype;
-use crate::error::{CheckpointError, shown};
+use crate::error::{CheckpointError, shown, shown_list};
 use crate::header::TensorInfo;
 use crate::index::TensorIndex;
 use crate::region::Region;
@@ -133,7 +133,7 @@ impl QuantState {
                 let len = shape.iter().try_fold(1usize, |len, &size| len.checked_mul(size))?;
                 Some((shape, len))
             })
-            .ok_or_else(|| format!("the product of its shape {:?} overflows", raw.shape))?;
+            .ok_or_else(|| format!("the product of its shape {} overflows", shown_list(&raw.shape)))?;
         let blocksize = size(raw.blocksize)
             .filter(|&size| size > 0)
             .ok_or_else(|| format!("its blocksize {} is impossible", raw.blocksize))?;
@@ -146,7 +146,11 @@ impl QuantState {
                 let blocksize = size(blocksize)
                     .filter(|&size| size > 0)
                     .ok_or_else(|| format!("its nested_blocksize {blocksize} is impossible"))?;
-                Some(NestedState { blocksize, offset: offset as f32 })
+                let single = offset as f32;
+                if !single.is_finite() {
+                    return Err(format!("its nested_offset {offset:e} is beyond float32"));
+                }
+                Some(NestedState { blocksize, offset: single })
             }
             _ => {
                 return Err("it has only one of nested_blocksize and nested_offset".to_string());
@@ -286,9 +290,9 @@ impl<'a> Parts<'a> {
             return Ok(packed);
         }
         Err(self.broken(format!(
-            "it has {} packed bytes, but {:?} of 4 bits needs {}",
+            "it has {} packed bytes, but {} of 4 bits needs {}",
             packed.len(),
-            state.shape,
+            shown_list(&state.shape),
             state.len.div_ceil(2)
         )))
     }
@@ -302,17 +306,23 @@ impl<'a> Parts<'a> {
             .ok_or_else(|| self.broken(format!("its {part} is missing")))?;
         if tensor.dtype != dtype || tensor.elements() != len {
             return Err(self.broken(format!(
-                "its {part} is {} {:?}, expected {dtype} [{len}]",
-                tensor.dtype, tensor.shape
+                "its {part} is {} {}, expected {dtype} [{len}]",
+                tensor.dtype,
+                shown_list(&tensor.shape)
             )));
         }
         self.checkpoint.bytes_of(tensor)
     }
 
-    /// One part as floats. A file's tensors need not be aligned, so they are copied.
+    /// One part as floats, all of them finite: one that is not would turn every answer into NaN. A file's tensors need not
+    /// be aligned, so they are copied.
     fn floats(&self, part: &str, len: usize) -> Result<Vec<f32>, CheckpointError> {
         let (floats, _) = self.bytes(part, TensorDtype::F32, len)?.as_chunks::<4>();
-        Ok(floats.iter().copied().map(f32::from_le_bytes).collect())
+        let floats: Vec<f32> = floats.iter().copied().map(f32::from_le_bytes).collect();
+        match floats.iter().position(|value| !value.is_finite()) {
+            None => Ok(floats),
+            Some(at) => Err(self.broken(format!("value {at} of its {part} is {}", floats[at]))),
+        }
     }
 
     fn array<const N: usize>(&self, floats: Vec<f32>) -> Result<Box<[f32; N]>, CheckpointError> {

@@ -28,24 +28,32 @@ pub struct Arguments {
     pub verbose: u8,
 }
 
-/// The commands.
+/// The commands. A number below 0 is the value of its option, which then says what it expects.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Complete a prompt.
+    #[command(allow_negative_numbers = true)]
     Run(RunArgs),
     /// Hold a conversation.
+    #[command(allow_negative_numbers = true)]
     Chat(ChatArgs),
     /// Say what will live where and whether it fits, from headers alone.
+    #[command(allow_negative_numbers = true)]
     Plan(PlanArgs),
     /// Compute the logits of token ids, to compare with other runtimes.
+    #[command(allow_negative_numbers = true)]
     Logits(LogitsArgs),
     /// Label texts with a sequence classifier.
+    #[command(allow_negative_numbers = true)]
     Classify(ClassifyArgs),
     /// Write a model as a bitsandbytes 4-bit checkpoint.
+    #[command(allow_negative_numbers = true)]
     Quantize(crate::commands::quantize::QuantizeArgs),
     /// Measure a model's perplexity on a text.
+    #[command(allow_negative_numbers = true)]
     Perplexity(PerplexityArgs),
     /// Measure decode and prefill, beside the device's own limit.
+    #[command(allow_negative_numbers = true)]
     Bench(BenchArgs),
     /// List the devices of this machine.
     Devices(DevicesArgs),
@@ -99,7 +107,7 @@ pub struct ModelArgs {
     #[arg(long, default_value_t = 256, value_name = "N", hide_short_help = true)]
     pub chunk: usize,
     /// Whether layers on the CPU or the disk stream to a GPU for prompts: always, never, or auto: where it pays by
-    /// measured rates, of which there are none yet, so never. Memory for two layers is kept on the GPU where they do.
+    /// measured rates. Memory for two layers is kept on the GPU where they do.
     #[arg(long, default_value = "auto", value_name = "WHEN")]
     pub stream_layers: String,
     /// Quantize classification heads and poolers too, as transformers 5 does.

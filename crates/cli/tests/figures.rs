@@ -5,6 +5,7 @@ mod command;
 use command::Kind::{Count, Counts, Number, Object, Rows, Text};
 use command::{fixture, halfbyte, has_fields, repository, text};
 use safetensors::SafeTensors;
+use std::path::Path;
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
@@ -55,6 +56,32 @@ fn logits_are_those_of_transformers_and_are_written_whole() {
     let people = halfbyte(&args).ok();
     assert!(people.stdout.starts_with("argmax ["), "{}", people.stdout);
     assert!(people.stderr.contains("out.safetensors"), "{}", people.stderr);
+}
+
+#[test]
+#[cfg(unix)]
+fn logits_go_through_a_link_or_a_pipe_and_replace_neither() {
+    let folder = tempfile::tempdir().unwrap();
+    let [plain, link, real, pipe] = ["plain", "link", "real", "pipe"].map(|name| folder.path().join(name));
+    let model = fixture("llama_mha");
+    let write = |to: &Path| {
+        halfbyte(&["logits", &model, "--ids", "1,2", "-o", text(to), "--device-map", "cpu"]).ok();
+    };
+    write(&plain);
+    let wanted = std::fs::read(&plain).unwrap();
+
+    std::fs::write(&real, "old").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    write(&link);
+    assert!(link.is_symlink() && std::fs::read(&real).unwrap() == wanted);
+
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let from = pipe.clone();
+    let reader = std::thread::spawn(move || std::fs::read(from).unwrap());
+    write(&pipe);
+    assert!(reader.join().unwrap() == wanted);
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 4, "and nothing else is there");
 }
 
 #[test]

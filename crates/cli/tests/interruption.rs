@@ -6,7 +6,7 @@ mod command;
 use command::{Copy, command, wait};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A story without an end: no token stops it, and the context is long.
 fn endless() -> Copy {
@@ -81,6 +81,37 @@ fn a_second_ctrl_c_ends_a_command_that_does_not_stop() {
     assert!(child.try_wait().unwrap().is_none(), "the first only asks");
     interrupt(&child);
     assert_eq!(wait(&mut child), Some(Some(130)));
+}
+
+#[test]
+fn ctrl_c_stops_a_long_prompt_before_its_end() {
+    let model = endless();
+    let prompt = "Once there was ".repeat(10_000);
+    model.write("prompt.txt", &prompt);
+    let file = model.file("prompt.txt");
+    let args = [
+        "run",
+        model.name(),
+        "--device-map",
+        "cpu",
+        "--context",
+        "60000",
+        "--prompt-file",
+        command::text(&file),
+    ];
+    let mut child = command(&args).spawn().unwrap();
+    // It is shown before any of it is computed, of which there is for a minute.
+    assert!(read(&mut child, prompt.len()) == prompt.as_bytes());
+    let pressed = Instant::now();
+    interrupt(&child);
+    let mut rest = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!(wait(&mut child), Some(Some(0)));
+    assert_eq!(rest, "\n");
+    assert!(pressed.elapsed() < Duration::from_secs(15), "{:?}", pressed.elapsed());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains(" 0 new tokens at - "), "{said}");
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn limits_and_devices_that_are_wrong_are_named() {
     for (limits, part) in [
         ("cpu", "DEVICE=SIZE"),
         ("gpu=1GiB", "\"gpu\""),
-        ("cpu=lots", "lots"),
+        ("cpu=lots", "--max-memory cpu=lots: \"lots\" is no size"),
         ("cpu=-1GiB", "-1GiB"),
         ("cpu=1e400GiB", "1e400GiB"),
         ("wgpu:99=1GiB", "wgpu:99"),

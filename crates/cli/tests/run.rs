@@ -101,8 +101,12 @@ fn so_many_tokens_as_were_asked_for() {
 #[test]
 fn prompts_that_cannot_be_continued_are_refused() {
     let long = PROMPT.repeat(200);
-    halfbyte(&["run", "--device-map", "cpu", "-p", &long, "--json"]).refused_with(&["tokens", "512"]);
-    run(&["--context", "3"]).refused_with(&["the prompt has 4 tokens", "context holds 3"]);
+    halfbyte(&["run", "--device-map", "cpu", "-p", &long, "--json"]).refused_with(&[
+        "tokens",
+        "512",
+        "shorten it: the model was made for 512",
+    ]);
+    run(&["--context", "3"]).refused_with(&["the prompt has 4 tokens", "context holds 3", "of at least 4"]);
     halfbyte(&["run", "--device-map", "cpu", "-p", ""]).refused_with(&["prompt is empty"]);
     halfbyte(&["run", "--device-map", "cpu"]).refused_with(&["--prompt", "--prompt-file"]);
 }
@@ -145,10 +149,11 @@ fn sampling_values_out_of_range_are_named() {
         ("--repetition-penalty", "-2"),
     ] {
         run(&[&format!("{option}={value}")]).refused_with(&[option, "expected"]);
+        run(&[option, value]).refused_with(&[option, "expected"]);
     }
-    run(&["--top-k=-1"]).misused("--top-k");
+    run(&["--top-k", "-1"]).misused("'-1' for '--top-k");
     run(&["--seed", "abc"]).misused("--seed");
-    run(&["-n", "-1"]).misused("-1");
+    run(&["-n", "-1"]).misused("'-1' for '--max-new-tokens");
 }
 
 #[test]

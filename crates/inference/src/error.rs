@@ -82,7 +82,8 @@ pub enum ModelError {
     EmptyPrompt,
     /// More tokens than the context holds.
     #[error(
-        "the prompt has {tokens} tokens, but the context holds {context}; shorten it, or load the model with a context of at least {tokens} (the model was made for {max_positions})"
+        "the prompt has {tokens} tokens, but the context holds {context}; {}",
+        if tokens > max_positions { format!("shorten it: the model was made for {max_positions}") } else { format!("shorten it, or load the model with a context of at least {tokens}") }
     )]
     ContextTooShort {
         /// Tokens of the prompt.

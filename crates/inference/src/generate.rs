@@ -33,6 +33,15 @@ pub enum Flow {
     Stop,
 }
 
+/// What the receiver hears of a text in the making.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// So many of the prompt's tokens are in the cache, and there are more to come.
+    Prompt(usize),
+    /// The next token.
+    Token(u32),
+}
+
 /// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
@@ -103,24 +112,49 @@ pub async fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> Flow,
 ) -> Result<Generation, ModelError> {
+    let mut listen = |came| match came {
+        Came::Token(token) => on_token(token),
+        Came::Prompt(_) => Flow::Continue,
+    };
+    generate_heard(engine, session, prompt, options, &mut listen).await
+}
+
+/// [`generate()`], whose receiver hears of each chunk of the prompt, too, so that a long one can be stopped: the text then
+/// has no token and ends with [`Finish::Cancelled`], and the session holds what was computed.
+///
+/// # Errors
+/// As [`Session::extend`].
+pub async fn generate_heard(
+    engine: &mut Engine,
+    session: &mut Session,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    listen: &mut dyn FnMut(Came) -> Flow,
+) -> Result<Generation, ModelError> {
     check(&options.sample)?;
-    let mut text = Text { options, on_token, tokens: Vec::new() };
+    let mut text = Text { options, listen, tokens: Vec::new() };
     let mut timings = Timings::default();
     if options.max_new_tokens == 0 {
         return Ok(Generation { tokens: text.tokens, finish: Finish::MaxTokens, timings });
     }
 
     let start = Instant::now();
-    timings.prefill_tokens = prompt.len() - session.reusable(engine, prompt);
+    let cached = session.reusable(engine, prompt);
+    timings.prefill_tokens = prompt.len() - cached;
     let ahead = engine.feeds_back() && (options.sample.is_greedy() || engine.samples());
     let last = match options.sample.is_greedy() {
         true => Last::Greedy,
         false if ahead => Last::Sample(Draw { seen: Some(prompt), ..draw(options) }),
         false => Last::Logits,
     };
-    let answer = session.advance(engine, prompt, last).await?;
-    let first = choose(answer, session, options)?;
+    let mut between = |done| (text.listen)(Came::Prompt(done));
+    let answer = session.advance_heard(engine, prompt, last, &mut between).await?;
     timings.prefill_seconds = start.elapsed().as_secs_f64();
+    let Some(answer) = answer else {
+        timings.prefill_tokens = session.tokens().len() - cached;
+        return Ok(Generation { tokens: text.tokens, finish: Finish::Cancelled, timings });
+    };
+    let first = choose(answer, session, options)?;
 
     let start = Instant::now();
     let mut decoded = 0;
@@ -158,7 +192,7 @@ pub(crate) fn check(params: &SampleParams) -> Result<(), ModelError> {
 /// The text so far, and who receives it.
 struct Text<'a> {
     options: &'a GenerateOptions,
-    on_token: &'a mut dyn FnMut(u32) -> Flow,
+    listen: &'a mut dyn FnMut(Came) -> Flow,
     tokens: Vec<u32>,
 }
 
@@ -169,7 +203,7 @@ impl Text<'_> {
             return Some(Finish::Stop(token));
         }
         self.tokens.push(token);
-        if (self.on_token)(token) == Flow::Stop {
+        if (self.listen)(Came::Token(token)) == Flow::Stop {
             return Some(Finish::Cancelled);
         }
         (self.tokens.len() >= self.options.max_new_tokens).then_some(Finish::MaxTokens)

@@ -65,7 +65,7 @@ pub use encode::{Encoded, Features, classify, features};
 pub use engine::{DeviceFootprint, Engine, Moved, Placement, Progress, Stream, StreamFootprints};
 pub use error::ModelError;
 pub use families::build;
-pub use generate::{Finish, Flow, GenerateOptions, Generation, Timings, generate};
+pub use generate::{Came, Finish, Flow, GenerateOptions, Generation, Timings, generate, generate_heard};
 pub use generate_batch::{generate_batch, generate_each, generate_until};
 pub use known_models::{KnownModel, smaller_of_the_family};
 pub use score::{Logits, Score, Scoring, logits, score};

@@ -2,8 +2,8 @@
 
 use halfbyte_backend::{Answer, Fault};
 
-use crate::ModelError;
 use crate::engine::{Engine, Last, name};
+use crate::{Flow, ModelError};
 
 /// A conversation, a text, a prompt: tokens whose keys and values are in the cache of an [`Engine`].
 ///
@@ -73,14 +73,33 @@ impl Session {
         prompt: &[u32],
         last: Last<'_>,
     ) -> Result<Answer, ModelError> {
+        let answer = self.advance_heard(engine, prompt, last, &mut |_| Flow::Continue).await?;
+        Ok(answer.unwrap_or(Answer::Nothing))
+    }
+
+    /// [`advance`](Self::advance), of which `between` hears before each further chunk how many tokens are cached; `None`
+    /// if it stops there.
+    pub(crate) async fn advance_heard(
+        &mut self,
+        engine: &mut Engine,
+        prompt: &[u32],
+        last: Last<'_>,
+        between: &mut dyn FnMut(usize) -> Flow,
+    ) -> Result<Option<Answer>, ModelError> {
         check(engine, prompt)?;
         let kept = self.reusable(engine, prompt);
         self.tokens.truncate(kept);
         if kept == 0 {
             self.claim = engine.claim(self.sequence)?;
         }
-        let answer = engine.prefill(self.sequence, kept, &prompt[kept..], last).await?;
-        self.tokens.extend_from_slice(&prompt[kept..]);
+        let mut filled = kept;
+        let mut between = |position| {
+            filled = position;
+            between(position)
+        };
+        let answer = engine.prefill(self.sequence, kept, &prompt[kept..], last, &mut between).await?;
+        let filled = if answer.is_some() { prompt.len() } else { filled };
+        self.tokens.extend_from_slice(&prompt[kept..filled]);
         Ok(answer)
     }
 

@@ -28,6 +28,9 @@ impl<'c> CheckpointSource<'c> {
         match segment.format {
             Format::Dense(dtype) => {
                 let stored = self.matrix(segment)?;
+                if !finite(&stored.bytes, stored.dtype) {
+                    return Err(self.not_finite(&segment.tensor));
+                }
                 let bytes = convert(stored.bytes, stored.dtype, dtype);
                 Ok(Canonical::Dense { dtype, bytes })
             }
@@ -207,8 +210,10 @@ impl WeightSource for CheckpointSource<'_> {
         Box::pin(async move {
             let stored = self.floats(name, &[len]).map_err(fault)?;
             let values: Vec<f32> = floats(&stored.bytes, stored.dtype).collect();
-            let finite = values.iter().all(|value| value.is_finite());
-            if finite { Ok(values) } else { Err(fault(self.not_finite(name))) }
+            match values.iter().all(|value| value.is_finite()) {
+                true => Ok(values),
+                false => Err(fault(self.not_finite(name))),
+            }
         })
     }
 
@@ -236,6 +241,24 @@ fn floats(bytes: &[u8], dtype: TensorDtype) -> Box<dyn Iterator<Item = f32> + '_
 
 fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
+}
+
+/// Whether little-endian floats are neither NaN nor infinite: the bits of their exponents are not all ones. Without a
+/// branch an element, so that it takes no longer than reading them.
+fn finite(bytes: &[u8], dtype: TensorDtype) -> bool {
+    /// Elements between two looks at what was found.
+    const PIECE: usize = 1 << 12;
+    fn none<const N: usize>(bytes: &[u8], is_special: impl Fn([u8; N]) -> bool) -> bool {
+        let any = |piece: &[[u8; N]]| piece.iter().fold(false, |any, &word| any | is_special(word));
+        !bytes.as_chunks::<N>().0.chunks(PIECE).any(any)
+    }
+    let half = |mask: u16| none(bytes, move |word| u16::from_le_bytes(word) & mask == mask);
+    match dtype {
+        TensorDtype::F16 => half(0x7c00),
+        TensorDtype::BF16 => half(0x7f80),
+        TensorDtype::F64 => none(bytes, |word| !(f64::from_le_bytes(word) as f32).is_finite()),
+        _ => none(bytes, |word| !f32::from_le_bytes(word).is_finite()),
+    }
 }
 
 /// Little-endian floats of one type as another; borrowed where it is the same.
@@ -276,6 +299,34 @@ mod tests {
         let turned = transpose(&bytes, [3, 5], 2);
         assert_eq!(turned[..6], [0, 1, 10, 11, 20, 21]);
         assert_eq!(transpose(&turned, [5, 3], 2), bytes);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_at_any_place() {
+        let normal = [0.0f32, -0.0, 1.0, -65504.0, 1e-8];
+        let specials = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        for dtype in [TensorDtype::F16, TensorDtype::BF16, TensorDtype::F32, TensorDtype::F64] {
+            let width = dtype.size().unwrap();
+            let bytes = |value: f32| match dtype {
+                TensorDtype::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+                TensorDtype::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                TensorDtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+                _ => value.to_le_bytes().to_vec(),
+            };
+            let mut all: Vec<u8> = (0..9001).flat_map(|at| bytes(normal[at % normal.len()])).collect();
+            assert!(finite(&all, dtype), "{dtype}");
+            for at in [0, 4095, 4096, 9000] {
+                for special in specials {
+                    let place = at * width..(at + 1) * width;
+                    let before = all[place.clone()].to_vec();
+                    all[place.clone()].copy_from_slice(&bytes(special));
+                    assert!(!finite(&all, dtype), "{dtype}: {special} at {at}");
+                    all[place].copy_from_slice(&before);
+                }
+            }
+        }
+        // Beyond single precision, in which it is computed.
+        assert!(!finite(&1e300f64.to_le_bytes(), TensorDtype::F64));
     }
 
     #[test]

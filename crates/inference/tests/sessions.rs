@@ -5,8 +5,8 @@ mod fixture;
 use fixture::{Fixture, WHOLE, distance, exact, nf4};
 use halfbyte_backend::{Caps, SampleParams};
 use halfbyte_inference::{
-    Engine, Finish, Flow, GenerateOptions, Generation, ModelError, Score, Session, Settings, generate,
-    logits, score,
+    Came, Engine, Finish, Flow, GenerateOptions, Generation, ModelError, Score, Session, Settings, generate,
+    generate_heard, logits, score,
 };
 use pollster::block_on;
 
@@ -44,6 +44,39 @@ fn chunks_give_the_logits_of_the_whole() {
         assert!(distance(&rows, &wanted) < 1e-6, "{model}");
         let found = block_on(Session::new(0).extend(&mut chunked, &input)).unwrap();
         assert!(distance(&found, &last(&whole, &wanted)) < 1e-6, "{model}");
+    }
+}
+
+#[test]
+fn a_prompt_that_is_stopped_between_chunks_is_gone_on_with() {
+    let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+    // With whole caches and with rings of eight positions.
+    for model in ["llama_mha", "mistral_sw8"] {
+        let fixture = Fixture::open(&format!("models/{model}"));
+        let input = fixture.input();
+        let settings = Settings { rows: Some(CHUNKED.rows), ..exact(nf4(true)) };
+        let engine = || fixture.load(fixture.blueprint(&settings), CHUNKED);
+        let wanted = run(&mut engine(), &mut Session::new(0), &input, &options, 0).tokens;
+        let chunks = input.len().div_ceil(CHUNKED.rows);
+        for stop in 1..chunks {
+            let (mut engine, mut session) = (engine(), Session::new(0));
+            let mut heard = Vec::new();
+            let mut listen = |came| {
+                heard.push(came);
+                if heard.len() == stop { Flow::Stop } else { Flow::Continue }
+            };
+            let text = block_on(generate_heard(&mut engine, &mut session, &input, &options, &mut listen));
+            let text = text.unwrap();
+            let done = stop * CHUNKED.rows;
+            assert_eq!((text.finish, text.tokens.len()), (Finish::Cancelled, 0), "{model}");
+            assert_eq!((text.timings.prefill_tokens, session.tokens()), (done, &input[..done]), "{model}");
+            let chunk = |index| Came::Prompt((index + 1) * CHUNKED.rows);
+            assert_eq!(heard, (0..stop).map(chunk).collect::<Vec<_>>(), "{model}");
+
+            let rest = run(&mut engine, &mut session, &input, &options, 0);
+            assert_eq!(rest.timings.prefill_tokens, input.len() - done, "{model}");
+            assert_eq!(rest.tokens, wanted, "{model} after {stop} of {chunks} chunks");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::notes;
 use crate::progress::Bars;
 use halfbyte::{AutoModel, Error};
 use serde_json::json;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -55,24 +56,35 @@ pub fn run(args: &LogitsArgs) -> Result<(), Error> {
     print(&format!("argmax {argmax:?}\n"))
 }
 
-/// Writes beside the file and renames: it is whole or not there. As large as logits are, they are in memory once.
+/// Writes beside the file and renames: it is whole or not there. A pipe or a device is written to as it is.
 fn write(file: &Path, logits: &[f32], shape: &[usize]) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Usage(format!("{}: {error}", file.display()));
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    let part = Path::new(&name);
-    let written = std::fs::File::create(part)
-        .and_then(|out| {
-            let mut out = BufWriter::new(out);
-            out.write_all(&header(logits.len(), shape))?;
-            logits.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))?;
-            out.into_inner()?.sync_all()
-        })
-        .and_then(|()| std::fs::rename(part, file));
-    written.map_err(|error| {
-        let _ = std::fs::remove_file(part);
-        failed(&error)
-    })
+    // A link stays one.
+    let file = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_path_buf());
+    let written = match std::fs::metadata(&file) {
+        Ok(there) if !there.is_file() => {
+            OpenOptions::new().write(true).open(&file).and_then(|out| put(out, logits, shape).map(drop))
+        }
+        _ => {
+            let mut name = file.clone().into_os_string();
+            name.push(format!(".{}.part", std::process::id()));
+            let part = Path::new(&name);
+            let written = File::create(part)
+                .and_then(|out| put(out, logits, shape)?.sync_all())
+                .and_then(|()| std::fs::rename(part, &file));
+            written.inspect_err(|_| {
+                let _ = std::fs::remove_file(part);
+            })
+        }
+    };
+    written.map_err(|error| Error::Usage(format!("cannot write {}: {error}", file.display())))
+}
+
+/// As large as logits are, they are in memory once.
+fn put(out: File, logits: &[f32], shape: &[usize]) -> std::io::Result<File> {
+    let mut out = BufWriter::new(out);
+    out.write_all(&header(logits.len(), shape))?;
+    logits.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))?;
+    Ok(out.into_inner()?)
 }
 
 /// What a safetensors file with this one tensor begins with: the length of its JSON in eight bytes, then the JSON, with

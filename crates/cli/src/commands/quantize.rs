@@ -69,7 +69,8 @@ impl QuantizeArgs {
         };
         let quant = QuantSpec { quant_type, blocksize: self.blocksize, double_quant: !self.no_double_quant };
         quant.validate().map_err(|error| Error::Usage(format!("--blocksize {}: {error}", self.blocksize)))?;
-        let max_shard_bytes = parse_bytes(&self.max_shard_size)?;
+        let max_shard_bytes = parse_bytes(&self.max_shard_size)
+            .map_err(|error| Error::Usage(format!("--max-shard-size: {error}")))?;
         if max_shard_bytes == 0 {
             return Err(Error::Usage("--max-shard-size 0: a shard holds at least one weight".into()));
         }

@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod container;
 mod directory;
+mod quant_states;
 mod shards;
 mod tensors;
 mod tokenizer;
@@ -35,6 +36,12 @@ fn broken_containers() {
 #[test]
 fn broken_tensors() {
     check(SINGLE, tensors::TENSORS, logits);
+}
+
+#[test]
+fn broken_quant_states() {
+    check("tests/fixtures/bnb_ckpt/llama_nf4_dq", quant_states::NESTED, logits);
+    check("tests/fixtures/bnb_ckpt/llama_nf4", quant_states::PLAIN, logits);
 }
 
 #[test]

@@ -124,6 +124,15 @@ pub const TENSORS: &[Case] = &[
         &["model.layers.0.mlp.down_proj.weight", "[10240]", "model.safetensors"],
     ),
     case(
+        "a thousand dimensions",
+        |m| {
+            m.edit_header(|h| {
+                h["model.norm.weight"]["shape"] = json!(vec![2; 1000]);
+            })
+        },
+        &["model.norm.weight", "of 1000 dimensions"],
+    ),
+    case(
         "a name that writes to the terminal",
         |m| rename(m, "model.norm.weight", "\u{1b}[2J\nmodel.norm.weight"),
         &["model.norm.weight"],
@@ -138,6 +147,16 @@ pub const TENSORS: &[Case] = &[
         "infinity in a matrix",
         |m| m.poke("model.layers.1.self_attn.o_proj.weight", &f32::INFINITY.to_le_bytes()),
         &["model.layers.1.self_attn.o_proj.weight", "infinity"],
+    ),
+    case(
+        "NaN in the embedding",
+        |m| m.poke("model.embed_tokens.weight", &f32::NAN.to_le_bytes()),
+        &["model.embed_tokens.weight", "NaN"],
+    ),
+    case(
+        "infinity in the head",
+        |m| m.poke("lm_head.weight", &f32::NEG_INFINITY.to_le_bytes()),
+        &["lm_head.weight", "infinity"],
     ),
     case(
         "NaN in a norm",

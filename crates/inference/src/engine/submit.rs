@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::streaming::{Chunk, Streaming, hidden, prompt_rows};
+use crate::Flow;
 use halfbyte_backend::{Answer, Draw, Fault, Input, Output, Place, Rows, StepCost, Ticket};
 use std::time::Duration;
 
@@ -81,15 +82,16 @@ impl Engine {
     /// keys and values of all go into the cache, and the last token's row yields `last`'s answer.
     ///
     /// While the last stage runs a chunk, the stages before it run the next. Several chunks pass together through
-    /// layers that stream.
+    /// layers that stream. `between` hears at which position the next chunk begins; `None` if it stops there, when the cache
+    /// holds all before it.
     pub(crate) async fn prefill(
         &mut self,
         sequence: u32,
         position: usize,
         tokens: &[u32],
         last: Last<'_>,
-    ) -> Result<Answer, Fault> {
-        self.fills(sequence, position + tokens.len());
+        between: &mut dyn FnMut(usize) -> Flow,
+    ) -> Result<Option<Answer>, Fault> {
         let size = self.caps.rows;
         let count = tokens.len().div_ceil(size);
         let at: Vec<Vec<Place>> = (0..count)
@@ -103,7 +105,15 @@ impl Engine {
         let together = self.streaming.as_ref().map_or(1, |streaming| (streaming.rows() / size).max(1));
         let mut running: Option<Ticket> = None;
         for (group, chunks) in chunks.chunks(together).enumerate() {
+            let begin = position + group * together * size;
+            if group > 0 && between(begin) == Flow::Stop {
+                if let Some(earlier) = running {
+                    earlier.await?;
+                }
+                return Ok(None);
+            }
             let rows = chunks.iter().map(|chunk| chunk.places.len()).sum();
+            self.fills(sequence, begin + rows);
             let streamed = match &mut self.streaming {
                 Some(streaming) if streaming.takes(rows) => streaming.run(&mut self.stages, chunks).await?,
                 _ => Vec::new(),
@@ -127,8 +137,8 @@ impl Engine {
             }
         }
         match running {
-            Some(ticket) => ticket.await,
-            None => Ok(Answer::Nothing),
+            Some(ticket) => ticket.await.map(Some),
+            None => Ok(Some(Answer::Nothing)),
         }
     }
 
