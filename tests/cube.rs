@@ -37,6 +37,22 @@ fn logits_and_greedy_tokens_of_all_decoders_are_those_of_transformers() {
     }
 }
 
+/// Far past its windows, in rings of 263 slots: a prompt, and a turn that goes back to its middle.
+#[test]
+fn windows_in_rings_are_those_of_transformers() {
+    let long = Fixture::long("gemma2_softcap");
+    let ids = long.ids("gemma2_softcap.ids");
+    let options = LoadOptions { context: Some(600), chunk: 256, ..setup().exact(Some(QuantSpec::default())) };
+    let mut model = CausalLm::load(&long.made_for(600), &options, &mut Silent).unwrap();
+    for (given, cached) in [(560, 0), (580, 579), (560, 559)] {
+        let text = model.generate_ids(&ids[..given], &greedy(600 - given), &mut |_| Flow::Continue).unwrap();
+        assert_eq!((text.cached_tokens, &text.token_ids[..]), (cached, &ids[given..]));
+    }
+    for row in model.memory() {
+        assert_eq!(row.planned_bytes, row.measured_bytes, "{}", row.device);
+    }
+}
+
 #[test]
 fn classifiers_are_those_of_transformers() {
     for model in ["bert_cls", "roberta_cls", "distilbert_cls"] {

@@ -5,6 +5,7 @@
 use halfbyte::{
     CausalLm, Checkpoint, ComputeDtype, DeviceMap, KvType, LoadOptions, ModelSource, QuantSpec, Silent,
 };
+use halfbyte_checkpoint::ModelConfig;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -122,9 +123,17 @@ impl Fixture {
     }
 
     fn in_folder(folder: &str, name: &str) -> Self {
-        let folder = path(folder).join(name);
-        let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
-        Self { name: name.into(), folder, expected }
+        Self::with(folder, name, &format!("{folder}/{name}/expected.safetensors"))
+    }
+
+    /// A model of `tests/fixtures/models`, with the reference of long texts.
+    pub fn long(name: &str) -> Self {
+        Self::with("tests/fixtures/models", name, "tests/fixtures/long_windows.safetensors")
+    }
+
+    fn with(folder: &str, name: &str, expected: &str) -> Self {
+        let expected = std::fs::read(path(expected)).unwrap();
+        Self { name: name.into(), folder: path(folder).join(name), expected }
     }
 
     pub fn source(&self) -> ModelSource {
@@ -135,6 +144,17 @@ impl Fixture {
     pub fn endless(&self) -> ModelSource {
         let mut checkpoint = Checkpoint::open(&self.folder).unwrap();
         checkpoint.generation.eos_token_ids.clear();
+        ModelSource::Checkpoint(Rc::new(checkpoint))
+    }
+
+    /// [`endless`](Self::endless), and as if made for so many positions: plain rotation knows no end.
+    pub fn made_for(&self, positions: usize) -> ModelSource {
+        let mut checkpoint = Checkpoint::open(&self.folder).unwrap();
+        checkpoint.generation.eos_token_ids.clear();
+        let config = std::fs::read(self.folder.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        config["max_position_embeddings"] = positions.into();
+        checkpoint.config = ModelConfig::parse("config.json", config.to_string().as_bytes()).unwrap();
         ModelSource::Checkpoint(Rc::new(checkpoint))
     }
 

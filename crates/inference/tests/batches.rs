@@ -43,7 +43,8 @@ fn texts_of_a_batch_are_those_of_their_prompts_alone() {
                 .collect();
             // All together, and where places are fewer than prompts.
             for (sequences, outputs) in [(5, 5), (2, 5), (5, 3), (1, 1)] {
-                let settings = Settings { sequences, ..exact(nf4(true)) };
+                // Where layers see a window, in rings of 17 slots, each sequence's turned by its own text.
+                let settings = Settings { sequences, rows: Some(10), ..exact(nf4(true)) };
                 let mut engine = fixture.load(fixture.blueprint(&settings), Caps { rows: 10, outputs });
                 let mut streamed = vec![Vec::new(); prompts.len()];
                 let mut on_token = |prompt: usize, token| {

@@ -60,3 +60,9 @@ pub fn exact_for(checkpoint: &Checkpoint, backend: Rc<dyn Backend>, rows: usize,
     let settings = Settings { kv: KvType::F32, sequences, ..Settings::default() };
     load_for(checkpoint, &CheckpointSource::new(checkpoint), settings, backend, rows)
 }
+
+/// [`exact`], in rings where layers see a window.
+pub fn exact_in_rings(checkpoint: &Checkpoint, backend: Rc<dyn Backend>, rows: usize) -> Engine {
+    let settings = Settings { kv: KvType::F32, rows: Some(rows), ..Settings::default() };
+    load_for(checkpoint, &CheckpointSource::new(checkpoint), settings, backend, rows)
+}
