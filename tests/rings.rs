@@ -206,6 +206,8 @@ fn rings_follow_their_layers() {
     let mut model = long.load(&options);
     assert_eq!(model.blocks_on("cpu"), 0);
     let all = model.memory()[0].planned_bytes;
+    // What is heard below are tokens alone: the prompt is read.
+    long.turn(&mut model, PROMPT, PROMPT + 1);
     let text = ask(&mut model, &long.ids[..PROMPT], CONTEXT - PROMPT, &mut |token| match token {
         6 => set(all),
         20 => set(plenty),
