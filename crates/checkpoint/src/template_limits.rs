@@ -7,7 +7,7 @@
 
 use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The most instructions: a conversation needs some thousands, an endless loop must end.
 const FUEL: u64 = 10_000_000;
 
-/// The largest text: a conversation has at most some hundred thousand tokens.
-const LARGEST: u64 = 64 << 20;
+/// The largest text: a conversation has at most some hundred thousand tokens. What splits it into characters takes some
+/// thirty times as much.
+const LARGEST: u64 = 16 << 20;
 
 /// Bytes of all values that are made and of all that is printed.
 const TOTAL: u64 = 512 << 20;
@@ -32,7 +33,17 @@ const SUM: &str = "__bounded_sum";
 const UNKNOWN: u64 = 32 << 20;
 
 /// Filters whose result can be much larger than what goes in. The built-in one is called by the second name.
-const GROWING: &[(&str, &str)] = &[("replace", "__replace"), ("join", "__join"), ("indent", "__indent")];
+const GROWING: &[(&str, &str)] = &[
+    ("replace", "__replace"),
+    ("join", "__join"),
+    ("indent", "__indent"),
+    ("format", "__format"),
+    ("batch", "__batch"),
+    ("slice", "__slice"),
+];
+
+/// Bytes of an item of a list that a filter makes; a list of nothing among them.
+const ITEM: u64 = 64;
 
 /// Renders a template within the limits. `environment` is what it may use.
 pub(crate) fn render(
@@ -62,9 +73,13 @@ pub(crate) fn render(
     environment.add_filter("__replace", minijinja::filters::replace);
     environment.add_filter("__join", minijinja::filters::join);
     environment.add_filter("__indent", minijinja::filters::indent);
+    environment.add_filter("__format", minijinja::filters::format);
+    environment.add_filter("__batch", minijinja::filters::batch);
+    environment.add_filter("__slice", minijinja::filters::slice);
     for &(name, built_in) in GROWING {
         let counter = spent.clone();
-        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<Value>| {
+        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
             counter.add(grown(name, &args))?;
             state.apply_filter(built_in, &args)
         });
@@ -74,7 +89,7 @@ pub(crate) fn render(
         // `', '.join(list)`, but `list|join(', ')`.
         match (method, &all[..]) {
             ("join", [joiner, list, ..]) => spent.add(grown("join", &[list.clone(), joiner.clone()]))?,
-            ("replace", _) => spent.add(grown("replace", &all))?,
+            ("replace" | "format", _) => spent.add(grown(method, &all))?,
             _ => {}
         }
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
@@ -128,11 +143,30 @@ fn grown(filter: &str, args: &[Value]) -> u64 {
             // Lists are no longer than what was paid for them.
             items.into_iter().flatten().fold(0, |sum: u64, item| sum.saturating_add(size(&item) + joiner))
         }
+        // Each width and each precision is a number of the text.
+        "format" => {
+            let numbers = text(0).split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+            let widths = numbers.map(|digits| digits.parse().unwrap_or(u64::MAX));
+            widths.fold(own, u64::saturating_add)
+        }
+        "batch" | "slice" => most(args).saturating_mul(ITEM),
         _ => {
-            let width = args.iter().filter_map(Value::as_i64).max().unwrap_or(0).max(0) as u64;
-            own.saturating_add(width.saturating_mul(1 + text(0).matches('\n').count() as u64))
+            let lines = 1 + text(0).matches('\n').count() as u64;
+            own.saturating_add(most(args).saturating_mul(lines))
         }
     }
+}
+
+/// The largest whole number among arguments, those with names included, which come last as a map.
+fn most(args: &[Value]) -> u64 {
+    let named = args.last().filter(|last| last.is_kwargs());
+    let names = named.and_then(|map| map.try_iter().ok()).into_iter().flatten();
+    let values = names.filter_map(|name| named?.get_item(&name).ok());
+    values
+        .chain(args.iter().cloned())
+        .filter_map(|value| u64::try_from(value.as_i64()?).ok())
+        .max()
+        .unwrap_or(0)
 }
 
 /// The template with its expressions wrapped, and the length of its longest plain text.
@@ -248,6 +282,12 @@ mod tests {
             ),
             ("{% set x %}{{ m }}{% endset %}{{ 'y' if x is defined and m|length == 5 else 'n' }}", "y"),
             ("{% call(x) g(1) %}{{ x }}{% endcall %}{% macro g(a) %}{{ caller(a + 1) }}{% endmacro %}", ""),
+            ("{{ '%03d|%s'|format(7, 2000000000) }}{{ '{:>4}'.format('ab') }}", "007|2000000000  ab"),
+            (
+                "{{ [1, 2, 3]|batch(2, 0)|list }}{{ [1, 2, 3]|slice(2)|list }}",
+                "[[1, 2], [3, 0]][[1, 2], [3]]",
+            ),
+            ("{{ 'a\\nb'|indent(width=2, first=true) }}", "  a\n  b"),
             ("{{ none|default('d', true) ~ absent|default('e') }}{{ -m|length + 6 }}", "de1"),
         ] {
             match rendered(source) {
@@ -280,6 +320,14 @@ mod tests {
             format!("{ns}{}", repeat("{% set ns.l = (ns.l + [1])|map('string') + ns.l|reject('none') %}")),
             "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('aa') }}".to_owned(),
             "{{ 'a\\n'|indent(2000000000) }}".to_owned(),
+            "{{ 'a\\n'|indent(width=2000000000) }}".to_owned(),
+            "{{ '%2000000000d'|format(1) }}".to_owned(),
+            "{{ '%.2000000000f'|format(1) }}".to_owned(),
+            "{{ '{:2000000000}'.format(1) }}".to_owned(),
+            "{{ '{:99999999999999999999999}'.format(1) }}".to_owned(),
+            "{{ [1]|slice(100000000000) }}".to_owned(),
+            "{{ [1]|batch(100000000000, 'x') }}".to_owned(),
+            "{{ [1]|batch(count=100000000000, fill_with='x') }}".to_owned(),
             // Each not too large, all together too large.
             format!(
                 "{ns}{}{}",
