@@ -89,12 +89,6 @@ impl Directory {
         Ok(())
     }
 
-    /// Bytes that the files of an interrupted run take on the disk.
-    pub(super) fn bytes_there(&self) -> u64 {
-        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.metadata().ok()).map(|found| on_disk(&found)).sum()
-    }
-
     /// Where a file is written before it is renamed.
     pub(super) fn part(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.part"))
@@ -155,6 +149,12 @@ impl Directory {
         let _ = self.marker.unlock();
         removed.map_err(|source| CheckpointError::Write { file: path.display().to_string(), source })
     }
+}
+
+/// Bytes that the files of a directory, such as an interrupted run left, take on the disk.
+pub(super) fn bytes_in(path: &Path) -> u64 {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|found| on_disk(&found)).sum()
 }
 
 /// What a file takes: one that is written here and there has holes.

@@ -10,6 +10,7 @@
 //! the directory is no model, comes last. What an interrupted run finished is kept when it is started again, to
 //! the single tensor.
 
+mod checksum;
 mod companions;
 mod directory;
 mod layout;
@@ -151,9 +152,10 @@ pub fn write_originals<'a>(
 ) -> Result<WriteReport, CheckpointError> {
     let selection = select(checkpoint, options)?;
     let items = items(checkpoint, options, &selection)?;
-    let directory = Directory::claim(dir, &identity(originals.identity(), options))?;
+    // Before anything is made there.
     let wanted = items.iter().map(|item| item.bytes(options)).sum();
-    check_space(dir, wanted, directory.bytes_there())?;
+    check_space(dir, wanted, directory::bytes_in(dir))?;
+    let directory = Directory::claim(dir, &identity(originals.identity(), options))?;
 
     let shards = sharding::split(&items, options);
     let mut report = WriteReport {
@@ -250,7 +252,7 @@ fn items<'a>(
 /// What an interrupted run must have had in common with this one for its shards to be kept.
 fn identity(source: serde_json::Value, options: &WriteOptions) -> serde_json::Value {
     serde_json::json!({
-        "format": 2,
+        "format": 3,
         "source": source,
         "options": format!("{options:?}"),
     })

@@ -1,14 +1,14 @@
 //! A shard that is being written, and the journal of what is done of it.
 //!
-//! The journal (`<shard>.journal`) has a line of JSON for each tensor of the source that is done: the SHA-256
+//! The journal (`<shard>.journal`) has a line of JSON for each tensor of the source that is done: the checksum
 //! of every tensor that it became, its quant state, and what the source notes of itself. A line is
-//! written after the bytes that it speaks of, and is believed only as far as their hashes agree, so that a run
+//! written after the bytes that it speaks of, and is believed only as far as their sums agree, so that a run
 //! that ended at any instant, even by a failing machine, is gone on with from the last tensor that is whole.
 
+use super::checksum::Checksum;
 use super::layout::Layout;
 use crate::error::CheckpointError;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -23,8 +23,8 @@ const PIECE: usize = 8 << 20;
 pub(super) struct Line {
     /// The tensor of the source.
     pub(super) tensor: String,
-    /// The tensors that it became and that have their place, with the SHA-256 of each.
-    pub(super) hashes: Vec<(String, String)>,
+    /// The tensors that it became and that have their place, with the checksum of each.
+    pub(super) sums: Vec<(String, u64)>,
     /// Its quant state.
     pub(super) state: Option<String>,
     /// What the source notes of itself.
@@ -103,37 +103,25 @@ fn lines_of(journal: &File) -> impl Iterator<Item = Line> {
 fn holds(file: &mut File, layout: &Layout<'_, '_>, line: &Line) -> bool {
     let places: HashMap<&str, (u64, u64)> =
         layout.fixed.iter().map(|entry| (entry.name.as_str(), (entry.offset, entry.bytes))).collect();
-    line.hashes.iter().all(|(name, wanted)| {
+    line.sums.iter().all(|(name, wanted)| {
         places.get(name.as_str()).is_some_and(|&(offset, bytes)| {
-            hash_of(file, layout.data_start + offset, bytes).is_ok_and(|found| found == *wanted)
+            sum_of(file, layout.data_start + offset, bytes).is_ok_and(|found| found == *wanted)
         })
     })
 }
 
-fn hash_of(file: &mut File, at: u64, bytes: u64) -> io::Result<String> {
+fn sum_of(file: &mut File, at: u64, bytes: u64) -> io::Result<u64> {
     file.seek(SeekFrom::Start(at))?;
-    let mut hash = Sha256::new();
-    let mut reader = file.take(bytes);
+    let mut sum = Checksum::new();
     let mut piece = vec![0; PIECE.min(bytes as usize)];
     let mut left = bytes;
     while left > 0 {
-        let read = reader.read(&mut piece)?;
-        if read == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        hash.update(&piece[..read]);
-        left -= read as u64;
+        let piece = &mut piece[..PIECE.min(left as usize)];
+        file.read_exact(piece)?;
+        sum.update(piece);
+        left -= piece.len() as u64;
     }
-    Ok(hex(&hash.finalize()))
-}
-
-/// The SHA-256 of bytes, in hexadecimal.
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(sum.finish())
 }
 
 fn failed(path: &Path, source: io::Error) -> CheckpointError {

@@ -1,10 +1,11 @@
 //! Quantizes and writes one shard.
 
 use super::WriteOptions;
+use super::checksum::Checksum;
 use super::directory::Directory;
 use super::layout::{Item, Layout};
 use super::originals::{Original, Originals};
-use super::part::{Line, Part, sha256};
+use super::part::{Line, Part};
 use crate::dtype::TensorDtype;
 use crate::error::{CheckpointError, shown};
 use crate::selection::Fate;
@@ -92,15 +93,15 @@ pub(super) fn write<'a>(
 
 /// Writes what comes until the sender is gone.
 fn drain(part: &Part, receive: &Receiver<Order<'_>>) -> io::Result<()> {
-    let mut hashes = Vec::new();
+    let mut sums = Vec::new();
     for order in receive {
         match order {
             Order::Put(name, at, bytes) => {
                 part.put(at, &bytes)?;
-                hashes.push((name, sha256(&bytes)));
+                sums.push((name, Checksum::of(&bytes)));
             }
             Order::Done(tensor, state, mark) => {
-                part.note(&Line { tensor, hashes: std::mem::take(&mut hashes), state, mark })?;
+                part.note(&Line { tensor, sums: std::mem::take(&mut sums), state, mark })?;
             }
         }
     }
