@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn every_change_shows() {
-        let bytes: Vec<u8> = (0..1000u32).map(|at| (at * at >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1000u32).map(|at| ((at * at) >> 3) as u8).collect();
         let whole = Checksum::of(&bytes);
         for at in 0..bytes.len() {
             for bit in 0..8 {
