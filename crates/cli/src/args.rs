@@ -1,5 +1,6 @@
 //! The arguments of every command.
 
+use crate::hub_args::HubArgs;
 use clap::{Args, Parser, Subcommand};
 use halfbyte::{
     ComputeDtype, CpuMath, DeviceMap, Error, FaultSpec, FourBitCache, KvType, LoadOptions, ModelSource,
@@ -127,18 +128,9 @@ pub struct ModelArgs {
     /// the first GPU that holds a part of the model, else on the CPU: to see that the text stays the same.
     #[arg(long, value_name = "FAULT", hide_short_help = true)]
     pub fault: Option<String>,
-    /// Branch, tag or commit on the Hub.
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Access token for the Hub [default: HF_TOKEN, or the stored login].
-    #[arg(long)]
-    pub token: Option<String>,
-    /// Use only what is already downloaded.
-    #[arg(long)]
-    pub offline: bool,
-    /// Where downloads live [default: HF_HOME, shared with Python].
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
+    /// Where a model of the Hub comes from.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     pub json: bool,
@@ -197,10 +189,10 @@ impl ModelArgs {
             four_bit_cache: if self.no_cache { FourBitCache::Never } else { FourBitCache::Auto },
             keep_original: self.keep_original,
             fault: self.fault()?,
-            revision: self.revision.clone(),
-            token: self.token.clone().map(Token),
-            offline: self.offline,
-            cache_dir: self.cache_dir.clone(),
+            revision: self.hub.revision.clone(),
+            token: self.hub.token.clone().map(Token),
+            offline: self.hub.offline,
+            cache_dir: self.hub.cache_dir.clone(),
         })
     }
 

@@ -4,6 +4,7 @@
 
 pub mod args;
 mod commands;
+pub mod hub_args;
 mod notes;
 pub mod progress;
 pub mod table;

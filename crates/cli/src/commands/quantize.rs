@@ -1,6 +1,7 @@
 //! `halfbyte quantize`: a bitsandbytes 4-bit checkpoint.
 
 use super::{print, print_json};
+use crate::hub_args::HubArgs;
 use crate::progress::Bars;
 use crate::table::bytes;
 use clap::Args;
@@ -43,18 +44,9 @@ pub struct QuantizeArgs {
     /// Download a model of the Hub first and keep it, where it would be quantized as it arrives.
     #[arg(long)]
     pub keep_original: bool,
-    /// Branch, tag or commit on the Hub.
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Access token for the Hub [default: HF_TOKEN, or the stored login].
-    #[arg(long)]
-    pub token: Option<String>,
-    /// Use only what is already downloaded.
-    #[arg(long)]
-    pub offline: bool,
-    /// Where downloads live [default: HF_HOME, shared with Python].
-    #[arg(long, value_name = "DIR")]
-    pub cache_dir: Option<PathBuf>,
+    /// Where a model of the Hub comes from.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Print one JSON object on stdout and nothing else there.
     #[arg(long)]
     pub json: bool,
@@ -83,10 +75,10 @@ impl QuantizeArgs {
             convert_heads: self.convert_heads,
             skip_modules: self.skip_modules.clone(),
             max_shard_bytes,
-            revision: self.revision.clone(),
-            token: self.token.clone().map(Token),
-            offline: self.offline,
-            cache_dir: self.cache_dir.clone(),
+            revision: self.hub.revision.clone(),
+            token: self.hub.token.clone().map(Token),
+            offline: self.hub.offline,
+            cache_dir: self.hub.cache_dir.clone(),
             keep_original: self.keep_original,
         })
     }
