@@ -25,7 +25,7 @@ pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
     /// Say more on stderr; twice: everything. `HALFBYTE_LOG` has the full syntax of tracing filters.
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     pub verbose: u8,
 }
 

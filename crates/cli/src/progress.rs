@@ -1,13 +1,20 @@
 //! Progress bars on stderr; silent where stderr is no terminal.
 
+use console::Term;
 use halfbyte::Progress;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-/// Bytes there of bytes in all, the rate, and the time left.
-const FIGURES: &str = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+/// What it is of, a bar, bytes there of bytes in all, the rate, the time left, and where it is.
+const WIDE: &str = "{prefix} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
+
+/// Where a terminal has fewer columns than [`WIDE_COLUMNS`]: what it is of, as far as there is room, and the figures.
+const NARROW: &str = "{wide_msg} {bytes}/{total_bytes} {eta}";
+
+/// What [`WIDE`] takes without a file's name.
+const WIDE_COLUMNS: u16 = 80;
 
 /// Draws downloads, one bar a file and one for all of them, and loading and quantizing.
 pub struct Bars {
@@ -37,10 +44,11 @@ impl Bars {
             self.close(what);
             return;
         }
+        let narrow = Term::stderr().size().1 < WIDE_COLUMNS;
         let bars = &self.bars;
         let bar = self.open.entry(what.to_owned()).or_insert_with(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template(&format!("{{prefix}} {FIGURES} {{wide_msg}}")) {
+            if let Ok(style) = ProgressStyle::with_template(if narrow { NARROW } else { WIDE }) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(what.to_owned());
@@ -51,7 +59,7 @@ impl Bars {
             bar
         });
         bar.set_length(total);
-        bar.set_message(message.to_owned());
+        bar.set_message(if narrow { what } else { message }.to_owned());
         bar.set_position(done);
     }
 
@@ -98,6 +106,18 @@ impl Drop for Bars {
     fn drop(&mut self) {
         for bar in std::mem::take(&mut self.open).into_values() {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_have_their_styles() {
+        for template in [WIDE, NARROW] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }
 }

@@ -4,7 +4,7 @@
 mod command;
 
 use command::{Copy, command, wait};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -128,6 +128,33 @@ fn ctrl_c_in_a_conversation_stops_the_answer_and_not_the_conversation() {
     let mut rest = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut rest).unwrap();
     assert_eq!(wait(&mut child), Some(Some(0)));
+}
+
+#[test]
+fn ctrl_c_between_answers_is_told_what_ends_and_cuts_no_answer_short() {
+    let args = ["chat", "--device-map", "cpu", "-n", "12", "--temperature", "0"];
+    let mut child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"Once there was\n").unwrap();
+    let mut first = Vec::new();
+    while !first.ends_with(b"\n") {
+        first.extend(read(&mut child, 1));
+    }
+    // The answer is there; now it waits for a line.
+    std::thread::sleep(Duration::from_millis(300));
+    interrupt(&child);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("Ctrl-C again, Ctrl-D or /exit ends") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "it has ended: {said}");
+    }
+    input.write_all(b"The\n").unwrap();
+    drop(input);
+    let mut rest = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut rest).unwrap();
+    assert_eq!(wait(&mut child), Some(Some(0)));
+    let second = rest.lines().last().unwrap_or_default();
+    assert!(second.split_whitespace().count() > 5, "{first:?} {rest:?}");
 }
 
 #[test]

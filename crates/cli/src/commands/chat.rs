@@ -30,8 +30,7 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
         if terminal {
             print("> ")?;
         }
-        interrupt::clear();
-        let line = match lines.next() {
+        let line = match interrupt::waiting(|| lines.next()) {
             Some(line) => line.map_err(|error| Error::Usage(format!("stdin: {error}")))?,
             None => return Ok(()),
         };
