@@ -98,6 +98,7 @@ pub(crate) fn kernels() -> Vec<(&'static str, Kernel)> {
             Kernel::LinearCores(CoreTile { cores: Cores { split: false, ..Cores::GPU }, ..cores }),
         ),
         ("kv_store", Kernel::KvStore(store)),
+        ("kv_store", Kernel::KvStore(StoreVariant { ring: true, ..store })),
         ("attend", Kernel::Attend(attend)),
         (
             "attend",
