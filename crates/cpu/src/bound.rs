@@ -183,6 +183,23 @@ pub(crate) struct Product<'a> {
     pub rows: usize,
 }
 
+/// A product of one row of activations, whose results are put where they are wanted.
+#[derive(Debug)]
+pub(crate) struct OneRow<'a> {
+    /// `[layer rows, cols]`
+    pub weight: &'a Matrix,
+    /// See [`Product::next`].
+    pub next: Option<&'a Matrix>,
+    /// What happens to its results.
+    pub epilogue: Epilogue,
+    /// `[cols]` and more
+    pub x: &'a [f32],
+    /// What they are added to, as in [`Kernels::place`](crate::program::Kernels::place): `[results]`.
+    pub residual: Option<&'a [f32]>,
+    /// `[results]`: a result for each layer row, or for each gated pair.
+    pub out: &'a mut [f32],
+}
+
 /// Attention as kernels see it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttendView<'a> {
@@ -250,6 +267,11 @@ pub(crate) fn view<'a>(guard: &'a NormGuard<'_>) -> Option<NormView<'a>> {
 }
 
 impl BoundPre {
+    /// Whether it leaves its input as it is, and keeps nothing of it.
+    pub fn is_plain(&self) -> bool {
+        self.post.is_none() && self.norm.is_none() && self.pre.residual.is_none() && self.pre.emit.is_none()
+    }
+
     /// Locks both norms: `(post, norm)`.
     pub fn lock(&self) -> (NormGuard<'_>, NormGuard<'_>) {
         (lock(&self.post), lock(&self.norm))

@@ -8,14 +8,18 @@
 //!
 //! As in [`Interleaved`](crate::interleaved::Interleaved), a group of sixteen rows is one stream. A block of it is
 //! sixteen [`Line`]s: byte `4 r + c` of line `j` holds row `r`'s column `4 j + c`. Rows that the last group lacks are
-//! zeros.
+//! zeros. Long rows lie in [`Panels`].
 
 use crate::buffer::{Shortage, zeroed};
 use crate::lines::{BLOCK, LANES, Line, Lines};
 use crate::matrix::element;
+use crate::panels::Panels;
 use half::bf16;
 use halfbyte_backend::{DType, Fault, Format, Segment};
 use halfbyte_quant::threads::each;
+
+/// Blocks of a panel: as many bytes as one of `Interleaved` has.
+const PANEL: usize = 16;
 
 /// Lines of a block.
 pub(crate) const LINES: usize = LANES * BLOCK / 64;
@@ -29,9 +33,10 @@ pub(crate) struct ByteRows {
     pub cols: usize,
     /// What it is filled from.
     pub dtype: DType,
-    /// `[groups, blocks, LINES]`
+    panels: Panels,
+    /// Blocks as `panels` has them, `[LINES]` each.
     lines: Lines,
-    /// bf16 of each block: `[groups, blocks, LANES]`.
+    /// bf16 of each block, as lines have them: `[LANES]`.
     scales: Vec<Scales>,
 }
 
@@ -53,8 +58,16 @@ impl ByteRows {
     /// Allocates the arrays of a segment that [`fits`], to be used once its [`lines`](Self::lines) are settled.
     pub fn reserve(segment: &Segment, dtype: DType) -> Result<Self, Shortage> {
         let (rows, cols) = (segment.rows, segment.cols);
+        let panels = Panels::new(rows.div_ceil(LANES), cols / BLOCK, PANEL);
         let blocks = rows.div_ceil(LANES) * (cols / BLOCK);
-        Ok(Self { rows, cols, dtype, lines: Lines::reserve(blocks * LINES)?, scales: zeroed(blocks)? })
+        Ok(Self {
+            rows,
+            cols,
+            dtype,
+            panels,
+            lines: Lines::reserve(blocks * LINES)?,
+            scales: zeroed(blocks)?,
+        })
     }
 
     /// Its memory, to be settled.
@@ -67,54 +80,58 @@ impl ByteRows {
         (self.lines.bytes() + size_of_val(self.scales.as_slice())) as u64
     }
 
-    /// Blocks of a row.
-    fn blocks(&self) -> usize {
-        self.cols / BLOCK
+    /// How its columns are held.
+    pub fn panels(&self) -> &Panels {
+        &self.panels
     }
 
-    /// The lines of a group's blocks, and their scales: `[blocks]` each.
-    pub fn group(&self, group: usize) -> (&[[Line; LINES]], &[Scales]) {
-        let blocks = self.blocks();
-        let lines = &self.lines[group * blocks * LINES..][..blocks * LINES];
-        (lines.as_chunks().0, &self.scales[group * blocks..][..blocks])
+    /// The lines of a group's blocks in a panel, and their scales.
+    pub fn part(&self, panel: usize, group: usize) -> (&[[Line; LINES]], &[Scales]) {
+        let part = self.panels.part(panel, group);
+        (&self.lines.as_chunks().0[part.clone()], &self.scales[part])
     }
 
     /// Takes the canonical bytes in, `[rows, cols]`.
     pub fn fill(&mut self, tensor: &str, from: &[u8]) -> Result<(), Fault> {
-        let (rows, cols, dtype, blocks) = (self.rows, self.cols, self.dtype, self.blocks());
+        let (rows, cols, dtype, panels) = (self.rows, self.cols, self.dtype, self.panels);
         let size = dtype.size() as usize;
         if from.len() != rows * cols * size {
             let wanted = rows * cols * size;
             return Err(Fault::Source(format!("{tensor} has {} bytes, not {wanted}", from.len())));
         }
-        let groups =
-            self.lines.chunks_mut((blocks * LINES).max(1)).zip(self.scales.chunks_mut(blocks.max(1)));
-        each(groups.enumerate(), |(group, (lines, scales))| {
-            for (lane, row) in (group * LANES..rows.min((group + 1) * LANES)).enumerate() {
-                let row = &from[row * cols * size..][..cols * size];
-                for (block, (lines, scales)) in lines.chunks_exact_mut(LINES).zip(&mut *scales).enumerate() {
-                    let mut values = [0.0; BLOCK];
-                    for (col, value) in values.iter_mut().enumerate() {
-                        *value = element(dtype, row, block * BLOCK + col);
-                    }
-                    let (scale, bytes) = rounded(&values);
-                    scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-                    for (line, four) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                        line.0[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|byte| byte as u8));
+        for panel in 0..panels.count() {
+            let (all, columns) = (panels.all(panel), panels.blocks(panel));
+            let lines = &mut self.lines[all.start * LINES..all.end * LINES];
+            let groups =
+                lines.chunks_mut(columns.len() * LINES).zip(self.scales[all].chunks_mut(columns.len()));
+            each(groups.enumerate(), |(group, (lines, scales))| {
+                for (lane, row) in (group * LANES..rows.min((group + 1) * LANES)).enumerate() {
+                    let row = &from[row * cols * size..][..cols * size];
+                    for ((lines, scales), block) in
+                        lines.chunks_exact_mut(LINES).zip(&mut *scales).zip(columns.clone())
+                    {
+                        let mut values = [0.0; BLOCK];
+                        for (col, value) in values.iter_mut().enumerate() {
+                            *value = element(dtype, row, block * BLOCK + col);
+                        }
+                        let (scale, bytes) = rounded(&values);
+                        scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
+                        for (line, four) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                            line.0[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|byte| byte as u8));
+                        }
                     }
                 }
-            }
-        });
+            });
+        }
         Ok(())
     }
 
     /// Weight `index` of the flattened segment.
     pub fn element(&self, index: usize) -> f32 {
         let (row, col) = (index / self.cols, index % self.cols);
-        let (lane, block) = (row % LANES, col / BLOCK);
-        let (lines, scales) = self.group(row / LANES);
-        let byte = lines[block][col % BLOCK / 4].0[4 * lane + col % 4] as i8;
-        let scale = bf16::from_le_bytes([scales[block][2 * lane], scales[block][2 * lane + 1]]);
+        let (lane, at) = (row % LANES, self.panels.at(row / LANES, col / BLOCK));
+        let byte = self.lines[at * LINES + col % BLOCK / 4].0[4 * lane + col % 4] as i8;
+        let scale = bf16::from_le_bytes([self.scales[at][2 * lane], self.scales[at][2 * lane + 1]]);
         f32::from(byte) * scale.to_f32()
     }
 }

@@ -4,16 +4,20 @@
 //! holds row `r`'s column `8 j + c` in its low nibble and column `8 j + 4 + c` in the high one. So a line meets eight
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
 //! sixteen scales are neighbours too; codes of nested scales lie four blocks together, as
-//! [`place_in_four`] says. It takes exactly the bytes of the canonical form.
+//! [`place_in_four`] says. Long rows lie in [`Panels`]. It takes exactly the bytes of the canonical form.
 
 use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
 use crate::lines::{BLOCK, LANES, Line, Lines};
 use crate::matrix::{Codes, copy};
+use crate::panels::Panels;
 use crate::simd::bytes::{FOUR, place_in_four};
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
 use halfbyte_quant::threads::each;
 use halfbyte_quant::{Absmax, NESTED_BLOCKSIZE, Quantized};
+
+/// Blocks of a panel: 16 KiB of a group, beside which their inputs stay in the first-level cache.
+const PANEL: usize = 32;
 
 /// Lines of a block.
 pub(crate) const LINES: usize = LANES * BLOCK / 128;
@@ -29,7 +33,8 @@ pub(crate) struct Interleaved {
     pub levels: [i8; 16],
     factor: f32,
     code: [f32; 16],
-    /// `[groups, blocks, LINES]`
+    panels: Panels,
+    /// Blocks as `panels` has them, `[LINES]` each.
     lines: Lines,
     scales: LaneScales,
 }
@@ -37,11 +42,11 @@ pub(crate) struct Interleaved {
 /// The scales of blocks, over [`Interleaved::levels`]' factor.
 #[derive(Debug)]
 enum LaneScales {
-    /// `[groups, blocks, LANES]`
+    /// Blocks as lines have them, `[LANES]` each.
     Plain(Vec<f32>),
     /// As [`Scales::Nested`](crate::matrix::Scales::Nested), but for the order of `codes`.
     Nested {
-        /// `[groups, blocks * LANES]`, in the order of [`place`].
+        /// `[blocks of a panel * LANES]` of each panel and group, in the order of [`place`].
         codes: Vec<u8>,
         /// `[rows * blocks / 256]`, by the canonical number of a block.
         absmax: Vec<f32>,
@@ -74,7 +79,9 @@ impl Interleaved {
         };
         let code = *format.quant_type.codebook();
         let (levels, factor) = levels(&code);
-        Ok(Self { rows, cols, levels, factor, code, lines: Lines::reserve(rows * cols / 128)?, scales })
+        let panels = Panels::new(rows / LANES, cols / BLOCK, PANEL);
+        let lines = Lines::reserve(rows * cols / 128)?;
+        Ok(Self { rows, cols, levels, factor, code, panels, lines, scales })
     }
 
     /// Its memory, to be settled.
@@ -94,27 +101,31 @@ impl Interleaved {
     }
 
     /// Blocks of a row.
-    pub fn blocks(&self) -> usize {
+    fn blocks(&self) -> usize {
         self.cols / BLOCK
     }
 
-    /// The lines of a group's blocks, `[blocks]`.
-    pub fn group(&self, group: usize) -> &[[Line; LINES]] {
-        let lines = self.blocks() * LINES;
-        self.lines[group * lines..][..lines].as_chunks().0
+    /// How its columns are held.
+    pub fn panels(&self) -> &Panels {
+        &self.panels
     }
 
-    /// The scales of a group's blocks.
-    pub fn scales(&self, group: usize) -> GroupScales<'_> {
-        let count = self.blocks() * LANES;
+    /// The lines of a group's blocks in a panel.
+    pub fn lines_of(&self, panel: usize, group: usize) -> &[[Line; LINES]] {
+        &self.lines.as_chunks().0[self.panels.part(panel, group)]
+    }
+
+    /// Their scales.
+    pub fn scales_of(&self, panel: usize, group: usize) -> GroupScales<'_> {
+        let part = self.panels.part(panel, group);
         match &self.scales {
-            LaneScales::Plain(values) => GroupScales::Plain(values[group * count..][..count].as_chunks().0),
+            LaneScales::Plain(values) => GroupScales::Plain(&values.as_chunks().0[part]),
             LaneScales::Nested { codes, absmax, map, offset } => GroupScales::Nested {
-                codes: &codes[group * count..][..count],
+                codes: &codes[part.start * LANES..part.end * LANES],
                 map: map.first_chunk().unwrap_or(&[0.0; 256]),
                 offset: *offset,
                 absmax,
-                first: group * count,
+                first: group * LANES * self.blocks() + self.panels.blocks(panel).start,
                 blocks: self.blocks(),
             },
         }
@@ -128,25 +139,29 @@ impl Interleaved {
 
     /// Takes the canonical form in.
     pub fn fill(&mut self, tensor: &str, from: &Quantized) -> Result<(), Fault> {
-        let (rows, cols, blocks) = (self.rows, self.cols, self.blocks());
+        let (rows, cols, panels) = (self.rows, self.cols, self.panels);
         // Checks every length, and the block size.
         Codes::check(tensor, from, rows * cols, BLOCK)?;
         self.code = from.code;
         (self.levels, self.factor) = levels(&from.code);
-        let stretch = blocks * LINES;
-        each(self.lines.chunks_mut(stretch.max(1)).enumerate(), |(group, lines)| {
-            for lane in 0..LANES {
-                let row = &from.packed[(group * LANES + lane) * cols / 2..][..cols / 2];
-                for (line, bytes) in lines.iter_mut().zip(row.as_chunks::<4>().0) {
-                    line.0[4 * lane..4 * lane + 4].copy_from_slice(&eight(*bytes));
+        for panel in 0..panels.count() {
+            let (all, columns) = (panels.all(panel), panels.blocks(panel));
+            let lines = &mut self.lines[all.start * LINES..all.end * LINES];
+            each(lines.chunks_mut((columns.len() * LINES).max(1)).enumerate(), |(group, lines)| {
+                for lane in 0..LANES {
+                    let row = &from.packed[(group * LANES + lane) * cols / 2..][..cols / 2];
+                    let row = &row[columns.start * BLOCK / 2..columns.end * BLOCK / 2];
+                    for (line, bytes) in lines.iter_mut().zip(row.as_chunks::<4>().0) {
+                        line.0[4 * lane..4 * lane + 4].copy_from_slice(&eight(*bytes));
+                    }
                 }
-            }
-        });
+            });
+        }
         let factor = 1.0 / self.factor;
         match (&mut self.scales, &from.absmax) {
             (LaneScales::Plain(values), Absmax::Plain(source)) => {
                 for (number, value) in source.iter().enumerate() {
-                    values[held(number, blocks, plain_place)] = value * factor;
+                    values[held(number, &panels, plain_place)] = value * factor;
                 }
             }
             (
@@ -154,7 +169,7 @@ impl Interleaved {
                 Absmax::Nested { codes: from_codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
                 for (number, &code) in from_codes.iter().enumerate() {
-                    codes[held(number, blocks, place)] = code;
+                    codes[held(number, &panels, place)] = code;
                 }
                 copy(tensor, "scales of scales", absmax, from_absmax)?;
                 map.iter_mut().zip(code.iter()).for_each(|(value, source)| *value = source * factor);
@@ -172,23 +187,23 @@ impl Interleaved {
 
     /// Codes and scales in the canonical order: what [`fill`](Self::fill) took in, but for the last bit of scales.
     pub fn canonical(&self) -> (Vec<u8>, Absmax) {
-        let (cols, blocks) = (self.cols, self.blocks());
+        let (cols, panels) = (self.cols, self.panels);
         let mut packed = vec![0; self.rows * cols / 2];
         each(packed.chunks_mut((cols / 2).max(1)).enumerate(), |(row, bytes)| {
             let (group, lane) = (row / LANES, row % LANES);
-            let lines = &self.lines[group * blocks * LINES..][..blocks * LINES];
-            for (line, bytes) in lines.iter().zip(bytes.as_chunks_mut::<4>().0) {
+            let lines = (0..panels.count()).flat_map(|panel| self.lines_of(panel, group).as_flattened());
+            for (line, bytes) in lines.zip(bytes.as_chunks_mut::<4>().0) {
                 let of = &line.0[4 * lane..4 * lane + 4];
                 *bytes = packed_again([of[0], of[1], of[2], of[3]]);
             }
         });
-        let count = self.rows * blocks;
+        let count = self.rows * self.blocks();
         let absmax = match &self.scales {
             LaneScales::Plain(values) => Absmax::Plain(
-                (0..count).map(|number| values[held(number, blocks, plain_place)] * self.factor).collect(),
+                (0..count).map(|number| values[held(number, &panels, plain_place)] * self.factor).collect(),
             ),
             LaneScales::Nested { codes, absmax, map, offset } => Absmax::Nested {
-                codes: (0..count).map(|number| codes[held(number, blocks, place)]).collect(),
+                codes: (0..count).map(|number| codes[held(number, &panels, place)]).collect(),
                 absmax: absmax.clone(),
                 offset: offset * self.factor,
                 code: map_of(&map.iter().map(|value| value * self.factor).collect::<Vec<_>>()),
@@ -202,26 +217,29 @@ impl Interleaved {
     pub fn element(&self, index: usize) -> f32 {
         let (row, col) = (index / self.cols, index % self.cols);
         let (group, lane, block) = (row / LANES, row % LANES, col / BLOCK);
-        let byte = self.group(group)[block][col % BLOCK / 8].0[4 * lane + col % 4];
+        let byte = self.lines[self.panels.at(group, block) * LINES + col % BLOCK / 8].0[4 * lane + col % 4];
         let nibble = if col % 8 < 4 { byte & 15 } else { byte >> 4 };
-        self.code[usize::from(nibble)] * self.scales(group).get(block, lane) * self.factor
+        let panel = self.panels.of(block);
+        let scale = self.scales_of(panel, group).get(block - self.panels.blocks(panel).start, lane);
+        self.code[usize::from(nibble)] * scale * self.factor
     }
 }
 
-/// Where the scale of canonical block `number` lies among those of all groups, which have `blocks` blocks a row; `place`
-/// says where in its group.
-fn held(number: usize, blocks: usize, place: impl Fn(usize, usize, usize) -> usize) -> usize {
-    let (row, block) = (number / blocks, number % blocks);
-    row / LANES * blocks * LANES + place(block, row % LANES, blocks)
+/// Where the scale of canonical block `number` lies among all; `place` says where among those of its panel and group.
+fn held(number: usize, panels: &Panels, place: impl Fn(usize, usize, usize) -> usize) -> usize {
+    let (row, block) = panels.row_and_block(number);
+    let (panel, group) = (panels.of(block), row / LANES);
+    let blocks = panels.blocks(panel);
+    panels.part(panel, group).start * LANES + place(block - blocks.start, row % LANES, blocks.len())
 }
 
-/// Where the plain scale of a block of a row lies in its group.
+/// Where the plain scale of a block of a row lies among those of its panel and group.
 fn plain_place(block: usize, lane: usize, _: usize) -> usize {
     block * LANES + lane
 }
 
-/// Where the code of the nested scale of a block of a row lies in its group: whole fours in their own order, the up to
-/// three blocks after them as plain ones.
+/// Where the code of the nested scale of a block of a row lies among those of its panel and group, `blocks` a row: whole
+/// fours in their own order, the up to three blocks after them as plain ones.
 fn place(block: usize, lane: usize, blocks: usize) -> usize {
     let whole = blocks / FOUR * FOUR;
     if block < whole {
@@ -231,7 +249,7 @@ fn place(block: usize, lane: usize, blocks: usize) -> usize {
     }
 }
 
-/// The scales of the sixteen rows of a group.
+/// The scales of the sixteen rows of a group in one panel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum GroupScales<'a> {
     /// `[blocks]`
@@ -246,48 +264,52 @@ pub(crate) enum GroupScales<'a> {
         offset: f32,
         /// Of the whole segment.
         absmax: &'a [f32],
-        /// The canonical number of the group's first block.
+        /// The canonical number of the first block of the first row.
         first: usize,
         /// Blocks of a row.
         blocks: usize,
     },
 }
 
-/// The scales of scales of up to [`NESTED_BLOCKSIZE`] neighbouring blocks of sixteen rows: each row has two at most.
+/// The scales of scales of the blocks of a panel of sixteen rows: fewer than [`NESTED_BLOCKSIZE`] a row, which has two at
+/// most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Nested {
     /// Of each row, before `change`.
     pub before: [f32; LANES],
     /// From `change` on.
     pub after: [f32; LANES],
-    /// The block of its row from which on `after` holds: a whole number.
+    /// The block of the panel from which on `after` holds: a whole number.
     pub change: [f32; LANES],
 }
 
 impl GroupScales<'_> {
-    /// The scales of the scales of the [`NESTED_BLOCKSIZE`] blocks from `block` on; ones for plain scales.
+    /// The scales of the scales; ones for plain scales.
     #[inline(always)]
-    pub fn nested(&self, block: usize) -> Nested {
+    pub fn nested(&self) -> Nested {
         let mut nested = Nested { before: [1.0; LANES], after: [1.0; LANES], change: [0.0; LANES] };
         let GroupScales::Nested { absmax, first, blocks, .. } = self else { return nested };
         for lane in 0..LANES {
-            let begin = first + lane * blocks + block;
+            let begin = first + lane * blocks;
             let number = begin / NESTED_BLOCKSIZE;
             let before = absmax.get(number).copied().unwrap_or(1.0);
             nested.before[lane] = before;
             nested.after[lane] = absmax.get(number + 1).copied().unwrap_or(before);
-            nested.change[lane] = (block + NESTED_BLOCKSIZE - begin % NESTED_BLOCKSIZE) as f32;
+            nested.change[lane] = (NESTED_BLOCKSIZE - begin % NESTED_BLOCKSIZE) as f32;
         }
         nested
     }
 
-    /// The scale of `block` of row `lane`.
+    /// The scale of `block` of the panel of row `lane`.
     pub fn get(&self, block: usize, lane: usize) -> f32 {
         match self {
             GroupScales::Plain(values) => values[block][lane],
-            GroupScales::Nested { codes, map, offset, blocks, .. } => {
-                let code = codes[place(block, lane, *blocks)];
-                map[usize::from(code)] * self.nested(block).before[lane] + offset
+            GroupScales::Nested { codes, map, offset, .. } => {
+                let code = codes[place(block, lane, codes.len() / LANES)];
+                let nested = self.nested();
+                let after = nested.change[lane] <= block as f32;
+                let nested = if after { nested.after } else { nested.before };
+                map[usize::from(code)] * nested[lane] + offset
             }
         }
     }

@@ -24,9 +24,11 @@ mod math;
 mod matrix;
 mod memory;
 mod pages;
+mod panels;
 mod path;
 mod prefetch;
 
+mod products;
 mod profile;
 mod program;
 mod quants;

@@ -12,17 +12,3 @@ pub(crate) fn second_level(address: usize) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
-
-/// Asks for the line of an element of `slice`, which may lie behind its end, into the first-level cache.
-#[inline(always)]
-pub(crate) fn first_level<T>(slice: &[T], element: usize) {
-    let address = slice.as_ptr().wrapping_add(element);
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that the program sees, and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}

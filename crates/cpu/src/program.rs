@@ -1,8 +1,8 @@
 //! A compiled stretch: registers, the steps in order, and the checks before them.
 
-use crate::bound::{self, AttendView, BoundPre, BoundStep, EmbedView, Epilogue, PreView, Product};
+use crate::bound::{self, AttendView, BoundStep, EmbedView, Epilogue, OneRow, PreView, Product};
 use crate::buffer::{Shortage, reserved, zeroed};
-use crate::layout::{PASS_ROWS, Sizes, padded};
+use crate::layout::{PASS_ROWS, Sizes};
 use crate::matrix::Matrix;
 use crate::profile::Clock;
 use crate::request::{Limits, Span, spans};
@@ -11,8 +11,8 @@ use crate::slots::Shared;
 use crate::sweep::Sweep;
 use crate::team::Team;
 use halfbyte_backend::{
-    Act, Answer, Attend, Caps, Fault, Fut, Head, Input, Ledger, LinearStep, Output, Program, Reg, Rows,
-    Sampler, StepCost, Ticket, argmax,
+    Answer, Attend, Caps, Fault, Fut, Input, Ledger, Output, Program, Reg, Rows, Sampler, StepCost, Ticket,
+    argmax,
 };
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -37,6 +37,15 @@ pub(crate) trait Kernels: Send + Sync {
     /// Multiplies: `x` is `[rows, padded(cols)]` and may be reordered; `y` is `[layer rows, rows]`. The
     /// results of gated pairs are left in the even layer rows.
     fn product(&self, team: &Team, product: Product<'_>, x: &mut [f32], y: &mut [f32], scratch: &Scratch);
+
+    /// Whether [`one_row`](Self::one_row) multiplies with `weight`.
+    fn takes_one_row(&self, _weight: &Matrix, _epilogue: &Epilogue) -> bool {
+        false
+    }
+
+    /// Multiplies one row and puts the results in place at once: nobody has to fetch them from the caches of the threads
+    /// that made them. Only for what [`takes_one_row`](Self::takes_one_row) takes.
+    fn one_row(&self, _team: &Team, _row: OneRow<'_>, _scratch: &Scratch) {}
 
     /// Attends: `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]` and is overwritten, `out` is
     /// `[rows, heads * head_dim]`.
@@ -116,7 +125,7 @@ pub(crate) struct State {
     /// The experts that the last mixture chose for any row, of as many as the largest mixture has.
     pub(crate) used: Vec<bool>,
     /// `[outputs, vocabulary]`
-    logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     /// What the last [`Output::Greedy`] or [`Output::Sample`] chose.
     chosen: Vec<u32>,
     /// Draws them.
@@ -166,7 +175,7 @@ impl State {
         Ok(state)
     }
 
-    fn width(&self, reg: Reg) -> usize {
+    pub(crate) fn width(&self, reg: Reg) -> usize {
         self.widths[usize::from(reg.0)]
     }
 
@@ -300,119 +309,6 @@ impl State {
         self.steps = steps;
     }
 
-    fn linear(
-        &mut self,
-        step: &LinearStep,
-        pre: &BoundPre,
-        (weight, next): (&Matrix, Option<&Matrix>),
-        count: usize,
-        kernels: &dyn Kernels,
-    ) {
-        let (columns, width) = (padded(weight.cols), self.width(step.out));
-        let epilogue = Epilogue { act: step.act, gated: step.gated, scale: 1.0, softcap: None };
-        for first in (0..count).step_by(PASS_ROWS) {
-            let rows = PASS_ROWS.min(count - first);
-            self.pre(step.input, pre, first, rows, 0, kernels);
-            let x = &mut self.x[..rows * columns];
-            let product = Product { weight, next, epilogue, rows };
-            if count == 1 && !step.gated && step.residual.is_none() {
-                // One row of results lies as it is wanted: nobody has to fetch it from the others' caches.
-                let out = &mut self.registers[usize::from(step.out.0)][step.at..][..weight.rows];
-                kernels.product(&self.team, product, x, out, &self.scratch);
-                continue;
-            }
-            let y = &mut self.y[..rows * weight.rows];
-            kernels.product(&self.team, product, x, y, &self.scratch);
-
-            let mut out = std::mem::take(&mut self.registers[usize::from(step.out.0)]);
-            let range = first * width..(first + rows) * width;
-            let residual = step.residual.map(|reg| match reg == step.out {
-                true => &[],
-                false => &self.registers[usize::from(reg.0)][range.clone()],
-            });
-            let stride = if step.gated { 2 } else { 1 };
-            kernels.place(
-                &self.team,
-                &self.y[..rows * weight.rows],
-                stride,
-                step.at,
-                residual,
-                rows,
-                &mut out[range],
-            );
-            self.put(step.out, out);
-        }
-    }
-
-    fn head(
-        &mut self,
-        step: &Head,
-        pre: &BoundPre,
-        (weight, next): (&Matrix, Option<&Matrix>),
-        count: usize,
-        wanted: &[u32],
-        kernels: &dyn Kernels,
-    ) {
-        if pre.pre.emit.is_some() {
-            // Rows whose logits nobody wants emit too; the product's first input row serves as scratch.
-            for row in 0..count {
-                self.pre(step.input, pre, row, 1, 0, kernels);
-            }
-        }
-        let (columns, vocabulary) = (padded(weight.cols), weight.rows);
-        let epilogue =
-            Epilogue { act: Act::Identity, gated: false, scale: step.scale, softcap: step.softcap };
-        for (pass, wanted) in wanted.chunks(PASS_ROWS).enumerate() {
-            let rows = wanted.len();
-            for (at, &row) in wanted.iter().enumerate() {
-                self.pre(step.input, pre, row as usize, 1, at, kernels);
-            }
-            let x = &mut self.x[..rows * columns];
-            let product = Product { weight, next, epilogue, rows };
-            let first = pass * PASS_ROWS * vocabulary;
-            let logits = &mut self.logits[first..first + rows * vocabulary];
-            if rows == 1 {
-                kernels.product(&self.team, product, x, logits, &self.scratch);
-                continue;
-            }
-            let y = &mut self.y[..rows * vocabulary];
-            kernels.product(&self.team, product, x, y, &self.scratch);
-            kernels.place(&self.team, y, 1, 0, None, rows, logits);
-        }
-    }
-
-    /// Runs a [`Pre`](halfbyte_backend::Pre) over `rows` rows from `first` on, into the rows of the
-    /// product's input from `at` on.
-    pub(crate) fn pre(
-        &mut self,
-        input: Reg,
-        pre: &BoundPre,
-        first: usize,
-        rows: usize,
-        at: usize,
-        kernels: &dyn Kernels,
-    ) {
-        let width = self.width(input);
-        let columns = padded(width);
-        let range = first * width..(first + rows) * width;
-        let emit = pre.pre.emit;
-        let mut emitted = emit.map(|emit| self.take(emit.to)).unwrap_or_default();
-        let (post, norm) = pre.lock();
-        let view = PreView {
-            width,
-            input: &self.registers[usize::from(input.0)][range.clone()],
-            residual: pre.pre.residual.map(|reg| &self.registers[usize::from(reg.0)][range.clone()]),
-            post: bound::view(&post),
-            norm: bound::view(&norm),
-            emit: emit.map(|emit| emit.kind),
-        };
-        let kept = if emit.is_some() { &mut emitted[range.clone()] } else { &mut [][..] };
-        kernels.pre(&self.team, &view, &mut self.x[at * columns..(at + rows) * columns], kept);
-        if let Some(emit) = emit {
-            self.put(emit.to, emitted);
-        }
-    }
-
     fn answer(&mut self, rows: &Rows<'_>) -> Result<Answer, Fault> {
         let count = rows.places.len();
         match rows.output {
@@ -435,7 +331,8 @@ impl State {
             Output::Greedy(wanted) => {
                 let logits = &self.logits[..wanted.len() * self.limits.vocabulary];
                 self.chosen.clear();
-                self.chosen.extend(logits.chunks(self.limits.vocabulary.max(1)).map(argmax));
+                let rows = logits.chunks(self.limits.vocabulary.max(1));
+                self.chosen.extend(rows.map(|logits| greedy(&self.team, logits)));
                 Ok(Answer::Tokens(self.chosen.clone()))
             }
             Output::Sample { rows: wanted, draws } => {
@@ -460,13 +357,30 @@ impl State {
     }
 
     /// Takes a register out, so that others can be read while it is written.
-    fn take(&mut self, reg: Reg) -> Vec<f32> {
+    pub(crate) fn take(&mut self, reg: Reg) -> Vec<f32> {
         std::mem::take(&mut self.registers[usize::from(reg.0)])
     }
 
-    fn put(&mut self, reg: Reg, values: Vec<f32>) {
+    pub(crate) fn put(&mut self, reg: Reg, values: Vec<f32>) {
         self.registers[usize::from(reg.0)] = values;
     }
+}
+
+/// Parts of a row of logits, each a thread's.
+const PARTS: usize = 64;
+
+/// [`argmax`] by all threads: most of what a thread looks at it has made itself, just before.
+fn greedy(team: &Team, logits: &[f32]) -> u32 {
+    let part = logits.len().div_ceil(PARTS).max(1);
+    let mut best = [0; PARTS];
+    team.chunks(&mut best, 1, |_, index, best| {
+        let first = (index * part).min(logits.len());
+        best[0] = first as u32 + argmax(&logits[first..logits.len().min(first + part)]);
+    });
+    let value = |index: u32| logits.get(index as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    // The first of equals; what is not a number is larger than nothing.
+    let first = best.iter().copied().find(|&index| value(index) > f32::NEG_INFINITY).unwrap_or(0);
+    best.iter().fold(first, |best, &index| if value(index) > value(best) { index } else { best })
 }
 
 /// Memory for an answer, which the caller will own.

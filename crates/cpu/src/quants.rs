@@ -95,19 +95,42 @@ pub(crate) fn quantize_row(
     fine: &mut [i8],
     scales: &mut [BlockScale],
 ) {
-    let (x, coarse, fine) = (x.as_chunks::<BLOCK>().0, coarse.as_chunks_mut().0, fine.as_chunks_mut().0);
+    measure(x, scales);
+    quantize_blocks(x, large(scales), all_twice, coarse, fine, scales);
+}
+
+/// The first pass over blocks of a row, `[blocks * BLOCK]` and more: their largest magnitudes, where the coarse scales
+/// will be, and their means, where the fine ones will be.
+#[inline(always)]
+pub(crate) fn measure(x: &[f32], scales: &mut [BlockScale]) {
+    for (x, scale) in x.as_chunks::<BLOCK>().0.iter().zip(scales) {
+        (scale.coarse, scale.fine) = magnitudes(x);
+    }
+}
+
+/// What is a large block of a row, after [`measure`].
+pub(crate) fn large(scales: &[BlockScale]) -> f32 {
     let (mut inverses, mut blocks) = (0.0f32, 0.0f32);
-    for (x, scale) in x.iter().zip(&mut *scales) {
-        let (largest, mean) = magnitudes(x);
-        scale.coarse = largest;
-        // Until the second pass.
-        scale.fine = mean;
-        if largest > 0.0 {
-            inverses += 1.0 / largest;
+    for scale in scales {
+        if scale.coarse > 0.0 {
+            inverses += 1.0 / scale.coarse;
             blocks += 1.0;
         }
     }
-    let large = LARGE * blocks / inverses;
+    LARGE * blocks / inverses
+}
+
+/// The second pass, over the same blocks.
+#[inline(always)]
+pub(crate) fn quantize_blocks(
+    x: &[f32],
+    large: f32,
+    all_twice: bool,
+    coarse: &mut [i8],
+    fine: &mut [i8],
+    scales: &mut [BlockScale],
+) {
+    let (x, coarse, fine) = (x.as_chunks::<BLOCK>().0, coarse.as_chunks_mut().0, fine.as_chunks_mut().0);
     for (((x, coarse), fine), scale) in x.iter().zip(coarse).zip(fine).zip(scales) {
         let (largest, mean) = (scale.coarse, scale.fine);
         *scale = BlockScale { coarse: largest / 127.0, ..BlockScale::default() };

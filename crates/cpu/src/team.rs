@@ -24,9 +24,10 @@ const AWAKE: Duration = Duration::from_millis(2);
 /// than memory delivers between two steps.
 const AHEAD_LINES: u64 = 2048;
 
-/// A thread takes so small a share of what is left of a stretch at a time, one item at least: few at first, since taking
-/// one stops its loads for a moment, and single ones at the end, so that all are done at the same time.
-const SHARE: usize = 4;
+/// A thread takes so small a share of what is left of a stretch at a time, one item at least: much at first, since each
+/// time its reads begin anew at another place, and single ones at the end, so that all are done at the same time. Where a
+/// step reads 7 MB, halves read 64 to 77 GB/s, quarters 52 to 68 and all at once 38 to 65 (`account`).
+const SHARE: usize = 2;
 
 /// Bit of [`Shared::gate`] that says that helpers may come in.
 const OPEN: usize = 1 << (usize::BITS - 1);
@@ -173,7 +174,11 @@ impl Team {
                 let end = count * (owner + 1) / threads;
                 let cursor = &cursors[owner].0;
                 loop {
+                    // Only looking costs the others less than taking nothing.
                     let left = end.saturating_sub(cursor.load(Ordering::Relaxed));
+                    if left == 0 {
+                        break;
+                    }
                     let taken = (left / SHARE).max(1);
                     let item = cursor.fetch_add(taken, Ordering::Relaxed);
                     if item >= end {

@@ -6,8 +6,8 @@
 
 use super::grouped::{CodeTables, Group, Grouped};
 use super::one_row::one_row;
-use crate::interleaved::{Interleaved, LINES};
-use crate::lines::{LANES, Line};
+use crate::interleaved::Interleaved;
+use crate::lines::LANES;
 use crate::quants::{QuantRow, Quants, quantize_row};
 use crate::simd::Lanes;
 use crate::simd::avx512::Avx512;
@@ -17,6 +17,7 @@ use halfbyte_backend::random::Stream;
 use halfbyte_backend::{Format, Segment};
 use halfbyte_quant::{QuantSpec, Source, quantize};
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// The proof that this processor has the kernels comes first.
@@ -53,28 +54,59 @@ fn rate(bytes: u64, time: Duration) -> f64 {
     bytes as f64 / time.as_secs_f64() / 1e9
 }
 
-/// One group times `x`.
-fn multiply(lanes: Avx512, tensor: &Interleaved, tables: &CodeTables<Avx512>, group: usize, x: QuantRow<'_>) {
-    let group = Group::alone(tensor, group);
+/// Groups that are multiplied before the next panel.
+const PIECE: usize = 32;
+
+/// Calls `work(panel, group)` as products do.
+#[inline(always)]
+fn walk(tensor: &Interleaved, groups: Range<usize>, mut work: impl FnMut(usize, usize)) {
+    for first in groups.clone().step_by(PIECE) {
+        for panel in 0..tensor.panels().count() {
+            // Loops: closures of iterators are compiled without these instructions.
+            for group in first..groups.end.min(first + PIECE) {
+                work(panel, group);
+            }
+        }
+    }
+}
+
+/// Some groups times `x`.
+fn multiply(
+    lanes: Avx512,
+    tensor: &Interleaved,
+    tables: &CodeTables<Avx512>,
+    groups: Range<usize>,
+    x: QuantRow<'_>,
+) {
     lanes.run_bytes(
         #[inline(always)]
         || {
-            black_box(one_row(lanes, &group, tables, x));
+            walk(
+                tensor,
+                groups,
+                #[inline(always)]
+                |panel, group| {
+                    let group = Group::alone(tensor, group);
+                    black_box(one_row(lanes, &group, panel, tables, x, lanes.splat(0.0)));
+                },
+            );
         },
     );
 }
 
-/// Reads one group.
-fn read(lines: &[[Line; LINES]]) {
+/// Reads some groups.
+fn read(tensor: &Interleaved, groups: Range<usize>) {
     let mut sums = [0u64; 64];
-    for lines in lines {
-        // Loops of fixed lengths become vectors.
-        for (sums, line) in sums.as_chunks_mut::<8>().0.iter_mut().zip(lines) {
-            for (sum, word) in sums.iter_mut().zip(line.0.as_chunks::<8>().0) {
-                *sum ^= u64::from_ne_bytes(*word);
+    walk(tensor, groups, |panel, group| {
+        for lines in tensor.lines_of(panel, group) {
+            // Loops of fixed lengths become vectors.
+            for (sums, line) in sums.as_chunks_mut::<8>().0.iter_mut().zip(lines) {
+                for (sum, word) in sums.iter_mut().zip(line.0.as_chunks::<8>().0) {
+                    *sum ^= u64::from_ne_bytes(*word);
+                }
             }
         }
-    }
+    });
     black_box(sums);
 }
 
@@ -104,8 +136,7 @@ fn account() {
         };
         let (near, far) = (matrix(400 << 10, cols), matrix(400 << 20, cols));
         let near_tables = tables(&near);
-        let cached =
-            least(100, || (0..near.rows / LANES).for_each(|at| multiply(lanes, &near, &near_tables, at, x)));
+        let cached = least(100, || multiply(lanes, &near, &near_tables, 0..near.rows / LANES, x));
         let near_rate = rate(near.bytes(), cached);
         println!(
             "{cols} columns: activations to bytes {to_bytes:?}; in the second-level cache {near_rate:.1} GB/s"
@@ -113,16 +144,21 @@ fn account() {
         let (tables, groups) = (tables(&far), far.rows / LANES);
         let codes = (far.rows * far.cols / 2) as u64;
         for _ in 0..5 {
-            let one = least(1, || (0..groups).for_each(|at| multiply(lanes, &far, &tables, at, x)));
-            let one_reads = least(1, || (0..groups).for_each(|at| read(far.group(at))));
-            let four = least(2, || team.each(groups, |_, at| multiply(lanes, &far, &tables, at, x)));
-            let four_read = least(2, || team.each(groups, |_, at| read(far.group(at))));
+            let one = least(1, || multiply(lanes, &far, &tables, 0..groups, x));
+            let one_reads = least(1, || read(&far, 0..groups));
+            let four =
+                least(2, || team.stretches(groups, |_| (), |(), at| multiply(lanes, &far, &tables, at, x)));
+            let four_read = least(2, || team.stretches(groups, |_| (), |(), at| read(&far, at)));
             // As small as a model of 1.1B has them.
             let step = 160;
             let in_steps = least(2, || {
                 for first in (0..groups).step_by(step) {
                     let count = step.min(groups - first);
-                    team.each(count, |_, at| multiply(lanes, &far, &tables, first + at, x));
+                    team.stretches(
+                        count,
+                        |_| (),
+                        |(), at| multiply(lanes, &far, &tables, first + at.start..first + at.end, x),
+                    );
                 }
             });
             println!(

@@ -7,8 +7,8 @@
 
 use super::attend_block::{KEYS, Softmax, attend_block};
 use super::norm::norm;
-use super::records::{F16, F32, Q4, Q8, Records, records};
-use crate::bound::AttendView;
+use super::records::{F16, F32, Q4, Q8, Records, stored, submitted};
+use crate::bound::{AttendView, NormView};
 use crate::cache::{Cache, encode};
 use crate::simd::Lanes;
 use crate::team::{Scatter, Team};
@@ -33,6 +33,12 @@ pub(crate) fn attend<L: Lanes>(
     out: &mut [f32],
 ) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
+    let cache = match cache {
+        Some(cache) if view.places.len() == 1 && kv_heads >= team.threads() => {
+            return attend_one(lanes, team, view, cache, qkv, out);
+        }
+        cache => cache,
+    };
     team.chunks(qkv, view.width(), |_, row, qkv| {
         lanes.run(
             #[inline(always)]
@@ -78,13 +84,74 @@ pub(crate) fn attend<L: Lanes>(
             rest.iter_mut().enumerate().for_each(|(i, to)| *to = query(index + i));
             let end = view.spans[row].end as usize;
             let run = &rest[..rest.partition_point(|query| query.row < end)];
-            let (keys, values) = records(view, cache, qkv, row, head);
+            let (keys, values) = match cache {
+                Some(cache) => {
+                    let at = cache.head_start(view.places[row].sequence as usize, head);
+                    (stored(cache.shape, &cache.keys[at..]), stored(cache.shape, &cache.values[at..]))
+                }
+                None => submitted(view, qkv, head),
+            };
             lanes.run(
                 #[inline(always)]
                 || attend_run(lanes, view, run, &keys, &values, qkv, &out),
             );
             index += run.len();
         }
+    });
+}
+
+/// [`attend`] of one row (decoding) with a cache: whoever takes a key-value head prepares its queries and its key, stores
+/// it and attends, so that all of it is one step.
+fn attend_one<L: Lanes>(
+    lanes: L,
+    team: &Team,
+    view: &AttendView<'_>,
+    cache: &mut Cache,
+    qkv: &mut [f32],
+    out: &mut [f32],
+) {
+    let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
+    let (group, place, shape) = (heads / kv_heads, view.places[0], cache.shape);
+    let (stride, bytes) = (cache.head_stride(), shape.head_bytes() as usize);
+    let begin = cache.head_start(place.sequence as usize, 0);
+    let at = place.position as usize % shape.slots() * bytes;
+    let (qkv, out) = (Scatter::new(qkv), Scatter::new(out));
+    let (keys, values) = (Scatter::new(&mut cache.keys), Scatter::new(&mut cache.values));
+    team.each(kv_heads, |_, head| {
+        // SAFETY: `each` gives a key-value head to one thread, and what belongs to one belongs to no other.
+        let [queries, key, value] = unsafe {
+            [
+                qkv.range(head * group * dim, group * dim),
+                qkv.range((heads + head) * dim, dim),
+                qkv.range((heads + kv_heads + head) * dim, dim),
+            ]
+        };
+        // SAFETY: as above.
+        let (keys, values) = unsafe {
+            (keys.range(begin + head * stride, stride), values.range(begin + head * stride, stride))
+        };
+        lanes.run(
+            #[inline(always)]
+            || {
+                for query in queries.chunks_exact_mut(dim) {
+                    prepare_head(lanes, view, 0, &view.q_norm, query);
+                }
+                prepare_head(lanes, view, 0, &view.k_norm, key);
+                encode(shape.dtype, key, &mut keys[at..at + bytes]);
+                encode(shape.dtype, value, &mut values[at..at + bytes]);
+                let (keys, values) = (stored(shape, keys), stored(shape, values));
+                let mut run = [Query::default(); JOB_QUERIES];
+                for first in (0..group).step_by(JOB_QUERIES) {
+                    let run = &mut run[..JOB_QUERIES.min(group - first)];
+                    for (index, query) in run.iter_mut().enumerate() {
+                        let index = first + index;
+                        let (at, out) = (index * dim, (head * group + index) * dim);
+                        *query = Query { row: 0, at, out, visible: view.cached_positions(0) };
+                    }
+                    attend_run(lanes, view, run, &keys, &values, queries, &out);
+                }
+            },
+        );
     });
 }
 
@@ -104,15 +171,25 @@ pub(super) struct Query {
 #[inline(always)]
 fn prepare<L: Lanes>(lanes: L, view: &AttendView<'_>, row: usize, qkv: &mut [f32]) {
     let (heads, kv_heads) = (view.step.heads, view.step.kv_heads);
-    let position = view.places[row].position as usize;
     for (head, x) in qkv.chunks_exact_mut(view.step.head_dim).take(heads + kv_heads).enumerate() {
-        let weight = if head < heads { &view.q_norm } else { &view.k_norm };
-        if let Some(weight) = weight {
-            norm(lanes, weight, x);
-        }
-        if let Some((table, rotated, pairing)) = view.rope {
-            rotate(table, position, pairing, &mut x[..rotated]);
-        }
+        prepare_head(lanes, view, row, if head < heads { &view.q_norm } else { &view.k_norm }, x);
+    }
+}
+
+/// [`prepare`] of one head, `[head_dim]`.
+#[inline(always)]
+fn prepare_head<L: Lanes>(
+    lanes: L,
+    view: &AttendView<'_>,
+    row: usize,
+    weight: &Option<NormView<'_>>,
+    x: &mut [f32],
+) {
+    if let Some(weight) = weight {
+        norm(lanes, weight, x);
+    }
+    if let Some((table, rotated, pairing)) = view.rope {
+        rotate(table, view.places[row].position as usize, pairing, &mut x[..rotated]);
     }
 }
 

@@ -8,16 +8,15 @@
 use super::grouped::{Group, Grouped, groups};
 use super::norm_linear::{JOB_ROWS, finish};
 use super::one_row;
-use crate::bound::{Epilogue, Product};
+use crate::bound::{Epilogue, OneRow, Product};
 use crate::byte_rows::ByteRows;
 use crate::interleaved::Interleaved;
 use crate::lines::{BLOCK, LANES, Line};
 use crate::matrix::{Matrix, Tensor};
-use crate::quants::{Quants, quantize_row};
+use crate::quants::{Quants, large, measure, quantize_blocks, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
-use halfbyte_backend::Act;
 use std::sync::PoisonError;
 
 /// Groups of rows of weights in a panel.
@@ -28,6 +27,13 @@ const TOGETHER: usize = 6;
 
 /// Steps of four columns of a block.
 pub(super) const STEPS: usize = BLOCK / 4;
+
+/// Columns from which on all threads turn one row into bytes: it lies in the caches of those who made it, and fetching
+/// 4096 values from there takes longer than two steps of the team.
+const SHARED_COLS: usize = 4096;
+
+/// Blocks of it that a thread takes at a time.
+const PART: usize = 8;
 
 /// Layer rows in one job of the epilogue; even, so that gate and up stay together.
 pub(super) const FINISH_ROWS: usize = 512;
@@ -49,6 +55,35 @@ pub(crate) fn product<L: Bytes>(
     true
 }
 
+/// See [`Kernels::takes_one_row`](crate::program::Kernels::takes_one_row).
+pub(crate) fn takes_one_row(weight: &Matrix, epilogue: &Epilogue) -> bool {
+    match weight.tensors.first() {
+        Some(Tensor::Interleaved(_)) => one_row::takes::<Interleaved>(weight, epilogue),
+        Some(Tensor::Bytes(_)) => one_row::takes::<ByteRows>(weight, epilogue),
+        _ => false,
+    }
+}
+
+/// See [`Kernels::one_row`](crate::program::Kernels::one_row).
+pub(crate) fn one_row<L: Bytes>(lanes: L, team: &Team, row: OneRow<'_>, scratch: &Scratch) {
+    let cols = row.weight.cols;
+    let bytes = matches!(row.weight.tensors.first(), Some(Tensor::Bytes(_)));
+    let twice = if bytes { ByteRows::INPUTS_TWICE } else { Interleaved::INPUTS_TWICE };
+    let mut quants = scratch.quants.lock().unwrap_or_else(PoisonError::into_inner);
+    if cols < SHARED_COLS {
+        quantize(lanes, team, [1, cols], row.x, twice, &mut quants);
+    } else {
+        quantize_together(lanes, team, &row.x[..cols], twice, &mut quants);
+    }
+    expect(team, row.next);
+    let x = quants.row(0, cols);
+    if bytes {
+        one_row::product::<L, ByteRows>(lanes, team, row, x);
+    } else {
+        one_row::product::<L, Interleaved>(lanes, team, row, x);
+    }
+}
+
 fn product_of<L: Bytes, T: Grouped>(
     lanes: L,
     team: &Team,
@@ -65,9 +100,6 @@ fn product_of<L: Bytes, T: Grouped>(
     expect(team, next);
     let groups = groups::<T>(weight);
     let out = Scatter::new(y);
-    if rows == 1 {
-        return one_row::product::<L, T>(lanes, team, weight, &epilogue, quants.row(0, cols), y);
-    }
     team.each(groups.div_ceil(PANEL_GROUPS), |thread, index| {
         let mut panel = scratch.panels[thread].lock().unwrap_or_else(PoisonError::into_inner);
         let both =
@@ -77,7 +109,7 @@ fn product_of<L: Bytes, T: Grouped>(
             || many_rows(lanes, &both, rows, cols, quants, &mut panel, &out),
         );
     });
-    if !plain(weight, &epilogue) {
+    if !one_row::plain(weight, &epilogue) {
         team.chunks(y, FINISH_ROWS * rows, |_, job, y| {
             lanes.run(
                 #[inline(always)]
@@ -85,12 +117,6 @@ fn product_of<L: Bytes, T: Grouped>(
             );
         });
     }
-}
-
-/// Whether results need nothing more.
-pub(super) fn plain(weight: &Matrix, epilogue: &Epilogue) -> bool {
-    let Epilogue { act, gated, scale, softcap } = *epilogue;
-    !gated && act == Act::Identity && scale == 1.0 && softcap.is_none() && weight.bias.is_empty()
 }
 
 /// Tells the threads where the product after this one will have them begin.
@@ -110,7 +136,7 @@ pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
 /// Where the weights that `thread` begins with lie.
 fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Option<*const u8> {
     let group = Group::<T>::of(weight, groups::<T>(weight) * thread / threads)?;
-    Some(group.tensor.blocks(group.group).as_ptr().cast())
+    Some(group.tensor.blocks(0, group.group).as_ptr().cast())
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.
@@ -137,6 +163,28 @@ fn quantize<L: Bytes>(
     });
 }
 
+/// Turns one long row into bytes, each thread what is nearest to it: those that made it have it in their caches.
+fn quantize_together<L: Bytes>(lanes: L, team: &Team, x: &[f32], all_twice: bool, to: &mut Quants) {
+    let (coarse, fine, scales) = to.parts(1, x.len());
+    team.chunks(scales, PART, |_, part, scales| {
+        lanes.run(
+            #[inline(always)]
+            || measure(&x[part * PART * BLOCK..], scales),
+        );
+    });
+    let large = large(scales);
+    let (coarse, fine) = (Scatter::new(coarse), Scatter::new(fine));
+    team.chunks(scales, PART, |_, part, scales| {
+        let (at, len) = (part * PART * BLOCK, scales.len() * BLOCK);
+        // SAFETY: parts do not overlap, and `chunks` gives a part to one thread.
+        let (coarse, fine) = unsafe { (coarse.range(at, len), fine.range(at, len)) };
+        lanes.run(
+            #[inline(always)]
+            || quantize_blocks(&x[at..], large, all_twice, coarse, fine, scales),
+        );
+    });
+}
+
 /// Up to two groups of rows times all rows of activations.
 #[inline(always)]
 fn many_rows<L: Bytes, T: Grouped>(
@@ -156,28 +204,33 @@ fn many_rows<L: Bytes, T: Grouped>(
         // An odd group has no companion: its sums are not stored.
         let Some(group) = group else { continue };
         let tables = group.tensor.tables(lanes);
-        let codes = group.tensor.blocks(group.group);
-        group.tensor.each_block(
-            lanes,
-            group.group,
-            &tables,
-            #[inline(always)]
-            |block, scale| {
-                if let Some(to) = scales[block][at * LANES..].first_chunk_mut() {
-                    lanes.store(scale, to);
-                }
-                T::each_pair(
-                    lanes,
-                    &codes[block],
-                    &tables,
-                    #[inline(always)]
-                    |pair, first, second| {
-                        lanes.put(first, &mut lines[block][2 * pair * PANEL_GROUPS + at]);
-                        lanes.put(second, &mut lines[block][(2 * pair + 1) * PANEL_GROUPS + at]);
-                    },
-                );
-            },
-        );
+        for part in 0..group.tensor.panels().count() {
+            let codes = group.tensor.blocks(part, group.group);
+            let first = group.tensor.panels().blocks(part).start;
+            let (lines, scales) = (&mut lines[first..], &mut scales[first..]);
+            group.tensor.each_block(
+                lanes,
+                part,
+                group.group,
+                &tables,
+                #[inline(always)]
+                |block, scale| {
+                    if let Some(to) = scales[block][at * LANES..].first_chunk_mut() {
+                        lanes.store(scale, to);
+                    }
+                    T::each_pair(
+                        lanes,
+                        &codes[block],
+                        &tables,
+                        #[inline(always)]
+                        |pair, first, second| {
+                            lanes.put(first, &mut lines[block][2 * pair * PANEL_GROUPS + at]);
+                            lanes.put(second, &mut lines[block][(2 * pair + 1) * PANEL_GROUPS + at]);
+                        },
+                    );
+                },
+            );
+        }
     }
     let panel = BlockPanel { lines: &lines[..blocks], scales: &scales[..blocks] };
     let store = |first: usize, sums: &[[[f32; LANES]; PANEL_GROUPS]]| {

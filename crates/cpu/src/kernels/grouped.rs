@@ -4,9 +4,9 @@ use crate::byte_rows::{self, ByteRows};
 use crate::interleaved::{self, GroupScales, Interleaved};
 use crate::lines::{LANES, Line};
 use crate::matrix::{Matrix, Tensor};
+use crate::panels::Panels;
 use crate::simd::bytes::{Bytes, FOUR, place_in_four};
 use halfbyte_backend::Arrangement;
-use halfbyte_quant::NESTED_BLOCKSIZE;
 
 /// A tensor whose rows lie in groups of sixteen.
 pub(crate) trait Grouped: Sized + Sync {
@@ -21,14 +21,18 @@ pub(crate) trait Grouped: Sized + Sync {
     fn of(tensor: &Tensor) -> Option<&Self>;
     /// Its rows.
     fn rows(&self) -> usize;
-    /// The blocks of a group.
-    fn blocks(&self, group: usize) -> &[Self::Block];
+    /// How its columns are held.
+    fn panels(&self) -> &Panels;
+    /// The blocks of a group in a panel.
+    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block];
     /// What to look it up in.
     fn tables<L: Bytes>(&self, lanes: L) -> Self::Tables<L>;
-    /// Calls `work(block, scales)` for every block of a group, with the scales of its sixteen rows.
+    /// Calls `work(block, scales)` for every block of a group in a panel, counted from its first, with the scales of its
+    /// sixteen rows.
     fn each_block<L: Bytes>(
         &self,
         lanes: L,
+        panel: usize,
         group: usize,
         tables: &Self::Tables<L>,
         work: impl FnMut(usize, L::V),
@@ -148,8 +152,13 @@ impl Grouped for Interleaved {
     }
 
     #[inline(always)]
-    fn blocks(&self, group: usize) -> &[Self::Block] {
-        self.group(group)
+    fn panels(&self) -> &Panels {
+        self.panels()
+    }
+
+    #[inline(always)]
+    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block] {
+        self.lines_of(panel, group)
     }
 
     #[inline(always)]
@@ -164,49 +173,44 @@ impl Grouped for Interleaved {
     fn each_block<L: Bytes>(
         &self,
         lanes: L,
+        panel: usize,
         group: usize,
         tables: &CodeTables<L>,
         mut work: impl FnMut(usize, L::V),
     ) {
-        match self.scales(group) {
+        match self.scales_of(panel, group) {
             GroupScales::Plain(scales) => {
                 for (block, scales) in scales.iter().enumerate() {
                     work(block, lanes.load(scales));
                 }
             }
-            scales @ GroupScales::Nested { codes, .. } => {
-                let blocks = self.blocks();
+            scales @ GroupScales::Nested { codes, blocks, first, .. } => {
                 // Then scales of scales change between fours.
-                let whole = blocks.is_multiple_of(FOUR);
-                for first in (0..blocks).step_by(NESTED_BLOCKSIZE) {
-                    let nested = scales.nested(first);
-                    let unit = lanes.splat(tables.unit);
-                    let (before, after) = (
-                        lanes.mul(lanes.load(&nested.before), unit),
-                        lanes.mul(lanes.load(&nested.after), unit),
-                    );
-                    let change = lanes.load(&nested.change);
-                    let end = blocks.min(first + NESTED_BLOCKSIZE);
-                    let (fours, rest) = codes[first * LANES..end * LANES].as_chunks::<{ FOUR * LANES }>();
-                    let mut block = first;
-                    for four in fours {
-                        let values = lanes.scales(&tables.map, four);
-                        let mut nested = lanes.choose(change, block as f32, before, after);
-                        for value in values {
-                            if !whole {
-                                nested = lanes.choose(change, block as f32, before, after);
-                            }
-                            work(block, lanes.mul_add(value, nested, tables.offset));
-                            block += 1;
+                let whole = blocks.is_multiple_of(FOUR) && first.is_multiple_of(FOUR);
+                let nested = scales.nested();
+                let unit = lanes.splat(tables.unit);
+                let (before, after) =
+                    (lanes.mul(lanes.load(&nested.before), unit), lanes.mul(lanes.load(&nested.after), unit));
+                let change = lanes.load(&nested.change);
+                let (fours, rest) = codes.as_chunks::<{ FOUR * LANES }>();
+                let mut block = 0;
+                for four in fours {
+                    let values = lanes.scales(&tables.map, four);
+                    let mut nested = lanes.choose(change, block as f32, before, after);
+                    for value in values {
+                        if !whole {
+                            nested = lanes.choose(change, block as f32, before, after);
                         }
+                        work(block, lanes.mul_add(value, nested, tables.offset));
+                        block += 1;
                     }
-                    if !rest.is_empty() {
-                        let values = lanes.scales(&tables.map, &four_of(rest.as_chunks().0));
-                        for value in &values[..end - block] {
-                            let nested = lanes.choose(change, block as f32, before, after);
-                            work(block, lanes.mul_add(*value, nested, tables.offset));
-                            block += 1;
-                        }
+                }
+                if !rest.is_empty() {
+                    let values = lanes.scales(&tables.map, &four_of(rest.as_chunks().0));
+                    for value in &values[..rest.len() / LANES] {
+                        let nested = lanes.choose(change, block as f32, before, after);
+                        work(block, lanes.mul_add(*value, nested, tables.offset));
+                        block += 1;
                     }
                 }
             }
@@ -247,16 +251,28 @@ impl Grouped for ByteRows {
     }
 
     #[inline(always)]
-    fn blocks(&self, group: usize) -> &[Self::Block] {
-        self.group(group).0
+    fn panels(&self) -> &Panels {
+        self.panels()
+    }
+
+    #[inline(always)]
+    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block] {
+        self.part(panel, group).0
     }
 
     #[inline(always)]
     fn tables<L: Bytes>(&self, _: L) {}
 
     #[inline(always)]
-    fn each_block<L: Bytes>(&self, lanes: L, group: usize, (): &(), mut work: impl FnMut(usize, L::V)) {
-        for (block, scales) in self.group(group).1.iter().enumerate() {
+    fn each_block<L: Bytes>(
+        &self,
+        lanes: L,
+        panel: usize,
+        group: usize,
+        (): &(),
+        mut work: impl FnMut(usize, L::V),
+    ) {
+        for (block, scales) in self.part(panel, group).1.iter().enumerate() {
             work(block, lanes.load_bf16(scales));
         }
     }

@@ -17,8 +17,9 @@ mod one_row;
 mod records;
 pub(crate) mod tile;
 
-use crate::bound::{AttendView, EmbedView, PreView, Product};
+use crate::bound::{AttendView, EmbedView, Epilogue, OneRow, PreView, Product};
 use crate::cache::Cache;
+use crate::matrix::Matrix;
 use crate::program::Kernels;
 use crate::scratch::Scratch;
 use crate::simd::bytes::Bytes;
@@ -44,6 +45,14 @@ impl<L: Bytes, const BYTES: bool> Kernels for Fast<L, BYTES> {
         if !bytes_linear::product(self.0, team, &product, x, y, scratch) {
             norm_linear::product(self.0, team, product, x, y, &scratch.tiles);
         }
+    }
+
+    fn takes_one_row(&self, weight: &Matrix, epilogue: &Epilogue) -> bool {
+        bytes_linear::takes_one_row(weight, epilogue)
+    }
+
+    fn one_row(&self, team: &Team, row: OneRow<'_>, scratch: &Scratch) {
+        bytes_linear::one_row(self.0, team, row, scratch);
     }
 
     fn attend(

@@ -158,6 +158,12 @@ pub(super) fn finish<L: Lanes>(
     } else {
         activate(epilogue.act, y);
     }
+    finish_values(epilogue, y);
+}
+
+/// What follows on the activation.
+#[inline(always)]
+pub(super) fn finish_values(epilogue: &Epilogue, y: &mut [f32]) {
     if epilogue.scale != 1.0 {
         y.iter_mut().for_each(|value| *value *= epilogue.scale);
     }
@@ -167,7 +173,7 @@ pub(super) fn finish<L: Lanes>(
 }
 
 #[inline(always)]
-fn activate(act: Act, values: &mut [f32]) {
+pub(super) fn activate(act: Act, values: &mut [f32]) {
     let each = |f: fn(f32) -> f32, values: &mut [f32]| values.iter_mut().for_each(|value| *value = f(*value));
     match act {
         Act::Identity => {}

@@ -1,139 +1,159 @@
 //! Decoding in bytes: one row of activations times weights in the registers that they were looked up into.
 //!
 //! Each thread reads one stream of memory: two at a time, of a gate and of the up beside it, came out slower by a tenth.
-//! What happens between two groups of rows is time in which no memory is asked for.
+//! So a thread multiplies a piece of gates, then the ups beside them, and has both to put the activation where it is
+//! wanted. What happens between two groups of rows is time in which no memory is asked for.
 
-use super::bytes_linear::{FINISH_ROWS, STEPS, plain};
+use super::bytes_linear::STEPS;
 use super::grouped::{Group, Grouped, groups};
-use super::norm_linear::finish;
-use crate::bound::Epilogue;
+use super::norm_linear::{activate, finish, finish_values};
+use crate::bound::{Epilogue, OneRow};
 use crate::lines::{BLOCK, LANES};
 use crate::matrix::Matrix;
-use crate::prefetch::first_level;
 use crate::quants::QuantRow;
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
-use halfbyte_backend::Arrangement;
+use halfbyte_backend::{Act, Arrangement};
+use std::ops::Range;
 
-/// Blocks of inputs that are asked for ahead of the one that is multiplied.
-const AHEAD: usize = 4;
+/// Groups whose results a thread keeps until they are put in place.
+const PIECE: usize = 32;
 
-/// See [`Kernels::product`](crate::program::Kernels::product): `y` is `[layer rows]`.
-pub(super) fn product<L: Bytes, T: Grouped>(
-    lanes: L,
-    team: &Team,
-    weight: &Matrix,
-    epilogue: &Epilogue,
-    x: QuantRow<'_>,
-    y: &mut [f32],
-) {
-    let (out, groups) = (Scatter::new(y), groups::<T>(weight));
-    let lines = whole_lines::<T>(weight);
+/// Whether [`product`] multiplies with `weight`: results of neighbouring groups are neighbours, sixteen each but for the
+/// last, and a gate's up lies as many groups behind it for all.
+pub(super) fn takes<T: Grouped>(weight: &Matrix, epilogue: &Epilogue) -> bool {
+    let mut rows = weight.tensors.iter().map(|tensor| T::of(tensor).map_or(1, T::rows));
+    match (weight.shape.arrangement, weight.tensors.len()) {
+        (Arrangement::Stacked, count) => {
+            !epilogue.gated && rows.take(count.saturating_sub(1)).all(|rows| rows.is_multiple_of(LANES))
+        }
+        (Arrangement::Interleaved, 1) => epilogue.gated && rows.all(|rows| rows.is_multiple_of(2 * LANES)),
+        (Arrangement::Interleaved, _) => epilogue.gated && rows.all(|rows| rows.is_multiple_of(LANES)),
+    }
+}
+
+/// See [`Kernels::one_row`](crate::program::Kernels::one_row).
+pub(super) fn product<L: Bytes, T: Grouped>(lanes: L, team: &Team, row: OneRow<'_>, x: QuantRow<'_>) {
+    let OneRow { weight, epilogue, residual, out, .. } = row;
+    let gated = epilogue.gated;
+    let count = groups::<T>(weight) / if gated { 2 } else { 1 };
+    let out = Scatter::new(out);
     team.stretches(
-        groups,
-        |_| None,
-        |kept: &mut Kept<L, T>, items| {
-            let Some(first) = Group::<T>::of(weight, items.start) else { return };
-            if !lines {
-                for index in items {
-                    let sums = lanes.run_bytes(
-                        #[inline(always)]
-                        || sums::<L, T>(lanes, weight, index, kept, x),
-                    );
-                    let Some(group) = Group::<T>::of(weight, index) else { return };
-                    for (row, sum) in group.rows().into_iter().zip(sums).take(group.count) {
-                        // SAFETY: a layer row belongs to one group, and `stretches` gives a group to one thread.
-                        unsafe { out.range(row, 1) }.fill(sum);
-                    }
-                }
-                return;
-            }
-            // Only the last group of a matrix may have fewer rows.
-            let (first, len) = (first.rows()[0], LANES * items.len());
-            // SAFETY: groups are neighbouring layer rows, and `stretches` gives a group to one thread.
-            let y = unsafe { out.range(first, len) };
-            lanes.run_bytes(
-                #[inline(always)]
-                || {
-                    for (y, index) in y.chunks_mut(LANES).zip(items) {
-                        y.copy_from_slice(&sums::<L, T>(lanes, weight, index, kept, x)[..y.len()]);
-                    }
-                },
-            );
-            if !epilogue.gated && !plain(weight, epilogue) {
-                lanes.run(
+        count,
+        |_| (None, None),
+        |(kept, other): &mut (Kept<L, T>, Kept<L, T>), items| {
+            let mut first = items.start;
+            while first < items.end {
+                let piece = first..items.end.min(first + PIECE);
+                let at = first * LANES;
+                // SAFETY: results of groups do not overlap, and `stretches` gives a group to one thread.
+                let out = unsafe { out.range(at, LANES * piece.len()) };
+                first = piece.end;
+                lanes.run_bytes(
                     #[inline(always)]
-                    || finish(lanes, weight, epilogue, first, 1, y),
+                    || {
+                        let (mut values, mut ups) = ([[0.0; LANES]; PIECE], [[0.0; LANES]; PIECE]);
+                        sums_of::<L, T>(lanes, weight, piece.clone(), kept, x, &mut values);
+                        let values = &mut values.as_flattened_mut()[..out.len()];
+                        if gated {
+                            let piece = piece.start + count..piece.end + count;
+                            sums_of::<L, T>(lanes, weight, piece, other, x, &mut ups);
+                            gate(weight, &epilogue, at, values, ups.as_flattened());
+                        } else if !plain(weight, &epilogue) {
+                            finish(lanes, weight, &epilogue, at, 1, values);
+                        }
+                        put(out, values, residual.map(|all| all.get(at..).unwrap_or_default()));
+                    },
                 );
             }
         },
     );
-    if epilogue.gated || !lines && !plain(weight, epilogue) {
-        team.chunks(y, FINISH_ROWS, |_, job, y| {
-            lanes.run(
-                #[inline(always)]
-                || finish(lanes, weight, epilogue, job * FINISH_ROWS, 1, y),
-            );
-        });
+}
+
+/// Puts values in place: alone, added to what is there (`Some(&[])`), or to `residual`.
+#[inline(always)]
+fn put(out: &mut [f32], values: &[f32], residual: Option<&[f32]>) {
+    match residual {
+        None => out.copy_from_slice(&values[..out.len()]),
+        Some([]) => out.iter_mut().zip(values).for_each(|(out, value)| *out += value),
+        Some(residual) => {
+            let sums = residual.iter().zip(values).map(|(residual, value)| residual + value);
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum);
+        }
     }
+}
+
+/// Whether results need nothing more.
+pub(super) fn plain(weight: &Matrix, epilogue: &Epilogue) -> bool {
+    let Epilogue { act, gated, scale, softcap } = *epilogue;
+    !gated && act == Act::Identity && scale == 1.0 && softcap.is_none() && weight.bias.is_empty()
+}
+
+/// `act(gate) * up` in place of the gates of results from `first` on.
+#[inline(always)]
+fn gate(weight: &Matrix, epilogue: &Epilogue, first: usize, gates: &mut [f32], ups: &[f32]) {
+    // A bias lies as layer rows do, pair by pair.
+    let bias = weight.bias.as_chunks::<2>().0.get(first..).unwrap_or_default();
+    gates.iter_mut().zip(bias).for_each(|(gate, bias)| *gate += bias[0]);
+    activate(epilogue.act, gates);
+    if bias.is_empty() {
+        gates.iter_mut().zip(ups).for_each(|(gate, up)| *gate *= up);
+    } else {
+        let ups = ups.iter().zip(bias).map(|(up, bias)| up + bias[1]);
+        gates.iter_mut().zip(ups).for_each(|(gate, up)| *gate *= up);
+    }
+    finish_values(epilogue, gates);
 }
 
 /// What the weights of a segment are looked up with, and the number of the segment.
 type Kept<L, T> = Option<(usize, <T as Grouped>::Tables<L>)>;
 
-/// Whether groups are neighbouring layer rows, sixteen each but for the last.
-fn whole_lines<T: Grouped>(weight: &Matrix) -> bool {
-    let mut before = weight.tensors.iter().rev().skip(1).filter_map(T::of);
-    weight.shape.arrangement == Arrangement::Stacked
-        && before.all(|tensor| tensor.rows().is_multiple_of(LANES))
-}
-
-/// The sums of group `index`.
+/// The sums of groups.
 #[inline(always)]
-fn sums<L: Bytes, T: Grouped>(
+fn sums_of<L: Bytes, T: Grouped>(
     lanes: L,
     weight: &Matrix,
-    index: usize,
+    groups: Range<usize>,
     kept: &mut Kept<L, T>,
     x: QuantRow<'_>,
-) -> [f32; LANES] {
-    let mut sums = [0.0; LANES];
-    let Some(group) = Group::<T>::of(weight, index) else { return sums };
-    let (_, tables) = match kept {
-        Some(kept) if kept.0 == group.segment => kept,
-        kept => kept.insert((group.segment, group.tensor.tables(lanes))),
-    };
-    lanes.store(one_row(lanes, &group, tables, x), &mut sums);
-    sums
+    to: &mut [[f32; LANES]],
+) {
+    // All segments have the same columns.
+    let Some(first) = Group::<T>::of(weight, groups.start) else { return };
+    for panel in 0..first.tensor.panels().count() {
+        for (index, to) in groups.clone().zip(&mut *to) {
+            let Some(group) = Group::<T>::of(weight, index) else { return };
+            let (_, tables) = match &mut *kept {
+                Some(kept) if kept.0 == group.segment => kept,
+                kept => kept.insert((group.segment, group.tensor.tables(lanes))),
+            };
+            lanes.store(one_row(lanes, &group, panel, tables, x, lanes.load(to)), to);
+        }
+    }
 }
 
-/// Sixteen rows of weights times one row of activations.
+/// Sixteen rows of weights times one row of activations, both in one panel of columns, added to `total`.
 #[inline(always)]
 pub(super) fn one_row<L: Bytes, T: Grouped>(
     lanes: L,
     group: &Group<'_, T>,
+    panel: usize,
     tables: &T::Tables<L>,
     x: QuantRow<'_>,
+    mut total: L::V,
 ) -> L::V {
-    let blocks = group.tensor.blocks(group.group);
+    let blocks = group.tensor.blocks(panel, group.group);
+    let first = group.tensor.panels().blocks(panel).start;
     // Lengths are checked here, not at each block.
-    let (coarse, fine) = (&x.coarse[..blocks.len()], &x.fine[..blocks.len()]);
-    let scales = &x.scales[..blocks.len()];
-    let mut total = lanes.splat(0.0);
+    let (coarse, fine) = (&x.coarse[first..][..blocks.len()], &x.fine[first..][..blocks.len()]);
+    let scales = &x.scales[first..][..blocks.len()];
     group.tensor.each_block(
         lanes,
+        panel,
         group.group,
         tables,
         #[inline(always)]
         |block, scale| {
-            // A group of long rows is as large as the first-level cache: by the next one its inputs have left it.
-            first_level(coarse, block + AHEAD);
-            if T::INPUTS_TWICE {
-                first_level(fine, block + AHEAD);
-            }
-            if block.is_multiple_of(4) {
-                first_level(scales, block + 4 * AHEAD);
-            }
             let of = &scales[block];
             let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &coarse[block], of.coarse_sum);
             let factor = lanes.mul(scale, lanes.splat(of.coarse));

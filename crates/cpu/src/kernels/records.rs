@@ -1,10 +1,10 @@
 //! Keys and values as attention reads them: sixteen features of a stored record at a time.
 
 use crate::bound::AttendView;
-use crate::cache::{Cache, decode, decode_block, record_scale};
+use crate::cache::{decode, decode_block, record_scale};
 use crate::simd::Lanes;
-use halfbyte_backend::KvType;
 use halfbyte_backend::kv::KV_BLOCK;
+use halfbyte_backend::{KvShape, KvType};
 
 /// Keys or values of one head of one sequence.
 #[derive(Clone, Copy)]
@@ -40,31 +40,19 @@ impl<'a> Records<'a> {
     }
 }
 
-/// The keys and values of `head` of the sequence of `row`: all positions in the cache, or the rows of its
-/// own submission.
-pub(super) fn records<'a>(
+/// Keys or values in a cache: `bytes` are those of one head of one sequence, and may be more.
+pub(super) fn stored(shape: KvShape, bytes: &[u8]) -> Records<'_> {
+    let len = shape.head_bytes() as usize;
+    Records { dtype: shape.dtype, bytes, stride: len, len, first: 0, slots: shape.slots() }
+}
+
+/// Keys and values of `head` in the rows of a submission, which are counted from its start, as `submitted_rows` does.
+pub(super) fn submitted<'a>(
     view: &AttendView<'_>,
-    cache: Option<&'a Cache>,
     qkv: &'a [f32],
-    row: usize,
     head: usize,
 ) -> (Records<'a>, Records<'a>) {
     let (heads, kv_heads, dim) = (view.step.heads, view.step.kv_heads, view.step.head_dim);
-    if let Some(cache) = cache {
-        let len = cache.shape.head_bytes() as usize;
-        let at = cache.head_start(view.places[row].sequence as usize, head);
-        let slots = cache.shape.slots();
-        let of = |bytes: &'a [u8]| Records {
-            dtype: cache.shape.dtype,
-            bytes: &bytes[at..],
-            stride: len,
-            len,
-            first: 0,
-            slots,
-        };
-        return (of(&cache.keys), of(&cache.values));
-    }
-    // Rows are counted from the start of the submission, as `submitted_rows` does.
     let of = |column: usize| Records {
         dtype: KvType::F32,
         bytes: bytemuck::cast_slice(&qkv[column..]),
