@@ -99,7 +99,9 @@ impl ModelConfig {
     /// # Errors
     /// An unknown type of scaling, or parameters that are missing or out of range.
     pub fn rope_for(&self, layer_type: &str) -> Result<RopeScaling, CheckpointError> {
-        if let Some(parameters) = self.section("rope_parameters")? {
+        if let Some(parameters) = self.section("rope_parameters")?
+            && !self.scaling_goes_first(&parameters)?
+        {
             let nested = parameters.json.values().any(|value| value.is_object());
             if !nested {
                 return self.read_rope(&parameters, None);
@@ -129,6 +131,23 @@ impl ModelConfig {
                 kind: RopeKind::Default,
             }),
         }
+    }
+
+    /// Whether `rope_scaling` is there besides `rope_parameters` and says something else, as where somebody has added it
+    /// for a longer context: it then takes the place of them, as in transformers, if it is known of which base.
+    fn scaling_goes_first(&self, parameters: &ModelConfig) -> Result<bool, CheckpointError> {
+        const KEY: &str = "rope_scaling";
+        let Some(scaling) = self.section(KEY)? else { return Ok(false) };
+        if scaling.json.iter().all(|(key, value)| parameters.json.get(key) == Some(value)) {
+            return Ok(false);
+        }
+        let nested = parameters.json.values().any(|value| value.is_object());
+        let theta = scaling.opt("rope_theta").or(self.opt("rope_theta"));
+        if nested || theta.is_none() {
+            let instead = "nothing beside rope_parameters: put it there, with its rope_theta";
+            return Err(self.error(KEY, self.opt(KEY), instead));
+        }
+        Ok(true)
     }
 
     /// Reads `parameters`, an object with `rope_type`. What it lacks is looked for at the top (`self`).

@@ -52,6 +52,33 @@ fn the_old_and_the_new_form_say_the_same() {
 }
 
 #[test]
+fn scaling_that_was_added_goes_first_if_its_base_is_known() {
+    let saved = json!({"rope_type": "default", "rope_theta": 5000.0});
+    let added = json!({"rope_type": "linear", "factor": 2.0});
+    let (linear, theta) = (RopeKind::Linear { factor: 2.0 }, 7000.0);
+    // As transformers 5 reads them.
+    let both = rope(json!({"rope_parameters": saved, "rope_scaling": added, "rope_theta": theta}));
+    assert_eq!((both.kind, both.theta), (linear.clone(), theta));
+    let own = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": theta});
+    let both = rope(json!({"rope_parameters": saved, "rope_scaling": own}));
+    assert_eq!((both.kind, both.theta), (linear.clone(), theta));
+    // Where transformers would go on with a base of 10000, whatever the model's was.
+    let error = refused(json!({"rope_parameters": saved, "rope_scaling": added}));
+    assert!(error.contains("rope_scaling is ") && error.contains("put it there"), "{error}");
+    let nested = json!({"full_attention": saved, "sliding_attention": saved});
+    let error = refused(json!({"rope_parameters": nested, "rope_scaling": added, "rope_theta": theta}));
+    assert!(error.contains("put it there"), "{error}");
+
+    // Said twice, or not at all.
+    let same = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0});
+    let both = rope(json!({"rope_parameters": same, "rope_scaling": added}));
+    assert_eq!((both.kind, both.theta), (linear, 5000.0));
+    for nothing in [json!(null), json!({})] {
+        assert_eq!(rope(json!({"rope_parameters": saved, "rope_scaling": nothing})).theta, 5000.0);
+    }
+}
+
+#[test]
 fn yarn_has_its_defaults() {
     let parameters =
         json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "mscale": 0.7});

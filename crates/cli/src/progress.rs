@@ -52,6 +52,7 @@ impl Bars {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(what.to_owned());
+            bar.set_message(if narrow { what } else { message }.to_owned());
             // What an earlier try left took no time now.
             let bar = bars.add(bar.with_position(done));
             bar.reset_eta();
