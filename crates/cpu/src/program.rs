@@ -440,3 +440,28 @@ impl std::fmt::Debug for CpuProgram {
         write!(f, "CpuProgram({} steps, {held} ledger rows)", self.state.steps.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_threads_choose_what_one_chooses() {
+        let team = Team::new(3);
+        let mut stream = halfbyte_backend::random::Stream::new(5);
+        for len in [1, 2, 63, 64, 65, 1000, 32_003] {
+            let mut logits: Vec<f32> = (0..len).map(|_| stream.normal()).collect();
+            assert_eq!(greedy(&team, &logits), argmax(&logits), "{len}");
+            // The first of equals, in other parts too.
+            logits[len - 1] = 9.0;
+            logits[len / 2] = 9.0;
+            assert_eq!(greedy(&team, &logits), (len / 2) as u32);
+            logits[..len / 2].fill(f32::NAN);
+            assert_eq!(greedy(&team, &logits), (len / 2) as u32);
+            logits.fill(f32::NEG_INFINITY);
+            assert_eq!(greedy(&team, &logits), argmax(&logits));
+            logits.fill(f32::NAN);
+            assert_eq!(greedy(&team, &logits), argmax(&logits));
+        }
+    }
+}
