@@ -13,6 +13,16 @@ use std::path::Path;
 pub const SINGLE: &str = "model.safetensors";
 /// The index of weights in several.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
+/// Small files that a model may have beside its configuration, and that are of use here.
+pub(crate) const SMALL: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 impl ModelFiles {
     /// Finds the files of the model in a directory and memory-maps its weights.

@@ -1,23 +1,11 @@
 //! Which files of a repository are needed.
 
-use crate::native::{SHARD_INDEX, SINGLE};
-
-/// Small files that are taken where they exist.
-const SMALL: &[&str] = &[
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
+use crate::native::{SHARD_INDEX, SINGLE, SMALL};
 
 /// The small files of a repository that are needed: a sentencepiece tokenizer only where there is no other.
 pub(super) fn small(files: &[&str]) -> Vec<String> {
     let sentencepiece = (!files.contains(&"tokenizer.json")).then_some("tokenizer.model");
-    let wanted = SMALL.iter().copied().chain(sentencepiece);
+    let wanted = ["config.json"].into_iter().chain(SMALL.iter().copied()).chain(sentencepiece);
     wanted.filter(|file| files.contains(file)).map(str::to_owned).collect()
 }
 

@@ -7,23 +7,16 @@ use super::sharding::file_name;
 use super::state_json::torch_name;
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
-use crate::native::SHARD_INDEX;
+use crate::native::{SHARD_INDEX, SMALL};
 use crate::selection::Selection;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Files of a model's directory that are copied where they exist: tokenizers of all kinds, image and audio
-/// processors, generation defaults, chat templates, licences.
+/// Files of a model's directory that are copied where they exist, besides [`SMALL`]: tokenizers of other kinds, image and
+/// audio processors, licences.
 const COPIED: &[&str] = &[
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
@@ -62,7 +55,7 @@ fn copy(checkpoint: &Checkpoint, directory: &Directory) -> Result<(), Checkpoint
     }
     let Some(source) = source else { return Ok(()) };
     let held: Vec<&str> = checkpoint.companions().map(|(name, _)| name).collect();
-    for name in COPIED.iter().filter(|name| !held.contains(name)) {
+    for name in SMALL.iter().chain(COPIED).filter(|name| !held.contains(name)) {
         let path = source.join(name);
         match std::fs::read(&path) {
             Ok(bytes) => directory.put(name, &bytes)?,
