@@ -4,12 +4,14 @@
 //! one before, so that a machine that grows slower or faster meanwhile favours neither.
 
 mod gguf;
+mod idle;
 mod report;
 mod revision;
 mod side;
 
 use crate::cargo;
 use clap::Args;
+use idle::{Awake, Ticks};
 use report::{Figure, Samples};
 use side::Side;
 use std::collections::BTreeMap;
@@ -42,6 +44,10 @@ pub struct BenchArgs {
     /// Turns of each side.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Keep all processors from sleeping meanwhile (Linux, root): those of a virtual machine are moved when they wake, and
+    /// its memory's bandwidth with them.
+    #[arg(long)]
+    awake: bool,
     /// The `halfbyte` to measure [default: built from the working tree].
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -68,6 +74,7 @@ pub struct BenchArgs {
 /// Measures, prints a table, and writes the JSON if one is asked for.
 pub fn run(args: &BenchArgs) -> Result<(), String> {
     let sides = sides(args)?;
+    let _awake = args.awake.then(Awake::hold).transpose()?;
     let mut samples: BTreeMap<Figure, Vec<Samples>> = BTreeMap::new();
     for round in 0..args.rounds.max(1) {
         let mut order: Vec<usize> = (0..sides.len()).collect();
@@ -75,10 +82,21 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
             order.reverse();
         }
         for index in order {
-            eprintln!("turn {} of {}: {}", round + 1, args.rounds.max(1), sides[index].name());
-            for (figure, speed) in sides[index].measure(args)? {
+            let before = Ticks::now();
+            let figures = sides[index].measure(args)?;
+            let stolen = Ticks::now().zip(before).map_or(0.0, |(now, before)| now.stolen_since(before));
+            let said: Vec<String> = figures.iter().map(|(_, speed)| format!("{speed:.2}")).collect();
+            eprintln!(
+                "turn {} of {}: {}: {} tokens/s; the host gave {:.1} % of the processors to others",
+                round + 1,
+                args.rounds.max(1),
+                sides[index].name(),
+                said.join(", "),
+                stolen * 100.0
+            );
+            for (figure, speed) in figures {
                 let row = samples.entry(figure).or_insert_with(|| vec![Samples::default(); sides.len()]);
-                row[index].add(speed);
+                row[index].add(speed, stolen);
             }
         }
     }

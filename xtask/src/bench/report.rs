@@ -16,7 +16,12 @@ pub enum Figure {
 
 /// One side's turns.
 #[derive(Debug, Clone, Default)]
-pub struct Samples(Vec<f64>);
+pub struct Samples {
+    /// Tokens a second.
+    speeds: Vec<f64>,
+    /// The share of the processors that their host gave to others meanwhile.
+    stolen: Vec<f64>,
+}
 
 impl Figure {
     fn name(self) -> String {
@@ -29,13 +34,14 @@ impl Figure {
 
 impl Samples {
     /// One more turn.
-    pub fn add(&mut self, speed: f64) {
-        self.0.push(speed);
+    pub fn add(&mut self, speed: f64, stolen: f64) {
+        self.speeds.push(speed);
+        self.stolen.push(stolen);
     }
 
     fn spread(&self) -> Option<(f64, f64)> {
-        let least = self.0.iter().copied().reduce(f64::min)?;
-        Some((least, self.0.iter().copied().fold(least, f64::max)))
+        let least = self.speeds.iter().copied().reduce(f64::min)?;
+        Some((least, self.speeds.iter().copied().fold(least, f64::max)))
     }
 }
 
@@ -56,7 +62,14 @@ pub fn median(values: &[f64]) -> Option<f64> {
 fn ratio(row: &[Samples], other: usize) -> Option<(f64, f64, f64)> {
     let (own, peer) = (row.first()?, row.get(other)?);
     let ((own_least, own_most), (least, most)) = (own.spread()?, peer.spread()?);
-    Some((median(&own.0)? / median(&peer.0)?, own_least / most, own_most / least))
+    Some((median(&own.speeds)? / median(&peer.speeds)?, own_least / most, own_most / least))
+}
+
+/// The median of how many times as fast the first side is as side `other` in each turn.
+fn side_by_side(row: &[Samples], other: usize) -> Option<f64> {
+    let (own, peer) = (row.first()?, row.get(other)?);
+    let ratios: Vec<f64> = own.speeds.iter().zip(&peer.speeds).map(|(own, peer)| own / peer).collect();
+    median(&ratios)
 }
 
 /// A table for people: tokens a second, and how many times as fast the first side is as the others.
@@ -65,13 +78,15 @@ pub fn table(names: &[&str], samples: &BTreeMap<Figure, Vec<Samples>>) -> String
     for (&figure, row) in samples {
         let _ = writeln!(text, "{}", figure.name());
         for (index, name) in names.iter().enumerate() {
-            let Some((median, (least, most))) = median(&row[index].0).zip(row[index].spread()) else {
+            let Some((median, (least, most))) = median(&row[index].speeds).zip(row[index].spread()) else {
                 let _ = writeln!(text, "  {name}: no figure");
                 continue;
             };
             let _ = write!(text, "  {name}: {median:.2} tokens/s ({least:.2} to {most:.2})");
             if let Some((ratio, least, most)) = ratio(row, index).filter(|_| index > 0) {
-                let _ = write!(text, "; {} is {ratio:.2} times as fast ({least:.2} to {most:.2})", names[0]);
+                let _ = write!(text, "; {} is {ratio:.2} times as fast ({least:.2} to {most:.2}", names[0]);
+                let beside = side_by_side(row, index).unwrap_or(ratio);
+                let _ = write!(text, "; turns side by side {beside:.2})");
             }
             text.push('\n');
         }
@@ -93,9 +108,11 @@ pub fn json(args: &BenchArgs, names: &[&str], samples: &BTreeMap<Figure, Vec<Sam
                 "name": name,
                 "prefill_tokens": prefill,
                 "context": context,
-                "tokens_per_second": median(&row[index].0),
-                "samples": row[index].0,
+                "tokens_per_second": median(&row[index].speeds),
+                "samples": row[index].speeds,
+                "stolen": row[index].stolen,
                 "first_is_times_as_fast": ratio.map(|(ratio, _, _)| ratio),
+                "side_by_side": side_by_side(row, index).filter(|_| index > 0),
             }));
         }
     }
@@ -105,6 +122,7 @@ pub fn json(args: &BenchArgs, names: &[&str], samples: &BTreeMap<Figure, Vec<Sam
         "threads": args.threads,
         "decoded_tokens": args.tokens,
         "head": args.head,
+        "awake": args.awake,
         "rows": rows,
     })
 }
@@ -122,12 +140,16 @@ mod tests {
 
     #[test]
     fn ratios_and_their_spread() {
-        let row = [Samples(vec![4.0, 6.0, 5.0]), Samples(vec![2.0, 3.0, 2.5])];
-        assert_eq!(ratio(&row, 1), Some((2.0, 4.0 / 3.0, 3.0)));
+        let turns = |speeds: [f64; 3]| Samples { speeds: speeds.to_vec(), stolen: vec![0.0; 3] };
+        let row = [turns([4.0, 6.0, 5.0]), turns([2.0, 3.0, 2.0])];
+        assert_eq!(ratio(&row, 1), Some((2.5, 4.0 / 3.0, 3.0)));
+        assert_eq!(side_by_side(&row, 1), Some(2.0));
         let samples = BTreeMap::from([(Figure::DecodeAt(0), row.to_vec())]);
         let text = table(&["halfbyte", "peer"], &samples);
         assert!(
-            text.contains("peer: 2.50 tokens/s (2.00 to 3.00); halfbyte is 2.00 times as fast"),
+            text.contains(
+                "2.00 to 3.00); halfbyte is 2.50 times as fast (1.33 to 3.00; turns side by side 2.00)"
+            ),
             "{text}"
         );
     }
