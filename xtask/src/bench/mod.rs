@@ -5,6 +5,7 @@
 
 mod gguf;
 mod idle;
+mod interleave;
 mod report;
 mod revision;
 mod side;
@@ -16,6 +17,7 @@ use report::{Figure, Samples};
 use side::Side;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What is measured, and with what it is compared.
 #[derive(Args)]
@@ -41,6 +43,10 @@ pub struct BenchArgs {
     /// Measurements within a turn; their median is the turn's figure.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
+    /// Run all sides at once, one for so many seconds while the others are stopped, and so on (Unix): for machines whose
+    /// speed changes within a turn. Wants many short --repeats.
+    #[arg(long, value_name = "SECONDS")]
+    interleave: Option<f64>,
     /// Turns of each side.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -77,27 +83,33 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
     let _awake = args.awake.then(Awake::hold).transpose()?;
     let mut samples: BTreeMap<Figure, Vec<Samples>> = BTreeMap::new();
     for round in 0..args.rounds.max(1) {
-        let mut order: Vec<usize> = (0..sides.len()).collect();
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for index in order {
-            let before = Ticks::now();
-            let figures = sides[index].measure(args)?;
-            let stolen = Ticks::now().zip(before).map_or(0.0, |(now, before)| now.stolen_since(before));
+        let turn = format!("turn {} of {}", round + 1, args.rounds.max(1));
+        let mut add = |index: usize, figures: Vec<(Figure, f64)>, stolen: f64| {
             let said: Vec<String> = figures.iter().map(|(_, speed)| format!("{speed:.2}")).collect();
+            let (name, stolen_percent) = (sides[index].name(), stolen * 100.0);
             eprintln!(
-                "turn {} of {}: {}: {} tokens/s; the host gave {:.1} % of the processors to others",
-                round + 1,
-                args.rounds.max(1),
-                sides[index].name(),
-                said.join(", "),
-                stolen * 100.0
+                "{turn}: {name}: {} tokens/s; the host gave {stolen_percent:.1} % of the processors to others",
+                said.join(", ")
             );
             for (figure, speed) in figures {
                 let row = samples.entry(figure).or_insert_with(|| vec![Samples::default(); sides.len()]);
                 row[index].add(speed, stolen);
             }
+        };
+        if let Some(seconds) = args.interleave {
+            let window =
+                Duration::try_from_secs_f64(seconds).map_err(|error| format!("--interleave: {error}"))?;
+            let (all, stolen) = stolen_during(|| interleave::measure(&sides, args, window));
+            all?.into_iter().enumerate().for_each(|(index, figures)| add(index, figures, stolen));
+            continue;
+        }
+        let mut order: Vec<usize> = (0..sides.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for index in order {
+            let (figures, stolen) = stolen_during(|| sides[index].measure(args));
+            add(index, figures?, stolen);
         }
     }
     let names: Vec<&str> = sides.iter().map(Side::name).collect();
@@ -108,6 +120,13 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
+}
+
+/// Does `work`; the share of the processors that a virtual machine's host gave to others meanwhile.
+fn stolen_during<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    let before = Ticks::now();
+    let done = work();
+    (done, Ticks::now().zip(before).map_or(0.0, |(now, before)| now.stolen_since(before)))
 }
 
 /// The working tree's build, then what it is compared with.

@@ -123,6 +123,7 @@ pub fn json(args: &BenchArgs, names: &[&str], samples: &BTreeMap<Figure, Vec<Sam
         "decoded_tokens": args.tokens,
         "head": args.head,
         "awake": args.awake,
+        "interleave_seconds": args.interleave,
         "rows": rows,
     })
 }

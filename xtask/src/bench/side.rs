@@ -4,7 +4,7 @@ use super::BenchArgs;
 use super::report::{Figure, median};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// One of the things that are compared.
 pub struct Side {
@@ -36,18 +36,41 @@ impl Side {
 
     /// One turn: each figure in tokens a second.
     pub fn measure(&self, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String> {
+        let mut figures = Vec::new();
+        for call in self.calls(args) {
+            figures.extend(self.figures(args, &run(&call, args.threads)?)?);
+        }
+        Ok(figures)
+    }
+
+    /// What one turn runs, one after the other.
+    pub fn calls(&self, args: &BenchArgs) -> Vec<Call> {
         match &self.kind {
-            Kind::Halfbyte(path) => halfbyte(path, args),
+            Kind::Halfbyte(path) => vec![halfbyte(path, args)],
             Kind::LlamaBench(file) => llama(file, args),
         }
     }
+
+    /// What a call has printed.
+    pub fn figures(&self, args: &BenchArgs, report: &Value) -> Result<Vec<(Figure, f64)>, String> {
+        match &self.kind {
+            Kind::Halfbyte(_) => halfbyte_figures(args, report),
+            Kind::LlamaBench(_) => llama_figures(report),
+        }
+    }
+}
+
+/// A program and its arguments.
+pub struct Call {
+    program: String,
+    args: Vec<String>,
 }
 
 fn list(numbers: &[usize]) -> String {
     numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn halfbyte(path: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String> {
+fn halfbyte(path: &Path, args: &BenchArgs) -> Call {
     let mut rest = vec!["bench".to_owned(), "--shape".into(), args.shape.clone(), "--json".into()];
     rest.extend(["--device-map".into(), args.device_map.clone()]);
     rest.extend(["--prefill".into(), list(&args.prefill)]);
@@ -56,7 +79,10 @@ fn halfbyte(path: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String>
     rest.extend(["--decode-at".into(), list(at), "--tokens".into(), args.tokens.max(1).to_string()]);
     rest.extend(["--repeats".into(), args.repeats.max(1).to_string()]);
     rest.extend(args.rest.iter().cloned());
-    let report = run(&path.to_string_lossy(), &rest, args.threads)?;
+    Call { program: path.to_string_lossy().into_owned(), args: rest }
+}
+
+fn halfbyte_figures(args: &BenchArgs, report: &Value) -> Result<Vec<(Figure, f64)>, String> {
     let rows = report["rows"].as_array().ok_or("`halfbyte bench --json` printed no rows")?;
     let mut figures = Vec::new();
     for row in rows {
@@ -73,7 +99,7 @@ fn halfbyte(path: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String>
     Ok(figures)
 }
 
-fn llama(file: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String> {
+fn llama(file: &Path, args: &BenchArgs) -> Vec<Call> {
     let threads = args.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from));
     let gpu = args.device_map != "cpu";
     // `-d` would put prompts behind a context too: prompts and decoding are two calls.
@@ -85,8 +111,7 @@ fn llama(file: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String> {
     if args.tokens > 0 {
         calls.push(("0".to_owned(), args.tokens.to_string(), list(&args.decode_at)));
     }
-    let mut figures = Vec::new();
-    for (prompts, tokens, depths) in calls {
+    let call = |(prompts, tokens, depths): (String, String, String)| {
         let mut rest = vec!["-m".to_owned(), file.to_string_lossy().into_owned()];
         rest.extend(["-o", "json", "-r", &args.repeats.max(1).to_string()].map(str::to_owned));
         rest.extend(["-p", &prompts, "-n", &tokens, "-d", &depths].map(str::to_owned));
@@ -95,42 +120,60 @@ fn llama(file: &Path, args: &BenchArgs) -> Result<Vec<(Figure, f64)>, String> {
             rest.extend(["-t".to_owned(), threads.to_string()]);
         }
         rest.extend(args.peer_arg.iter().cloned());
-        let report = run("llama-bench", &rest, args.threads)?;
-        let rows = report.as_array().ok_or("`llama-bench -o json` printed no list")?;
-        for row in rows {
-            let field = |name: &str| row[name].as_u64().unwrap_or(0) as usize;
-            let samples = row["samples_ts"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let samples: Vec<f64> = samples.iter().filter_map(Value::as_f64).collect();
-            let figure = match field("n_prompt") {
-                0 => Figure::DecodeAt(field("n_depth")),
-                tokens => Figure::Prefill(tokens),
-            };
-            if let Some(speed) = median(&samples) {
-                figures.push((figure, speed));
-            }
+        Call { program: "llama-bench".into(), args: rest }
+    };
+    calls.into_iter().map(call).collect()
+}
+
+fn llama_figures(report: &Value) -> Result<Vec<(Figure, f64)>, String> {
+    let rows = report.as_array().ok_or("`llama-bench -o json` printed no list")?;
+    let mut figures = Vec::new();
+    for row in rows {
+        let field = |name: &str| row[name].as_u64().unwrap_or(0) as usize;
+        let samples = row["samples_ts"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let samples: Vec<f64> = samples.iter().filter_map(Value::as_f64).collect();
+        let figure = match field("n_prompt") {
+            0 => Figure::DecodeAt(field("n_depth")),
+            tokens => Figure::Prefill(tokens),
+        };
+        if let Some(speed) = median(&samples) {
+            figures.push((figure, speed));
         }
     }
     Ok(figures)
 }
 
 /// Runs a program, bound to the first `cores` cores that this process may use, and parses its stdout.
-fn run(program: &str, args: &[String], cores: Option<usize>) -> Result<Value, String> {
-    let mut command = match cores {
-        Some(count) => {
-            let mut taskset = Command::new("taskset");
-            taskset.args(["--cpu-list", &list(&first_cores(count)?), program]);
-            taskset
-        }
-        None => Command::new(program),
-    };
-    let output = command.args(args).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("{program} could not be started: {error}"))?;
-    if !output.status.success() {
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
-        return Err(format!("{program} {} failed: {}: {last}", args.join(" "), output.status));
+fn run(call: &Call, cores: Option<usize>) -> Result<Value, String> {
+    call.result(call.start(cores)?)
+}
+
+impl Call {
+    /// Starts it.
+    pub fn start(&self, cores: Option<usize>) -> Result<Child, String> {
+        let mut command = match cores {
+            Some(count) => {
+                let mut taskset = Command::new("taskset");
+                taskset.args(["--cpu-list", &list(&first_cores(count)?), &self.program]);
+                taskset
+            }
+            None => Command::new(&self.program),
+        };
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().map_err(|error| format!("{} could not be started: {error}", self.program))
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("{program} printed no JSON: {error}"))
+
+    /// Waits for it and parses its stdout.
+    pub fn result(&self, child: Child) -> Result<Value, String> {
+        let program = &self.program;
+        let output = child.wait_with_output().map_err(|error| format!("{program}: {error}"))?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+            return Err(format!("{program} {} failed: {}: {last}", self.args.join(" "), output.status));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|error| format!("{program} printed no JSON: {error}"))
+    }
 }
 
 /// The first `count` cores of this process, from the kernel's list, as in `0-3,8`.
