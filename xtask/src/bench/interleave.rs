@@ -7,7 +7,7 @@
 use super::BenchArgs;
 use super::report::Figure;
 use super::side::Side;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How often a running side is looked at: whether it has ended.
@@ -25,7 +25,7 @@ pub fn measure(
         let [call] = calls.as_slice() else {
             return Err("--interleave measures prompts or decoding: give -p 0 or -n 0".into());
         };
-        let child = Stopped::new(call.start(args.threads)?);
+        let child = Stopped::new(call.start(args.threads, Stdio::inherit())?);
         child.signal("STOP")?;
         running.push((side, calls, child));
     }

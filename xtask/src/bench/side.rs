@@ -145,12 +145,12 @@ fn llama_figures(report: &Value) -> Result<Vec<(Figure, f64)>, String> {
 
 /// Runs a program, bound to the first `cores` cores that this process may use, and parses its stdout.
 fn run(call: &Call, cores: Option<usize>) -> Result<Value, String> {
-    call.result(call.start(cores)?)
+    call.result(call.start(cores, Stdio::piped())?)
 }
 
 impl Call {
-    /// Starts it.
-    pub fn start(&self, cores: Option<usize>) -> Result<Child, String> {
+    /// Starts it. What goes to `stderr` must not wait for [`result`](Self::result) if that comes late: a pipe holds little.
+    pub fn start(&self, cores: Option<usize>, stderr: Stdio) -> Result<Child, String> {
         let mut command = match cores {
             Some(count) => {
                 let mut taskset = Command::new("taskset");
@@ -159,7 +159,7 @@ impl Call {
             }
             None => Command::new(&self.program),
         };
-        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         command.spawn().map_err(|error| format!("{} could not be started: {error}", self.program))
     }
 
