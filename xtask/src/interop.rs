@@ -10,7 +10,7 @@ use std::process::Command;
 pub fn run(halfbyte: Option<PathBuf>, install: bool, if_available: bool) -> Result<(), String> {
     let (root, target) = (python::root(), python::target());
     let python =
-        match python::environment(&root.join("tests/interop/requirements.txt"), &target.join("interop")) {
+        match python::environment(&root.join("tests/interop/requirements.txt"), &target.join("interop"), 8) {
             Ok(python) => python,
             Err(error) if if_available => {
                 println!("SKIPPED: the comparison with transformers and bitsandbytes: {error}");

@@ -15,7 +15,7 @@ pub fn file(shape: &str, head: &str, own_python: Option<&Path>) -> Result<PathBu
     let benches = python::root().join("benches");
     let python = match own_python {
         Some(python) => python.to_owned(),
-        None => python::environment(&benches.join("requirements.txt"), &dir.join("python"))?,
+        None => python::environment(&benches.join("requirements.txt"), &dir.join("python"), 1)?,
     };
     let part = path.with_extension("part");
     let script = benches.join("make_gguf.py");
