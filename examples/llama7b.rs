@@ -82,8 +82,8 @@ fn run(args: &Args) -> Result<(), Error> {
     let generate =
         GenerateOptions { max_new_tokens: args.max_new_tokens, sample: args.sample.over(defaults)? };
     let ids = if model.tokenizer().is_some() { model.encode(&args.prompt)? } else { args.ids.clone() };
-    let generation = model.generate_ids(&ids, &generate, &mut |text| {
-        let shown = json || print(text).is_ok();
+    let generation = model.generate_ids(&ids, &generate, &mut |heard| {
+        let shown = json || heard.text().is_none_or(|text| print(text).is_ok());
         if shown { Flow::Continue } else { Flow::Stop }
     })?;
     if json { print_json(&plan, &model, &generation) } else { print_figures(&model, &generation) }

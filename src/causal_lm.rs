@@ -8,7 +8,7 @@ use crate::loading::Loaded;
 use crate::memory_report::MemoryRow;
 use crate::model_source::ModelSource;
 use crate::opened::{Opened, no_tokenizer};
-use crate::{Error, Flow, LoadOptions, Progress, SampleParams, Silent};
+use crate::{Error, Flow, Heard, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
 use halfbyte_inference::{Came, Finish, Logits, ModelError, Score, Scoring, Session, Task};
 use std::collections::BTreeMap;
@@ -205,9 +205,11 @@ impl CausalLm {
         self.tokenizer.as_ref().is_some_and(Tokenizer::has_chat_template)
     }
 
-    /// Continues `prompt`, giving each piece of text to `on_text` as it comes; an empty one before each further chunk of a
-    /// long prompt, so that it can be stopped there, too. What a former call left in the KV cache is used as far as the
-    /// beginnings agree.
+    /// Continues `prompt`, giving each piece of text to `on_text` as it comes, never an empty one: together they are the
+    /// answer's [`text`](Generation::text). What a former call left in the KV cache is used as far as the beginnings agree.
+    ///
+    /// A text can be stopped where it has a new piece. [`generate_ids`](Self::generate_ids) asks at every token, and
+    /// between the chunks of a long prompt, too.
     ///
     /// An allocation that fails and a device that is lost on the way do not end the text: it goes on from
     /// the tokens that it has, on other devices or with less at once, and [`events`](Self::events) says so.
@@ -221,7 +223,7 @@ impl CausalLm {
         on_text: &mut dyn FnMut(&str) -> Flow,
     ) -> Result<Generation, Error> {
         let ids = self.encode(prompt)?;
-        self.generate_ids(&ids, options, on_text)
+        self.generate_ids(&ids, options, &mut |heard| heard.tell(on_text))
     }
 
     /// The token ids of a prompt that can be continued, as [`generate`](Self::generate) takes them.
@@ -245,7 +247,8 @@ impl CausalLm {
         Ok(ids)
     }
 
-    /// [`generate`](Self::generate) from token ids. Without a tokenizer no text is made.
+    /// [`generate`](Self::generate) from token ids, whose receiver hears of each chunk of the prompt and each token, with
+    /// the text that it completes. Without a tokenizer no text is made.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -253,7 +256,7 @@ impl CausalLm {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_text: &mut dyn FnMut(&str) -> Flow,
+        listen: &mut dyn FnMut(Heard<'_>) -> Flow,
     ) -> Result<Generation, Error> {
         let mut stream = self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode_stream(true));
         let mut failed = None;
@@ -265,16 +268,16 @@ impl CausalLm {
         }
         let inner = self.inner_options(options);
         let mut text = String::new();
-        let mut listen = |came| {
-            let Came::Token(token) = came else { return on_text("") };
-            let Some(stream) = &mut stream else { return on_text("") };
-            match stream.push(token) {
-                Ok(Some(piece)) => {
-                    text += &piece;
-                    on_text(&piece)
+        let mut hear = |came| {
+            let id = match came {
+                Came::Prompt(cached) => return listen(Heard::Prompt { cached }),
+                Came::Token(id) => id,
+            };
+            match stream.as_mut().map_or(Ok(None), |stream| stream.push(id)) {
+                Ok(piece) => {
+                    text.extend(piece.as_deref());
+                    listen(Heard::Token { id, text: piece.as_deref() })
                 }
-                // A token that only begins a character must be able to stop, too.
-                Ok(None) => on_text(""),
                 Err(error) => {
                     failed = Some(error);
                     Flow::Stop
@@ -285,7 +288,7 @@ impl CausalLm {
         let mut attempts = Attempts::new(prompt);
         let needed = prompt.len().saturating_add(options.max_new_tokens).min(context);
         let generation = self.loaded.ask_in_parts(needed, &mut |engine, pause| {
-            attempts.go_on(engine, session, &inner, &mut listen, pause)
+            attempts.go_on(engine, session, &inner, &mut hear, pause)
         })?;
         let cached_tokens = attempts.cached_tokens;
         if let Some(error) = failed {
@@ -293,7 +296,7 @@ impl CausalLm {
         }
         if let Some(rest) = stream.map(|stream| stream.finish()).transpose()?.flatten() {
             text += &rest;
-            on_text(&rest);
+            listen(Heard::Rest(&rest));
         }
         Ok(Generation::new(text, generation, prompt.len(), cached_tokens))
     }
@@ -347,7 +350,7 @@ impl CausalLm {
         Chat::new(self, system)
     }
 
-    /// The model's answer to a conversation, by its chat template.
+    /// The model's answer to a conversation, by its chat template. `on_text` is called as by [`generate`](Self::generate).
     ///
     /// # Errors
     /// As [`generate`](Self::generate), and if there is no chat template.
@@ -357,10 +360,19 @@ impl CausalLm {
         options: &GenerateOptions,
         on_text: &mut dyn FnMut(&str) -> Flow,
     ) -> Result<Generation, Error> {
+        let ids = self.encode_conversation(messages)?;
+        self.generate_ids(&ids, options, &mut |heard| heard.tell(on_text))
+    }
+
+    /// The token ids of a conversation up to where the model is to answer, by its chat template, as
+    /// [`generate_ids`](Self::generate_ids) takes them.
+    ///
+    /// # Errors
+    /// No tokenizer, no chat template, or one that refuses this conversation.
+    pub fn encode_conversation(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, Error> {
         let tokenizer = self.needed_tokenizer()?;
         let prompt = tokenizer.apply_chat_template(messages, true)?;
-        let ids = tokenizer.encode(&prompt, false)?;
-        self.generate_ids(&ids, options, on_text)
+        Ok(tokenizer.encode(&prompt, false)?)
     }
 
     /// Float32 logits of every position, `[tokens, vocabulary]`.

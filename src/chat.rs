@@ -1,6 +1,6 @@
 //! A conversation.
 
-use crate::{CausalLm, Error, Flow, GenerateOptions, Generation};
+use crate::{CausalLm, Error, Flow, GenerateOptions, Generation, Heard};
 use halfbyte_checkpoint::ChatMessage;
 
 /// A conversation with a [`CausalLm`]. What was said stays in the KV cache: a turn computes only what is
@@ -33,7 +33,7 @@ impl<'m> Chat<'m> {
         self.plain = self.messages.iter().map(|message| format!("{}\n", message.content)).collect();
     }
 
-    /// Says `text` and streams the answer to `on_text`. A stopped answer stays in the conversation as far
+    /// Says `text` and streams the answer to `on_text`, piece by piece, never an empty one. A stopped answer stays in the conversation as far
     /// as it got. Without a chat template the text is continued as it is.
     ///
     /// # Errors
@@ -45,15 +45,30 @@ impl<'m> Chat<'m> {
         options: &GenerateOptions,
         on_text: &mut dyn FnMut(&str) -> Flow,
     ) -> Result<Generation, Error> {
+        self.say_heard(text, options, &mut |heard| heard.tell(on_text))
+    }
+
+    /// [`say`](Self::say), whose receiver hears of each chunk of the prompt and each token, and may stop at any.
+    ///
+    /// # Errors
+    /// As [`say`](Self::say).
+    pub fn say_heard(
+        &mut self,
+        text: &str,
+        options: &GenerateOptions,
+        listen: &mut dyn FnMut(Heard<'_>) -> Flow,
+    ) -> Result<Generation, Error> {
         if !self.model.has_chat_template() {
             let prompt =
                 if self.plain.is_empty() { text.to_owned() } else { format!("{} {text}", self.plain) };
-            let answer = self.model.generate(&prompt, options, on_text)?;
+            let ids = self.model.encode(&prompt)?;
+            let answer = self.model.generate_ids(&ids, options, listen)?;
             self.plain = prompt + &answer.text;
             return Ok(answer);
         }
         self.messages.push(ChatMessage::new("user", text));
-        let answer = self.model.answer(&self.messages, options, on_text);
+        let ids = self.model.encode_conversation(&self.messages);
+        let answer = ids.and_then(|ids| self.model.generate_ids(&ids, options, listen));
         match &answer {
             Ok(answer) => self.messages.push(ChatMessage::new("assistant", answer.text.trim())),
             Err(_) => {

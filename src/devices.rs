@@ -111,7 +111,7 @@ async fn open(wanted: &dyn Fn(&str, DeviceKind) -> bool, options: &LoadOptions) 
     let cpu = CpuBackend::with(CpuOptions {
         memory_limit,
         math: Some(options.arithmetic()?),
-        threads: options.threads,
+        threads: options.working_threads()?,
         ..CpuOptions::default()
     })?;
     let disk = wanted(DISK, DeviceKind::Disk).then(|| Rc::new(cpu.disk()) as Rc<dyn Backend>);

@@ -295,8 +295,9 @@ fn note_new_head(engine: &Engine, model: &Model, progress: &mut dyn Progress) {
     }
 }
 
-/// Says which settings a checkpoint overrules.
+/// Says which settings this machine or the checkpoint overrules.
 fn note_settings(model: &Model, options: &LoadOptions, progress: &mut dyn Progress) -> Result<(), Error> {
+    options.fewer_threads().inspect(|fewer| progress.note(fewer));
     let Some(stored) = model.checkpoint().map(|one| one.config.quantization()).transpose()?.flatten() else {
         return Ok(());
     };

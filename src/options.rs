@@ -89,7 +89,9 @@ pub struct LoadOptions {
     /// Arithmetic of 4-bit products on the CPU. `None`: what `HALFBYTE_CPU_MATH` says, or exact with a
     /// [`compute_dtype`](Self::compute_dtype) of float32, and else fast.
     pub cpu_math: Option<CpuMath>,
-    /// Threads of the CPU. `None`: one for each physical core that the process may use.
+    /// Threads of the CPU. `None`: one for each physical core that the process may use. More than the processors that it
+    /// may use, by its affinity and its control group's quota, would wait for each other: so many work, and a
+    /// [note](crate::Progress::note) says so. 0 is refused.
     pub threads: Option<usize>,
     /// Element type of the KV cache.
     pub kv_cache: KvType,
@@ -168,11 +170,36 @@ impl LoadOptions {
         self.cpu_math.map_or_else(|| CpuMath::from_env_or(allowed), Ok)
     }
 
+    /// Threads of the CPU, one for each processor that this process may use at most.
+    pub(crate) fn working_threads(&self) -> Result<Option<usize>, Fault> {
+        match self.threads {
+            Some(0) => Err(Fault::Invalid("threads is 0: one thread at least must work".into())),
+            threads => Ok(threads.map(|threads| threads.min(processors()))),
+        }
+    }
+
+    /// What to say where fewer threads work than were asked for.
+    pub(crate) fn fewer_threads(&self) -> Option<String> {
+        let (asked, may) = (self.threads?, processors());
+        let plural = if may == 1 { "" } else { "s" };
+        (asked > may).then(|| {
+            format!(
+                "--threads {asked}: {may} thread{plural}, since this process may use {may} processor{plural}"
+            )
+        })
+    }
+
     /// The most bytes that `device` may hold, by whichever limit is smaller.
     #[cfg(any(feature = "wgpu", feature = "cuda", feature = "cube"))]
     pub(crate) fn budget_of(&self, device: &str) -> Option<u64> {
         [&self.max_memory, &self.pretend_memory].iter().filter_map(|limits| limits.get(device).copied()).min()
     }
+}
+
+/// Processors that this process may use: its affinity and the quota of its control group are respected. Where the system
+/// does not say, all that anybody asks for.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(usize::MAX, usize::from)
 }
 
 /// Whether `name` looks like a device: `cpu`, `disk`, `wgpu:0`, `cuda:1`.

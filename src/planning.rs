@@ -37,6 +37,7 @@ pub fn plan(
     progress: &mut dyn Progress,
 ) -> Result<PlanReport, Error> {
     let model = source.open_headers(options, progress)?;
+    options.fewer_threads().inspect(|fewer| progress.note(fewer));
     let candidates = pollster::block_on(candidates(options))?;
     let mut planning = Planning::new(&model, options, candidates)?;
     rates::complete(&mut planning, true)?;

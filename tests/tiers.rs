@@ -34,7 +34,7 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions {
 }
 
 fn text(model: &mut CausalLm, input: &[u32], tokens: usize) -> Vec<u32> {
-    model.generate_ids(input, &greedy(tokens), &mut |_: &str| Flow::Continue).unwrap().token_ids
+    model.generate_ids(input, &greedy(tokens), &mut |_| Flow::Continue).unwrap().token_ids
 }
 
 /// Planned is measured on every device, and `devices` are those that hold layers.

@@ -2,7 +2,7 @@
 
 mod reference;
 
-use halfbyte::{CausalLm, Flow, GenerateOptions, ModelSource, QuantSpec, SampleParams, Score, Silent};
+use halfbyte::{CausalLm, Flow, GenerateOptions, Heard, ModelSource, QuantSpec, SampleParams, Score, Silent};
 use reference::{Fixture, MODELS, Setup, distance, path, setups};
 
 /// Suffixes of the reference, and the quantization that each stands for.
@@ -37,8 +37,8 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
                 assert!(distance < setup.tolerance, "{what}: {distance:e}");
 
                 let mut streamed = 0;
-                let mut count = |_: &str| {
-                    streamed += 1;
+                let mut count = |heard: Heard<'_>| {
+                    streamed += usize::from(matches!(heard, Heard::Token { .. }));
                     Flow::Continue
                 };
                 let text = model.generate_ids(&input, &greedy(16), &mut count).unwrap();

@@ -95,7 +95,7 @@ pub struct ModelArgs {
     /// [default: HALFBYTE_CPU_MATH, or fast, and exact with --compute-dtype float32].
     #[arg(long, value_name = "MATH")]
     pub cpu_math: Option<String>,
-    /// Threads of the CPU [default: its physical cores].
+    /// Threads of the CPU, as many as it has processors for this process at most [default: its physical cores].
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Element type of the KV cache: f32, f16, q8 or q4.

@@ -45,8 +45,11 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
         }
         let mut broken = None;
         let quiet = notes::hold();
-        let answer = chat.say(&line, &options, &mut |text| {
-            if !json && let Err(error) = print(text) {
+        let answer = chat.say_heard(&line, &options, &mut |heard| {
+            if !json
+                && let Some(text) = heard.text()
+                && let Err(error) = print(text)
+            {
                 broken = Some(error);
                 return Flow::Stop;
             }

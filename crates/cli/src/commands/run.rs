@@ -32,8 +32,11 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         print(&prompt)?;
     }
     let quiet = notes::hold();
-    let generation = model.generate_ids(&ids, &options, &mut |text| {
-        if !json && let Err(error) = print(text) {
+    let generation = model.generate_ids(&ids, &options, &mut |heard| {
+        if !json
+            && let Some(text) = heard.text()
+            && let Err(error) = print(text)
+        {
             broken = Some(error);
             return Flow::Stop;
         }
