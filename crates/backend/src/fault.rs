@@ -56,6 +56,15 @@ pub enum Fault {
     Internal(String),
 }
 
+impl Fault {
+    /// The refusal of a weight that would turn every answer into NaN: `tensor` of what is called `model`.
+    pub fn not_finite(model: &str, tensor: &str) -> Self {
+        Self::Source(format!(
+            "{model}: tensor {tensor} holds NaN or infinity; download or convert the model again"
+        ))
+    }
+}
+
 /// `bytes` in the largest binary unit that keeps at least one digit before the point.
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];

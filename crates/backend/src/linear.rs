@@ -23,6 +23,25 @@ impl DType {
             DType::F16 | DType::Bf16 => 2,
         }
     }
+
+    /// Whether little-endian elements are neither NaN nor infinite: the bits of their exponents are not all ones. Without
+    /// a branch an element, so that it takes no longer than reading them. What is left of a last element is not looked at.
+    pub fn all_finite(self, bytes: &[u8]) -> bool {
+        let half = |mask: u16| none(bytes, move |word| u16::from_le_bytes(word) & mask == mask);
+        match self {
+            DType::F32 => none(bytes, |word| !f32::from_le_bytes(word).is_finite()),
+            DType::F16 => half(0x7c00),
+            DType::Bf16 => half(0x7f80),
+        }
+    }
+}
+
+/// Whether no element of `N` bytes is special.
+fn none<const N: usize>(bytes: &[u8], is_special: impl Fn([u8; N]) -> bool) -> bool {
+    /// Elements between two looks at what was found.
+    const PIECE: usize = 1 << 12;
+    let any = |piece: &[[u8; N]]| piece.iter().fold(false, |any, &word| any | is_special(word));
+    !bytes.as_chunks::<N>().0.chunks(PIECE).any(any)
 }
 
 /// How a 4-bit matrix is quantized (bitsandbytes' `quant_state`, less its values).

@@ -175,7 +175,8 @@ pub struct LocatedWeight {
     pub nested: Option<(Vec<f32>, Box<[f32; 256]>)>,
 }
 
-/// Finds `weight` if it is stored in 4 bits, without reading its codes; `None` if it is not.
+/// Finds `weight` if it is stored in 4 bits, without reading its codes; `None` if it is not. Scales are read, a ninth of its
+/// bytes where they are not nested: one that is no number would turn every answer into NaN.
 ///
 /// # Errors
 /// As [`read_quantized`].
@@ -191,7 +192,10 @@ pub fn locate_quantized(
     let region = |name: &str| checkpoint.region_of(checkpoint.index.get(name)?);
     let blocks = state.len.div_ceil(state.blocksize);
     let dtype = if state.nested.is_some() { TensorDtype::U8 } else { TensorDtype::F32 };
-    parts.bytes("absmax", dtype, blocks)?;
+    let absmax = parts.bytes("absmax", dtype, blocks)?;
+    if state.nested.is_none() {
+        parts.check_finite("absmax", absmax)?;
+    }
     let nested = match state.nested {
         None => None,
         Some(nested) => Some((
@@ -263,6 +267,11 @@ fn copied(bytes: &[u8]) -> Vec<u8> {
     }
 }
 
+/// Little-endian floats, which a file need not have aligned.
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes)
+}
+
 /// The tensors of one weight.
 struct Parts<'a> {
     checkpoint: &'a Checkpoint,
@@ -317,11 +326,16 @@ impl<'a> Parts<'a> {
     /// One part as floats, all of them finite: one that is not would turn every answer into NaN. A file's tensors need not
     /// be aligned, so they are copied.
     fn floats(&self, part: &str, len: usize) -> Result<Vec<f32>, CheckpointError> {
-        let (floats, _) = self.bytes(part, TensorDtype::F32, len)?.as_chunks::<4>();
-        let floats: Vec<f32> = floats.iter().copied().map(f32::from_le_bytes).collect();
-        match floats.iter().position(|value| !value.is_finite()) {
-            None => Ok(floats),
-            Some(at) => Err(self.broken(format!("value {at} of its {part} is {}", floats[at]))),
+        let bytes = self.bytes(part, TensorDtype::F32, len)?;
+        self.check_finite(part, bytes)?;
+        Ok(floats(bytes).collect())
+    }
+
+    /// Refuses 32-bit floats of which one is NaN or infinite.
+    fn check_finite(&self, part: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+        match floats(bytes).enumerate().find(|(_, value)| !value.is_finite()) {
+            None => Ok(()),
+            Some((at, value)) => Err(self.broken(format!("value {at} of its {part} is {value}"))),
         }
     }
 

@@ -41,6 +41,7 @@ mod store;
 mod sweep;
 mod team;
 mod threads;
+mod unscanned;
 
 pub use backend::{CpuBackend, CpuOptions};
 pub use layout::CpuLayout;

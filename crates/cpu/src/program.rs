@@ -10,6 +10,7 @@ use crate::scratch::Scratch;
 use crate::slots::Shared;
 use crate::sweep::Sweep;
 use crate::team::Team;
+use crate::unscanned::{self, Unscanned};
 use halfbyte_backend::{
     Answer, Attend, Caps, Fault, Fut, Input, Ledger, Output, Program, Reg, Rows, Sampler, StepCost, Ticket,
     argmax,
@@ -137,6 +138,8 @@ pub(crate) struct State {
     /// Sequence of each row.
     spans: Vec<Span>,
     done: (u64, u64),
+    /// Steps whose results say whether their weights are numbers, where these stay in files.
+    unscanned: Unscanned,
 }
 
 impl State {
@@ -151,6 +154,7 @@ impl State {
         let floats = |len: &usize| zeroed::<f32>(*len);
         let mut state = Self {
             limits: Limits::of(&steps),
+            unscanned: Unscanned::of(&steps),
             used: vec![false; steps.iter().map(BoundStep::experts).max().unwrap_or(0)],
             steps,
             caps,
@@ -195,12 +199,29 @@ impl State {
             self.step(index, rows, kernels);
             after(index, &self.steps);
             if let Some(sweep) = &mut sweep {
+                self.check_result(index, rows)?;
                 sweep.done_with(index, &self.used);
             }
             self.done.0 += 1;
         }
         self.done.1 += 1;
         self.answer(rows)
+    }
+
+    /// Refuses a weight in a file that has spoilt the result of step `index`.
+    fn check_result(&mut self, index: usize, rows: &Rows<'_>) -> Result<(), Fault> {
+        if !self.unscanned.has(index) {
+            return Ok(());
+        }
+        let step = &self.steps[index];
+        let result = match unscanned::result(step) {
+            Some(reg) => &self.registers[usize::from(reg.0)][..rows.places.len() * self.width(reg)],
+            None => &self.logits[..rows.output.rows().len() * self.limits.vocabulary],
+        };
+        // Summed up, so that there is no branch a value.
+        let finite = result.iter().fold(true, |all, value| all & value.is_finite());
+        let spoilt = if finite { None } else { self.unscanned.look(index, step) };
+        spoilt.map_or(Ok(()), |tensor| Err(Fault::not_finite("disk", &tensor)))
     }
 
     /// Refuses what contradicts the program, before anything is changed; then takes the input in.

@@ -1,12 +1,13 @@
 //! A checkpoint's tensors where they lie, for a device that reads them there.
 
 use halfbyte_backend::{
-    DType, Format, Mapped, MappedBytes, MappedQuantized, MappedScales, QuantFormat, Segment,
+    DType, Fault, Format, Mapped, MappedBytes, MappedQuantized, MappedScales, QuantFormat, Segment,
 };
 use halfbyte_checkpoint::{Checkpoint, LocatedWeight, Region, TensorDtype, quant_state};
 use std::sync::Arc;
 
 use crate::ModelError;
+use crate::source::check_stored;
 use crate::tensors::{Tensors, check_shape};
 
 /// A part of a checkpoint's file, as backends take it.
@@ -31,6 +32,10 @@ fn part(region: Region) -> Arc<dyn MappedBytes> {
     Arc::new(Part(region))
 }
 
+/// Bytes of a dense matrix that is looked through for NaN and infinity when it is located. Larger ones would be read from
+/// the disk for that alone: a device looks at them where a result shows that something is wrong.
+const LOOKED_AT: usize = 4 << 20;
+
 /// Where the segment lies in the format that it wants; `None` if it has to be converted first.
 ///
 /// # Errors
@@ -51,25 +56,31 @@ pub(crate) fn locate(checkpoint: &Checkpoint, segment: &Segment) -> Result<Optio
                 return Ok(None);
             }
             let region = checkpoint.region_of(checkpoint.index.get(&segment.tensor)?)?;
+            if region.bytes().len() <= LOOKED_AT && !dtype.all_finite(region.bytes()) {
+                return Err(Fault::not_finite(&checkpoint.name, &segment.tensor).into());
+            }
             Ok(Some(Mapped::Dense { dtype, bytes: part(region) }))
         }
         Format::Quant(format) => {
             let found = quant_state::locate_quantized(checkpoint, &segment.tensor)?;
-            Ok(found.and_then(|weight| quantized(weight, segment, format)).map(Mapped::Quantized))
+            found.map(|weight| quantized(checkpoint, weight, segment, format)).transpose()
         }
     }
 }
 
-/// A 4-bit weight, if it is what the blueprint took it for.
-fn quantized(weight: LocatedWeight, segment: &Segment, format: QuantFormat) -> Option<MappedQuantized> {
+/// A 4-bit weight; it must be what the blueprint took it for.
+fn quantized(
+    checkpoint: &Checkpoint,
+    weight: LocatedWeight,
+    segment: &Segment,
+    format: QuantFormat,
+) -> Result<Mapped, ModelError> {
     let LocatedWeight { state, code, packed, absmax, nested } = weight;
     // Of a single block the headers do not tell the size, and nothing depends on it.
     let single = state.len <= state.blocksize && state.len <= format.blocksize;
     let blocksize = if single { format.blocksize } else { state.blocksize };
     let found = QuantFormat { quant_type: state.quant_type, blocksize, double_quant: nested.is_some() };
-    if state.shape != [segment.rows, segment.cols] || found != format {
-        return None;
-    }
+    check_stored(checkpoint, segment, &state.shape, found)?;
     let scales = match (nested, state.nested) {
         (Some((values, map)), Some(nested)) => MappedScales::Nested {
             codes: part(absmax),
@@ -80,5 +91,5 @@ fn quantized(weight: LocatedWeight, segment: &Segment, format: QuantFormat) -> O
         },
         _ => MappedScales::Plain(part(absmax)),
     };
-    Some(MappedQuantized { blocksize, code: *code, packed: part(packed), scales })
+    Ok(Mapped::Quantized(MappedQuantized { blocksize, code: *code, packed: part(packed), scales }))
 }

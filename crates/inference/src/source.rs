@@ -44,30 +44,19 @@ impl<'c> CheckpointSource<'c> {
         }
     }
 
-    /// A weight that is stored in 4 bits, if it is what the blueprint took it for.
+    /// A weight that is stored in 4 bits; it must be what the blueprint took it for.
     fn stored(
         &self,
         stored: QuantizedWeight,
         segment: &Segment,
         format: QuantFormat,
     ) -> Result<Quantized, ModelError> {
-        let wanted = [segment.rows, segment.cols];
-        if stored.shape != wanted {
-            let file = self.checkpoint.name.clone();
-            let (tensor, found) = (segment.tensor.clone(), stored.shape);
-            return Err(ModelError::Shape { tensor, file, found, wanted: wanted.to_vec() });
-        }
         let mut data = stored.data;
         // Of a single block the headers do not tell the size, and nothing depends on it.
         if data.len <= data.blocksize && data.len <= format.blocksize {
             data.blocksize = format.blocksize;
         }
-        if QuantFormat::from(data.spec()) != format {
-            let (name, tensor, spec) = (&self.checkpoint.name, &segment.tensor, data.spec());
-            let problem =
-                format!("{name}: the quant state of {tensor} says {spec:?}, but its headers {format:?}");
-            return Err(Fault::Source(problem).into());
-        }
+        check_stored(self.checkpoint, segment, &stored.shape, data.spec().into())?;
         Ok(data)
     }
 
@@ -94,13 +83,8 @@ impl<'c> CheckpointSource<'c> {
         if scales_are_finite { Ok(data) } else { Err(self.not_finite(&segment.tensor)) }
     }
 
-    /// The refusal of a weight that would turn every answer into NaN.
     fn not_finite(&self, tensor: &str) -> ModelError {
-        let name = &self.checkpoint.name;
-        Fault::Source(format!(
-            "{name}: tensor {tensor} holds NaN or infinity; download or convert the model again"
-        ))
-        .into()
+        Fault::not_finite(&self.checkpoint.name, tensor).into()
     }
 
     /// A float matrix, `[rows, cols]` after transposition.
@@ -131,6 +115,27 @@ impl<'c> CheckpointSource<'c> {
         check_shape(name, stored, shape)?;
         Ok(Bytes { dtype, bytes: Cow::Borrowed(self.checkpoint.tensor_bytes(name)?) })
     }
+}
+
+/// Refuses a weight that is stored in 4 bits, but not as what the blueprint took it for by the headers.
+pub(crate) fn check_stored(
+    checkpoint: &Checkpoint,
+    segment: &Segment,
+    shape: &[usize],
+    found: QuantFormat,
+) -> Result<(), ModelError> {
+    let wanted = [segment.rows, segment.cols];
+    if shape != wanted {
+        let (tensor, file) = (segment.tensor.clone(), checkpoint.name.clone());
+        return Err(ModelError::Shape { tensor, file, found: shape.to_vec(), wanted: wanted.to_vec() });
+    }
+    if segment.format != Format::Quant(found) {
+        let (name, tensor, format) = (&checkpoint.name, &segment.tensor, segment.format);
+        let problem =
+            format!("{name}: the quant state of {tensor} says {found:?}, but its headers {format:?}");
+        return Err(Fault::Source(problem).into());
+    }
+    Ok(())
 }
 
 /// A source with a new head: the tensors that a checkpoint lacks are drawn at random, all others come from
@@ -243,21 +248,13 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.as_chunks::<N>().0.iter().copied()
 }
 
-/// Whether little-endian floats are neither NaN nor infinite: the bits of their exponents are not all ones. Without a
-/// branch an element, so that it takes no longer than reading them.
-fn finite(bytes: &[u8], dtype: TensorDtype) -> bool {
-    /// Elements between two looks at what was found.
-    const PIECE: usize = 1 << 12;
-    fn none<const N: usize>(bytes: &[u8], is_special: impl Fn([u8; N]) -> bool) -> bool {
-        let any = |piece: &[[u8; N]]| piece.iter().fold(false, |any, &word| any | is_special(word));
-        !bytes.as_chunks::<N>().0.chunks(PIECE).any(any)
-    }
-    let half = |mask: u16| none(bytes, move |word| u16::from_le_bytes(word) & mask == mask);
+/// Whether little-endian floats are neither NaN nor infinite, in 32 bits.
+pub(crate) fn finite(bytes: &[u8], dtype: TensorDtype) -> bool {
     match dtype {
-        TensorDtype::F16 => half(0x7c00),
-        TensorDtype::BF16 => half(0x7f80),
-        TensorDtype::F64 => none(bytes, |word| !(f64::from_le_bytes(word) as f32).is_finite()),
-        _ => none(bytes, |word| !f32::from_le_bytes(word).is_finite()),
+        TensorDtype::F16 => DType::F16.all_finite(bytes),
+        TensorDtype::BF16 => DType::Bf16.all_finite(bytes),
+        TensorDtype::F64 => words::<8>(bytes).all(|word| (f64::from_le_bytes(word) as f32).is_finite()),
+        _ => DType::F32.all_finite(bytes),
     }
 }
 

@@ -17,12 +17,21 @@ use command::{Copy, Outcome, halfbyte, text};
 
 const SINGLE: &str = "tests/fixtures/models/llama_mha";
 
-/// `logits`, which must leave nothing behind.
+/// `logits` on the CPU, which must leave nothing behind.
 fn logits(model: &Copy) -> Outcome {
+    logits_on(model, &["--device-map", "cpu"])
+}
+
+/// `logits` of a model whose matrices stay in their files.
+fn logits_from_disk(model: &Copy) -> Outcome {
+    logits_on(model, &["--device-map", "disk", "--quant", "none"])
+}
+
+fn logits_on(model: &Copy, device: &[&str]) -> Outcome {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("out.safetensors");
     let outcome =
-        halfbyte(&["logits", model.name(), "--device-map", "cpu", "--ids", "1,2,3", "-o", text(&file)]);
+        halfbyte(&[&["logits", model.name(), "--ids", "1,2,3", "-o", text(&file)], device].concat());
     let left = std::fs::read_dir(folder.path()).unwrap().count();
     assert!(left == 0 || outcome.code == Some(0), "{} left a file", outcome.line);
     outcome
@@ -36,12 +45,36 @@ fn broken_containers() {
 #[test]
 fn broken_tensors() {
     check(SINGLE, tensors::TENSORS, logits);
+    check(SINGLE, tensors::NOT_FINITE, logits);
+    check(SINGLE, tensors::NOT_FINITE, logits_from_disk);
+}
+
+/// Matrices of floats that are too large to be read for that alone are looked at when they spoil a result.
+#[test]
+fn large_matrices_in_files_that_hold_no_numbers() {
+    check("models/stories", tensors::LARGE, |model| {
+        halfbyte(&[
+            "run",
+            model.name(),
+            "--device-map",
+            "disk",
+            "--quant",
+            "none",
+            "-p",
+            "Once",
+            "-n",
+            "2",
+            "--json",
+        ])
+    });
 }
 
 #[test]
 fn broken_quant_states() {
-    check("tests/fixtures/bnb_ckpt/llama_nf4_dq", quant_states::NESTED, logits);
-    check("tests/fixtures/bnb_ckpt/llama_nf4", quant_states::PLAIN, logits);
+    for refused in [logits, logits_from_disk] {
+        check("tests/fixtures/bnb_ckpt/llama_nf4_dq", quant_states::NESTED, refused);
+        check("tests/fixtures/bnb_ckpt/llama_nf4", quant_states::PLAIN, refused);
+    }
 }
 
 #[test]

@@ -137,7 +137,10 @@ pub const TENSORS: &[Case] = &[
         |m| rename(m, "model.norm.weight", "\u{1b}[2J\nmodel.norm.weight"),
         &["model.norm.weight"],
     ),
-    // Values.
+];
+
+/// Values of the same model that are no numbers.
+pub const NOT_FINITE: &[Case] = &[
     case(
         "NaN in a matrix",
         |m| m.poke("model.layers.1.self_attn.o_proj.weight", &f32::NAN.to_le_bytes()),
@@ -164,6 +167,35 @@ pub const TENSORS: &[Case] = &[
         &["model.norm.weight", "NaN"],
     ),
 ];
+
+/// Rows of an embedding of 16-bit floats that is too large to be read when a model is loaded from the disk.
+const ROWS: usize = 10_000;
+
+/// Of `models/stories`, whose embedding, which is the head, too, gets [`ROWS`] rows.
+pub const LARGE: &[Case] = &[
+    // `<s>`, which every text begins with.
+    case("NaN in a row of a token", |m| enlarge(m, 1, 0x7e00), &["model.embed_tokens.weight", "NaN"]),
+    case("NaN in the head alone", |m| enlarge(m, ROWS - 1, 0x7e00), &["model.embed_tokens.weight", "NaN"]),
+    case("infinity in a row of a token", |m| enlarge(m, 1, 0x7c00), &["model.embed_tokens.weight"]),
+];
+
+/// Gives the embedding rows of zeros, and row `at` a value in 16 bits that is no number.
+fn enlarge(model: &Copy, at: usize, value: u16) {
+    let (mut header, data) = model.safetensors();
+    let name = "model.embed_tokens.weight";
+    let [first, last] = [0, 1].map(|end| header[name]["data_offsets"][end].as_u64().unwrap() as usize);
+    let width = header[name]["shape"][1].as_u64().unwrap() as usize;
+    let mut rows = data[first..last].to_vec();
+    rows.resize(ROWS * width * 2, 0);
+    rows[(at * width + 7) * 2..][..2].copy_from_slice(&value.to_le_bytes());
+    let begin = data.len();
+    header[name]["shape"] = json!([ROWS, width]);
+    header[name]["data_offsets"] = json!([begin, begin + rows.len()]);
+    // Nobody's bytes have no place in a file.
+    header["unused"] = json!({ "dtype": "U8", "shape": [last - first], "data_offsets": [first, last] });
+    model.write_safetensors(&header, &[data, rows].concat());
+    model.configure("vocab_size", json!(ROWS));
+}
 
 fn rename(model: &Copy, tensor: &str, to: &str) {
     model.edit_header(|header| {
