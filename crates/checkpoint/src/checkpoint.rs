@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::dtype::TensorDtype;
 use crate::error::{CheckpointError, shown};
-use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
+use crate::files::{FileBytes, ModelFiles, SENTENCEPIECE, TokenizerFiles};
 use crate::generation::GenerationConfig;
 use crate::header::{Header, TensorInfo};
 use crate::index::{ShardIndex, TensorIndex};
@@ -117,10 +117,18 @@ impl Checkpoint {
             ("generation_config.json", &self.generation_file),
             ("tokenizer.json", &self.tokenizer.tokenizer),
             ("tokenizer_config.json", &self.tokenizer.config),
+            (self.sentencepiece_name(), &self.tokenizer.sentencepiece),
             ("special_tokens_map.json", &self.tokenizer.special_tokens),
+            ("added_tokens.json", &self.tokenizer.added_tokens),
             ("chat_template.jinja", &self.tokenizer.chat_template),
         ];
         files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?)))
+    }
+
+    /// What the sentencepiece file is called in a model's directory.
+    fn sentencepiece_name(&self) -> &'static str {
+        let name = self.tokenizer.sentencepiece.as_ref().map_or("", FileBytes::name);
+        SENTENCEPIECE.iter().find(|file| name.ends_with(**file)).unwrap_or(&SENTENCEPIECE[0])
     }
 
     /// Bytes of the shards that are not here: all but the headers, if only those were fetched.
@@ -130,7 +138,7 @@ impl Checkpoint {
 
     /// Whether the checkpoint came with a tokenizer.
     pub fn has_tokenizer(&self) -> bool {
-        self.tokenizer.tokenizer.is_some()
+        self.tokenizer.main().is_some()
     }
 
     /// Builds the tokenizer; where the configuration states a vocabulary, the tokenizer must fit into it.

@@ -46,9 +46,15 @@ impl<'a> DecodeStream<'a> {
         if piece.is_empty() {
             return Ok(None);
         }
-        self.window.drain(..self.context);
+        let alone = self.tokenizer.decode(&self.window[self.context..], self.skip_special)?;
+        // What is nothing at the beginning, such as spaces, does not say of what follows that it is not the beginning.
+        if alone.is_empty() && self.window.len() < LONGEST_WAIT {
+            self.given = text;
+        } else {
+            self.window.drain(..self.context);
+            self.given = alone;
+        }
         self.context = self.window.len();
-        self.given = self.tokenizer.decode(&self.window, self.skip_special)?;
         Ok(Some(piece))
     }
 

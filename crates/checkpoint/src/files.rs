@@ -85,6 +85,9 @@ pub struct ModelFiles {
     pub tokenizer: TokenizerFiles,
 }
 
+/// What a sentencepiece tokenizer's file is called, the commonest name first.
+pub(crate) const SENTENCEPIECE: [&str; 2] = ["tokenizer.model", "spiece.model"];
+
 /// The files of a tokenizer.
 #[derive(Debug, Default)]
 pub struct TokenizerFiles {
@@ -96,6 +99,10 @@ pub struct TokenizerFiles {
     pub special_tokens: Option<FileBytes>,
     /// `chat_template.jinja`: the chat template of newer models.
     pub chat_template: Option<FileBytes>,
+    /// `tokenizer.model` or `spiece.model`, sentencepiece's: read where there is no `tokenizer.json`.
+    pub sentencepiece: Option<FileBytes>,
+    /// `added_tokens.json`: what older models add to a sentencepiece file.
+    pub added_tokens: Option<FileBytes>,
     /// A tokenizer file of another format that is there instead, for the message.
     pub other: Option<String>,
 }
@@ -126,11 +133,16 @@ impl ModelFiles {
 }
 
 impl TokenizerFiles {
-    /// `tokenizer.json`, which a tokenizer needs.
+    /// `tokenizer.json`, or the sentencepiece file that stands in for it.
+    pub(crate) fn main(&self) -> Option<&FileBytes> {
+        self.tokenizer.as_ref().or(self.sentencepiece.as_ref())
+    }
+
+    /// The file that a tokenizer needs.
     pub(crate) fn required(&self, model: &str) -> Result<&FileBytes, CheckpointError> {
-        self.tokenizer.as_ref().ok_or_else(|| CheckpointError::MissingFile {
+        self.main().ok_or_else(|| CheckpointError::MissingFile {
             place: model.to_string(),
-            missing: "tokenizer.json".to_string(),
+            missing: "tokenizer.json or tokenizer.model".to_string(),
             instead: match &self.other {
                 Some(other) => format!(
                     "its tokenizer is {other}; convert it in Python with AutoTokenizer.from_pretrained(\"{model}\", use_fast=True).save_pretrained(DIR)"

@@ -21,6 +21,7 @@
 //! Nothing in a checkpoint is trusted: offsets, shapes, sizes, names and templates are checked, and
 //! what does not hold becomes a [`CheckpointError`] of one line.
 
+mod added_tokens;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
@@ -41,12 +42,14 @@ pub mod hub;
 pub mod index;
 #[cfg(feature = "native")]
 pub mod native;
+mod pipeline;
 pub mod quant_state;
 pub mod quantization;
 mod quiet_panic;
 mod region;
 pub mod rope;
 pub mod selection;
+mod sentencepiece;
 mod strftime;
 mod template_limits;
 pub mod tokenizer;

@@ -3,7 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
 use crate::file_map::FileMap;
-use crate::files::{FileBytes, ModelFiles, TokenizerFiles};
+use crate::files::{FileBytes, ModelFiles, SENTENCEPIECE, TokenizerFiles};
 use crate::index::ShardIndex;
 use std::fs::File;
 use std::io;
@@ -77,7 +77,9 @@ impl ModelFiles {
                 config: read(dir, "tokenizer_config.json")?,
                 special_tokens: read(dir, "special_tokens_map.json")?,
                 chat_template: read(dir, "chat_template.jinja")?,
-                other: ["tokenizer.model", "vocab.json", "vocab.txt"]
+                sentencepiece: first(dir, &SENTENCEPIECE)?,
+                added_tokens: read(dir, "added_tokens.json")?,
+                other: ["sentencepiece.bpe.model", "vocab.json", "vocab.txt"]
                     .into_iter()
                     .find(|file| dir.join(file).is_file())
                     .map(str::to_string),
@@ -162,6 +164,11 @@ fn no_weights(dir: &Path, name: &str) -> CheckpointError {
         missing: format!("{SINGLE} or {SHARD_INDEX}"),
         instead,
     }
+}
+
+/// The contents of the first of some small files that is there.
+fn first(dir: &Path, files: &[&str]) -> Result<Option<FileBytes>, CheckpointError> {
+    files.iter().find_map(|file| read(dir, file).transpose()).transpose()
 }
 
 /// A small file's contents, `None` if it is not there.

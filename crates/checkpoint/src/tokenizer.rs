@@ -1,18 +1,21 @@
 //! Text to token ids and back, over the `tokenizers` crate.
 
+use crate::added_tokens::listed;
 use crate::chat_template::{ChatMessage, ChatTemplate};
 use crate::decode_stream::DecodeStream;
 use crate::error::{CheckpointError, shown};
 use crate::files::{FileBytes, TokenizerFiles};
+use crate::pipeline::Pipeline;
 use crate::quiet_panic::quietly;
+use crate::sentencepiece::{self, Settings};
 use serde_json::{Map, Value};
 use std::ops::Range;
-use tokenizers::{AddedToken, PostProcessor};
+use tokenizers::{AddedToken, Model, PostProcessor};
 
 /// A model's tokenizer with its special tokens and chat template.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Pipeline,
     file: String,
     bos: Option<String>,
     eos: Option<String>,
@@ -44,7 +47,7 @@ impl Tokenizer {
         // The `tokenizers` crate panics on some broken files. A download that broke off is found here;
         // stranger ones, such as a decoder with an impossible character, are caught.
         serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|error| broken(Box::new(error)))?;
-        let mut inner = quietly(|| tokenizers::Tokenizer::from_bytes(json))
+        let mut inner = quietly(|| Pipeline::from_bytes(json))
             .ok_or_else(|| broken("the tokenizers library panicked on it".into()))?
             .map_err(broken)?;
         // A training script may have left these in the file. Cutting and padding are the caller's to decide.
@@ -64,24 +67,51 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// A tokenizer from all its files; `model` is the model's name for messages.
+    /// A tokenizer from sentencepiece's `tokenizer.model` alone, with the tokens that the model itself names.
     ///
     /// # Errors
-    /// If there is no `tokenizer.json`, or one of the files is damaged.
+    /// If the file is damaged, or of a kind that is not read.
+    pub fn from_sentencepiece(file: &str, bytes: &[u8]) -> Result<Tokenizer, CheckpointError> {
+        Self::with_settings(file, bytes, &Settings::default())
+    }
+
+    fn with_settings(file: &str, bytes: &[u8], settings: &Settings<'_>) -> Result<Tokenizer, CheckpointError> {
+        let built = sentencepiece::build(bytes, settings)
+            .map_err(|problem| CheckpointError::Tokenizer { file: file.to_string(), problem })?;
+        let largest_id = built.pipeline.get_model().get_vocab_size().checked_sub(1);
+        Ok(Tokenizer {
+            inner: built.pipeline,
+            file: file.to_string(),
+            bos: built.bos,
+            eos: built.eos,
+            chat_template: None,
+            largest_id: largest_id.and_then(|id| u32::try_from(id).ok()),
+        })
+    }
+
+    /// A tokenizer from all its files; `model` is the model's name for messages. `tokenizer.json` is taken before a
+    /// sentencepiece file.
+    ///
+    /// # Errors
+    /// If there is neither of them, or one of the files is damaged.
     pub fn from_files(model: &str, files: &TokenizerFiles) -> Result<Tokenizer, CheckpointError> {
-        let (file, json) = files.required(model)?.named();
-        let mut tokenizer = Self::from_bytes(file, json)?;
+        let (file, bytes) = files.required(model)?.named();
         let config = files.config.as_ref().map(read_object).transpose()?;
         let special = files.special_tokens.as_ref().map(read_object).transpose()?;
-        let token = |key: &str| {
-            let maps = [config.as_ref(), special.as_ref()];
-            maps.into_iter().flatten().find_map(|map| token_text(map.get(key)?))
+        let mut settings = Settings { config: config.as_ref(), special: special.as_ref(), added: None };
+        let mut tokenizer = if files.tokenizer.is_some() {
+            let mut tokenizer = Self::from_bytes(file, bytes)?;
+            tokenizer.bos = settings.token("bos_token");
+            tokenizer.eos = settings.token("eos_token");
+            if let Some(Value::Object(added)) = config.as_ref().and_then(|map| map.get("added_tokens_decoder")) {
+                tokenizer.add_missing(added)?;
+            }
+            tokenizer
+        } else {
+            let added = files.added_tokens.as_ref().map(read_object).transpose()?;
+            settings.added = added.as_ref();
+            Self::with_settings(file, bytes, &settings)?
         };
-        tokenizer.bos = token("bos_token");
-        tokenizer.eos = token("eos_token");
-        if let Some(Value::Object(added)) = config.as_ref().and_then(|map| map.get("added_tokens_decoder")) {
-            tokenizer.add_missing(added)?;
-        }
         let template_file = files.config.as_ref().map_or(file, FileBytes::name);
         tokenizer.chat_template = match &files.chat_template {
             Some(file) => Some(ChatTemplate::new(file.name(), text_of(file)?)),
@@ -234,32 +264,17 @@ impl Tokenizer {
 
     /// Adds the tokens that `tokenizer_config.json` lists and `tokenizer.json` lacks, under the ids that it lists.
     fn add_missing(&mut self, added: &Map<String, Value>) -> Result<(), CheckpointError> {
-        let mut missing: Vec<(u32, &str, &Value)> = added
-            .iter()
-            .filter_map(|(id, token)| Some((id.parse().ok()?, token.get("content")?.as_str()?, token)))
-            .filter(|(_, content, _)| !content.is_empty() && self.token_id(content).is_none())
-            .collect();
-        missing.sort_by_key(|(id, ..)| *id);
-        for (id, content, token) in missing {
-            let flag = |key: &str| token.get(key).and_then(Value::as_bool);
-            let special = flag("special").unwrap_or(false);
-            let added = AddedToken::from(content, special)
-                .single_word(flag("single_word").unwrap_or(false))
-                .lstrip(flag("lstrip").unwrap_or(false))
-                .rstrip(flag("rstrip").unwrap_or(false))
-                .normalized(flag("normalized").unwrap_or(!special));
-            if special {
-                self.inner.add_special_tokens(&[added]);
-            } else {
-                self.inner.add_tokens(&[added]);
-            }
-            let given = self.token_id(content);
+        let mut missing: Vec<(u32, AddedToken)> = listed(added);
+        missing.retain(|(_, token)| self.token_id(&token.content).is_none());
+        for (id, token) in missing {
+            self.inner.add_tokens(std::slice::from_ref(&token));
+            let given = self.token_id(&token.content);
             if given != Some(id) {
                 return Err(CheckpointError::Tokenizer {
                     file: self.file.clone(),
                     problem: format!(
                         "tokenizer_config.json gives token {} the id {id}, but after tokenizer.json it would be {}: the two files are of different models",
-                        shown(content),
+                        shown(&token.content),
                         given.map_or_else(|| "none".to_string(), |id| id.to_string())
                     ),
                 });
@@ -295,11 +310,6 @@ impl Tokenizer {
             problem: format!("cannot {what}: {}", shown(&error.to_string())),
         }
     }
-}
-
-/// A special token's text: written as such, or as the `content` of an object.
-fn token_text(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
 }
 
 fn read_object(file: &FileBytes) -> Result<Map<String, Value>, CheckpointError> {

@@ -1,12 +1,15 @@
 //! Which files of a repository are needed.
 
+use crate::files::SENTENCEPIECE;
 use crate::native::{SHARD_INDEX, SINGLE, SMALL};
 
 /// The small files of a repository that are needed: a sentencepiece tokenizer only where there is no other.
 pub(super) fn small(files: &[&str]) -> Vec<String> {
-    let sentencepiece = (!files.contains(&"tokenizer.json")).then_some("tokenizer.model");
-    let wanted = ["config.json"].into_iter().chain(SMALL.iter().copied()).chain(sentencepiece);
-    wanted.filter(|file| files.contains(file)).map(str::to_owned).collect()
+    let there = |file: &&str| files.contains(file);
+    let mut sentencepiece = SENTENCEPIECE.iter().copied().filter(there).take(1);
+    let other = (!there(&"tokenizer.json")).then(|| sentencepiece.next()).flatten();
+    let wanted = ["config.json"].into_iter().chain(SMALL.iter().copied()).filter(there).chain(other);
+    wanted.map(str::to_owned).collect()
 }
 
 /// In how many pieces the weights are.
@@ -43,6 +46,21 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_tokenizer_is_wanted() {
+        let all = ["config.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "x.py"];
+        let without = |gone: &[&str]| -> Vec<String> {
+            let files: Vec<&str> = all.into_iter().filter(|file| !gone.contains(file)).collect();
+            small(&files)
+        };
+        assert_eq!(without(&[]), ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+        assert_eq!(without(&["tokenizer.json"]), ["config.json", "tokenizer_config.json", "tokenizer.model"]);
+        assert_eq!(
+            without(&["tokenizer.json", "tokenizer.model"]),
+            ["config.json", "tokenizer_config.json", "spiece.model"]
+        );
+    }
 
     #[test]
     fn weights_are_found_or_explained() {
