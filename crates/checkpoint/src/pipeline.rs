@@ -10,8 +10,13 @@ use tokenizers::{
 };
 
 /// A tokenizer of either kind. Read from a `tokenizer.json`, all its parts are the crate's.
-pub(crate) type Pipeline =
-    TokenizerImpl<PipelineModel, PipelineNormalizer, PreTokenizerWrapper, PostProcessorWrapper, PipelineDecoder>;
+pub(crate) type Pipeline = TokenizerImpl<
+    PipelineModel,
+    PipelineNormalizer,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    PipelineDecoder,
+>;
 
 /// What cuts a text into tokens.
 #[derive(Debug)]

@@ -75,7 +75,11 @@ impl Tokenizer {
         Self::with_settings(file, bytes, &Settings::default())
     }
 
-    fn with_settings(file: &str, bytes: &[u8], settings: &Settings<'_>) -> Result<Tokenizer, CheckpointError> {
+    fn with_settings(
+        file: &str,
+        bytes: &[u8],
+        settings: &Settings<'_>,
+    ) -> Result<Tokenizer, CheckpointError> {
         let built = sentencepiece::build(bytes, settings)
             .map_err(|problem| CheckpointError::Tokenizer { file: file.to_string(), problem })?;
         let largest_id = built.pipeline.get_model().get_vocab_size().checked_sub(1);
@@ -103,7 +107,9 @@ impl Tokenizer {
             let mut tokenizer = Self::from_bytes(file, bytes)?;
             tokenizer.bos = settings.token("bos_token");
             tokenizer.eos = settings.token("eos_token");
-            if let Some(Value::Object(added)) = config.as_ref().and_then(|map| map.get("added_tokens_decoder")) {
+            if let Some(Value::Object(added)) =
+                config.as_ref().and_then(|map| map.get("added_tokens_decoder"))
+            {
                 tokenizer.add_missing(added)?;
             }
             tokenizer

@@ -217,7 +217,8 @@ fn added_tokens_of_the_configuration_are_known() {
 
 #[test]
 fn other_tokenizer_formats_are_named() {
-    let files = TokenizerFiles { other: Some("tokenizer.model".to_string()), ..TokenizerFiles::default() };
+    let files =
+        TokenizerFiles { other: Some("sentencepiece.bpe.model".to_string()), ..TokenizerFiles::default() };
     let error = Tokenizer::from_files("org/m", &files).unwrap_err().to_string();
-    assert!(error.contains("tokenizer is tokenizer.model; convert it"), "{error}");
+    assert!(error.contains("tokenizer is sentencepiece.bpe.model; convert it"), "{error}");
 }

@@ -49,7 +49,14 @@ mod tests {
 
     #[test]
     fn one_tokenizer_is_wanted() {
-        let all = ["config.json", "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "x.py"];
+        let all = [
+            "config.json",
+            "spiece.model",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "x.py",
+        ];
         let without = |gone: &[&str]| -> Vec<String> {
             let files: Vec<&str> = all.into_iter().filter(|file| !gone.contains(file)).collect();
             small(&files)

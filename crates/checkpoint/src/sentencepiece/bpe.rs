@@ -135,7 +135,8 @@ impl<'a> Merging<'a> {
         let mut waiting = vec![range];
         while let Some(range) = waiting.pop() {
             let piece = &self.text[range.clone()];
-            let unused = self.vocabulary.id(piece).and_then(|id| self.vocabulary.kind(id)) == Some(Kind::Unused);
+            let unused =
+                self.vocabulary.id(piece).and_then(|id| self.vocabulary.kind(id)) == Some(Kind::Unused);
             match self.halves.get(piece).filter(|_| unused) {
                 Some(&half) => {
                     waiting.push(range.start + half..range.end);

@@ -24,7 +24,8 @@ impl Charsmap {
         }
         let (trie, replacements) = rest.split_at(length);
         let (units, _) = trie.as_chunks::<4>();
-        let replacements = std::str::from_utf8(replacements).map_err(|error| format!("its charsmap is not UTF-8: {error}"))?;
+        let replacements = std::str::from_utf8(replacements)
+            .map_err(|error| format!("its charsmap is not UTF-8: {error}"))?;
         if let Some(long) = replacements.split('\0').map(str::len).find(|&length| length > LONGEST) {
             return Err(format!("its charsmap has a replacement of {long} bytes"));
         }

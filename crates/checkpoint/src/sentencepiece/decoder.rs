@@ -74,7 +74,13 @@ mod tests {
         let mut text = String::new();
         push_bytes(&mut text, b"\xe2\x98\x83a\xe2\x98b\xf0\xff");
         assert_eq!(text, "☃a\u{fffd}\u{fffd}b\u{fffd}\u{fffd}");
-        for (piece, byte) in [("<0x0A>", Some(10)), ("<0xff>", Some(255)), ("<0x+A>", None), ("<0x0A", None), ("<0x00A>", None)] {
+        for (piece, byte) in [
+            ("<0x0A>", Some(10)),
+            ("<0xff>", Some(255)),
+            ("<0x+A>", None),
+            ("<0x0A", None),
+            ("<0x00A>", None),
+        ] {
             assert_eq!(byte_of(piece), byte, "{piece}");
         }
     }

@@ -29,7 +29,7 @@ use charsmap::Charsmap;
 use model_file::{Kind, ModelFile};
 use normalizer::Prefix;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use tokenizers::{AddedToken, Model, PostProcessorWrapper};
 use vocabulary::Vocabulary;
 
@@ -46,7 +46,8 @@ pub(crate) struct Built {
 /// A tokenizer from the bytes of a file and what is beside it. The error says what is wrong, in words that go after the file's
 /// name.
 pub(crate) fn build(bytes: &[u8], settings: &Settings<'_>) -> Result<Built, String> {
-    let unusable = |problem: String| format!("not a usable sentencepiece model: {problem}; download it again");
+    let unusable =
+        |problem: String| format!("not a usable sentencepiece model: {problem}; download it again");
     if let Some(other) = other_format(bytes) {
         return Err(other.to_string());
     }
@@ -114,13 +115,16 @@ fn added_tokens(
         // sentencepiece normalizes a whole text, so that what is written there is what is looked for.
         tokens.push(token.normalized(false));
     }
+    // The last comes first. More than a vocabulary may have are refused with the first that is assigned.
     let sentinels = settings.sentinels();
-    let first = file.pieces.len() as u64;
-    for number in 0..sentinels {
+    let end = u32::try_from(sentinels).ok().and_then(|count| count.checked_add(file.pieces.len() as u32));
+    let end = end.ok_or_else(|| format!("{sentinels} extra_ids are too many"))?;
+    for (number, id) in (file.pieces.len() as u32..end).rev().enumerate() {
         let text = format!("<extra_id_{number}>");
         if vocabulary.id(&text).is_none() {
-            let id = u32::try_from(first + sentinels - 1 - number).map_err(|_| format!("{sentinels} extra_ids"))?;
-            vocabulary.assign(id, &text).map_err(|problem| format!("{sentinels} extra_ids are too many: {problem}"))?;
+            vocabulary
+                .assign(id, &text)
+                .map_err(|problem| format!("{sentinels} extra_ids are too many: {problem}"))?;
         }
         tokens.push(special(text));
     }
@@ -128,10 +132,8 @@ fn added_tokens(
     tokens.extend(reserved.map(|piece| special(piece.text.to_string())));
     tokens.extend(settings.special_texts().into_iter().map(special));
     // The first that was said of a token counts.
-    let mut seen = HashMap::new();
-    tokens.retain(|token| {
-        vocabulary.id(&token.content).is_some() && seen.insert(token.content.clone(), ()).is_none()
-    });
+    let mut seen = HashSet::new();
+    tokens.retain(|token| vocabulary.id(&token.content).is_some() && seen.insert(token.content.clone()));
     Ok(tokens)
 }
 
@@ -169,5 +171,6 @@ fn frame(
         "pair": pair,
         "special_tokens": special,
     });
-    serde_json::from_value(template).map_err(|error| format!("no frame around a text: {}", shown(&error.to_string())))
+    serde_json::from_value(template)
+        .map_err(|error| format!("no frame around a text: {}", shown(&error.to_string())))
 }

@@ -21,7 +21,9 @@ pub(crate) struct SentencePiece {
 #[derive(Debug)]
 enum Cutting {
     /// Merging, but for the user's symbols.
-    Bpe { defined: Prefixes },
+    Bpe {
+        defined: Prefixes,
+    },
     Unigram(Unigram),
 }
 
@@ -50,9 +52,11 @@ impl Model for SentencePiece {
             let id = vocabulary.id(piece).filter(|&id| id != vocabulary.unknown());
             match (id, vocabulary.bytes()) {
                 (Some(id), _) => tokens.push(Token::new(id, piece.to_string(), offsets)),
-                (None, Some(bytes)) => tokens.extend(piece.bytes().map(|byte| {
-                    Token::new(bytes[usize::from(byte)], format!("<0x{byte:02X}>"), offsets)
-                })),
+                (None, Some(bytes)) => tokens.extend(
+                    piece
+                        .bytes()
+                        .map(|byte| Token::new(bytes[usize::from(byte)], format!("<0x{byte:02X}>"), offsets)),
+                ),
                 // What is unknown in a row is one token.
                 (None, None) => match tokens.last_mut().filter(|last| last.id == vocabulary.unknown()) {
                     Some(last) => {

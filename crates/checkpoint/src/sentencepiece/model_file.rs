@@ -84,7 +84,11 @@ impl<'a> ModelFile<'a> {
     /// Reads a file; the error says what is wrong, in words that go after the file's name.
     pub fn parse(bytes: &'a [u8]) -> Result<ModelFile<'a>, String> {
         if bytes.len() > LARGEST_FILE {
-            return Err(format!("{} bytes, more than {} MiB, are no sentencepiece model", bytes.len(), LARGEST_FILE >> 20));
+            return Err(format!(
+                "{} bytes, more than {} MiB, are no sentencepiece model",
+                bytes.len(),
+                LARGEST_FILE >> 20
+            ));
         }
         let mut pieces = Vec::new();
         let mut trainer = Trainer {
@@ -117,7 +121,9 @@ impl<'a> ModelFile<'a> {
                     let mut denormalizer = Rules { charsmap: &[], ..rules };
                     denormalizer.read(value).map_err(|problem| format!("denormalizer_spec: {problem}"))?;
                     if !denormalizer.charsmap.is_empty() {
-                        return Err("it rewrites decoded texts (denormalizer_spec), which is not supported".into());
+                        return Err(
+                            "it rewrites decoded texts (denormalizer_spec), which is not supported".into()
+                        );
                     }
                 }
                 _ => {}

@@ -37,7 +37,8 @@ impl Prefixes {
                     Some(&byte) => {
                         let candidates = &self.texts[range.clone()];
                         let from = candidates.partition_point(|entry| byte_at(entry, here) < Some(byte));
-                        let count = candidates[from..].partition_point(|entry| byte_at(entry, here) == Some(byte));
+                        let count =
+                            candidates[from..].partition_point(|entry| byte_at(entry, here) == Some(byte));
                         range.start + from..range.start + from + count
                     }
                     None => 0..0,
@@ -67,8 +68,11 @@ mod tests {
         let set = Prefixes::new(words.iter().zip(0..).map(|(&word, number)| (word.into(), number)));
         for text in ["", "a", "abc", "abcde", "bé", "éa", "è", "zz", "ca"] {
             let found: Vec<_> = set.of(text.as_bytes()).collect();
-            let expected: Vec<_> =
-                (0..).zip(words).filter(|(_, word)| text.starts_with(word)).map(|(number, word)| (word.len(), number)).collect();
+            let expected: Vec<_> = (0..)
+                .zip(words)
+                .filter(|(_, word)| text.starts_with(word))
+                .map(|(number, word)| (word.len(), number))
+                .collect();
             assert_eq!(found, expected, "{text}");
             assert_eq!(set.longest(text), expected.last().map(|(length, _)| *length));
         }

@@ -70,7 +70,9 @@ impl<'a> Fields<'a> {
                 Value::Bytes(self.take(length)?)
             }
             5 => Value::Fixed32(u32::from_le_bytes(self.array()?)),
-            other => return Err(format!("the field at byte {start} is of wire type {other}, which there is not")),
+            other => {
+                return Err(format!("the field at byte {start} is of wire type {other}, which there is not"));
+            }
         };
         match tag >> 3 {
             0 => Err(format!("the field at byte {start} has the number 0")),
@@ -131,9 +133,8 @@ mod tests {
 
     #[test]
     fn every_wire_type_is_read() {
-        let bytes = [
-            0x08, 0x96, 0x01, 0x12, 2, b'h', b'i', 0x1d, 0, 0, 0x80, 0x3f, 0x21, 1, 0, 0, 0, 0, 0, 0, 0,
-        ];
+        let bytes =
+            [0x08, 0x96, 0x01, 0x12, 2, b'h', b'i', 0x1d, 0, 0, 0x80, 0x3f, 0x21, 1, 0, 0, 0, 0, 0, 0, 0];
         let fields = all(&bytes).unwrap();
         let expected = [
             (1, Value::Varint(150)),

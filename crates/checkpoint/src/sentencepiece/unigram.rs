@@ -29,10 +29,11 @@ impl Unigram {
     pub fn new(vocabulary: &Vocabulary) -> Unigram {
         let ids = 0..vocabulary.len() as u32;
         let normal = ids.filter(|&id| vocabulary.kind(id) == Some(Kind::Normal));
-        let (lowest, highest) = normal.map(|id| vocabulary.score(id)).fold(
-            (f32::INFINITY, f32::NEG_INFINITY),
-            |(lowest, highest), score| (lowest.min(score), highest.max(score)),
-        );
+        let (lowest, highest) = normal
+            .map(|id| vocabulary.score(id))
+            .fold((f32::INFINITY, f32::NEG_INFINITY), |(lowest, highest), score| {
+                (lowest.min(score), highest.max(score))
+            });
         // Without a normal piece there is nothing to be less likely than.
         let (lowest, highest) = if lowest <= highest { (lowest, highest) } else { (0.0, 0.0) };
         Unigram { pieces: vocabulary.prefixes(&[Kind::Normal, Kind::UserDefined]), lowest, highest }

@@ -149,7 +149,11 @@ impl Vocabulary {
     /// The pieces of some kinds, to be found at the beginning of a text.
     pub fn prefixes(&self, kinds: &[Kind]) -> Prefixes {
         let entries = (0..).zip(&self.entries).filter_map(|(id, entry)| Some((entry.as_ref()?, id)));
-        Prefixes::new(entries.filter(|(entry, _)| kinds.contains(&entry.kind)).map(|(entry, id)| (entry.text.clone(), id)))
+        Prefixes::new(
+            entries
+                .filter(|(entry, _)| kinds.contains(&entry.kind))
+                .map(|(entry, id)| (entry.text.clone(), id)),
+        )
     }
 
     fn entry(&self, id: u32) -> Option<&Entry> {

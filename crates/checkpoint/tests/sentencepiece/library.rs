@@ -1,41 +1,15 @@
-//! sentencepiece models give the ids and texts that the sentencepiece library gives, and transformers where it agrees.
+//! They give the ids and texts that the sentencepiece library gives, and transformers where it agrees.
 //!
 //! `tests/fixtures/scripts/sentencepiece_models.py` made the models and asked both. Where they differ, the library is followed,
 //! with which the models were trained; transformers for what the library does not know: special tokens within a text.
 
-use halfbyte_checkpoint::{FileBytes, Tokenizer, TokenizerFiles};
-use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use super::{bare, configured, folder, streamed};
+use serde_json::Value;
 
 const KINDS: [&str; 6] = ["llama", "extended", "plain", "gemma", "t5", "suffix"];
 
-fn folder(kind: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/sentencepiece").join(kind)
-}
-
-fn model(kind: &str) -> Vec<u8> {
-    std::fs::read(folder(kind).join("tokenizer.model")).unwrap()
-}
-
 fn expected(kind: &str) -> Value {
     serde_json::from_slice(&std::fs::read(folder(kind).join("expected.json")).unwrap()).unwrap()
-}
-
-/// The model alone.
-fn bare(kind: &str) -> Tokenizer {
-    Tokenizer::from_sentencepiece("tokenizer.model", &model(kind)).unwrap()
-}
-
-fn files(kind: &str, config: &Value) -> TokenizerFiles {
-    TokenizerFiles {
-        sentencepiece: Some(FileBytes::new("tokenizer.model", model(kind))),
-        config: Some(FileBytes::new("tokenizer_config.json", config.to_string().into_bytes())),
-        ..TokenizerFiles::default()
-    }
-}
-
-fn configured(kind: &str, config: &Value) -> Tokenizer {
-    Tokenizer::from_files("m", &files(kind, config)).unwrap()
 }
 
 fn ids(value: &Value) -> Vec<u32> {
@@ -49,13 +23,6 @@ fn list(value: &Value) -> &Vec<Value> {
 /// The ids that are right for a case, without a frame.
 fn followed(case: &Value, variant: &str) -> Vec<u32> {
     ids(case["followed"].get(variant).unwrap_or(&case["spm_ids"]))
-}
-
-fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
-    let mut stream = tokenizer.decode_stream(skip_special);
-    let mut text: String = ids.iter().filter_map(|&id| stream.push(id).unwrap()).collect();
-    text.extend(stream.finish().unwrap());
-    text
 }
 
 #[test]
@@ -76,7 +43,10 @@ fn ids_are_the_librarys() {
             check(case["text"].as_str().unwrap(), followed(case, "bare"));
         }
         // The library knows no control symbols in a text.
-        for case in noise.iter().filter(|case| kind != "plain" || !case["text"].as_str().unwrap().contains("<|user|>")) {
+        for case in noise
+            .iter()
+            .filter(|case| kind != "plain" || !case["text"].as_str().unwrap().contains("<|user|>"))
+        {
             check(case["text"].as_str().unwrap(), ids(&case["spm_ids"]));
         }
         assert!(wrong.is_empty(), "{kind}, {} wrong:\n{}", wrong.len(), wrong.join("\n"));
@@ -130,16 +100,26 @@ fn transformers_agrees_but_for_known_differences() {
                     agreed += 1;
                 } else {
                     let known = begins_with_space(text) || has_cluster(text);
-                    assert!(known, "{kind}, {variant}: {text:?} is {framed:?}, transformers' {}", theirs["ids"]);
+                    assert!(
+                        known,
+                        "{kind}, {variant}: {text:?} is {framed:?}, transformers' {}",
+                        theirs["ids"]
+                    );
                 }
                 for (skip, theirs_text) in [(false, &theirs["text"]), (true, &theirs["text_no_special"])] {
                     let ids = ids(&theirs["ids"]);
-                    let (decoded, theirs_text) = (tokenizer.decode(&ids, skip).unwrap(), theirs_text.as_str().unwrap());
+                    let (decoded, theirs_text) =
+                        (tokenizer.decode(&ids, skip).unwrap(), theirs_text.as_str().unwrap());
                     // Of T5's spaces at the beginning the library takes all away, transformers one.
                     let spaces = if kind == "t5" { ' ' } else { '\0' };
-                    let (ours, right) = (decoded.trim_start_matches(spaces), theirs_text.trim_start_matches(spaces));
+                    let (ours, right) =
+                        (decoded.trim_start_matches(spaces), theirs_text.trim_start_matches(spaces));
                     assert_eq!(ours, right, "{kind}, {variant}, {skip}: {text:?} {ids:?}");
-                    assert_eq!(streamed(&tokenizer, &ids, skip), decoded, "{kind}, {variant}, {skip}: {text:?} {ids:?}");
+                    assert_eq!(
+                        streamed(&tokenizer, &ids, skip),
+                        decoded,
+                        "{kind}, {variant}, {skip}: {text:?} {ids:?}"
+                    );
                 }
             }
         }
@@ -149,7 +129,8 @@ fn transformers_agrees_but_for_known_differences() {
 
 #[test]
 fn names_ids_and_sizes_are_the_models() {
-    for (kind, bos, eos) in [("llama", Some(1), Some(2)), ("gemma", Some(2), Some(1)), ("t5", None, Some(1))] {
+    for (kind, bos, eos) in [("llama", Some(1), Some(2)), ("gemma", Some(2), Some(1)), ("t5", None, Some(1))]
+    {
         let (tokenizer, expected) = (bare(kind), expected(kind));
         assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (bos, eos), "{kind}");
         assert_eq!(tokenizer.vocab_size() as u64, expected["pieces"].as_u64().unwrap(), "{kind}");
