@@ -99,9 +99,11 @@ fn broken_models_of_several_files() {
 
 #[test]
 fn broken_tokenizers() {
-    check("models/stories", tokenizer::SPEAKING, |model| {
-        halfbyte(&["run", model.name(), "--device-map", "cpu", "-p", "Once", "-n", "2"])
-    });
+    for cases in [tokenizer::SPEAKING, tokenizer::SENTENCEPIECE] {
+        check("models/stories", cases, |model| {
+            halfbyte(&["run", model.name(), "--device-map", "cpu", "-p", "Once", "-n", "2"])
+        });
+    }
 }
 
 #[test]

@@ -39,6 +39,53 @@ pub const SPEAKING: &[Case] = &[
     ),
 ];
 
+/// The same with a sentencepiece tokenizer in place of its own.
+pub const SENTENCEPIECE: &[Case] = &[
+    case(
+        "a sentencepiece tokenizer that is empty",
+        |m| sentencepiece(m, |_| Vec::new()),
+        &["tokenizer.model", "no pieces"],
+    ),
+    case(
+        "one that is cut off",
+        |m| sentencepiece(m, |all| all[..1000].to_vec()),
+        &["tokenizer.model", "more bytes"],
+    ),
+    case(
+        "one that is text",
+        |m| sentencepiece(m, |_| b"not found\n".to_vec()),
+        &["tokenizer.model", "wire type"],
+    ),
+    case(
+        "one of tiktoken",
+        |m| sentencepiece(m, |_| b"IQ== 0\nIg== 1\n".to_vec()),
+        &["tokenizer.model", "tiktoken", "tokenizer.json"],
+    ),
+    case(
+        "one for which the model has no embedding",
+        |m| {
+            sentencepiece(m, <[u8]>::to_vec);
+            let token = json!({"2000": {"content": "<far>", "special": true}});
+            m.edit("tokenizer_config.json", |c| c["added_tokens_decoder"] = token);
+        },
+        &["tokenizer", "2000", "1024"],
+    ),
+    case(
+        "a directory for it",
+        |m| {
+            sentencepiece(m, <[u8]>::to_vec);
+            become_directory(m, "tokenizer.model");
+        },
+        &["tokenizer.model", "directory"],
+    ),
+];
+
+fn sentencepiece(model: &Copy, change: impl Fn(&[u8]) -> Vec<u8>) {
+    let file = crate::command::repository("tests/fixtures/sentencepiece/llama/tokenizer.model");
+    model.remove("tokenizer.json");
+    model.write("tokenizer.model", change(&std::fs::read(file).unwrap()));
+}
+
 /// Chat templates of `models/stories`.
 pub const TEMPLATES: &[Case] = &[
     case("a template that does not parse", |m| template(m, "{% for %}"), &["chat template"]),
