@@ -1,6 +1,16 @@
 //! How fast a file is read from its disk, past what memory keeps of it.
 
-use std::path::Path;
+#[cfg(target_os = "linux")]
+mod dropped;
+#[cfg(any(windows, all(test, target_os = "linux")))]
+mod unbuffered;
+
+#[cfg(target_os = "linux")]
+use dropped as system;
+#[cfg(windows)]
+use unbuffered as system;
+
+use std::path::{Component, Path};
 
 /// What reading pieces of a file took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,20 +31,52 @@ impl DiskRate {
     }
 }
 
-/// Reads four pieces of a file as layers on the disk are read, 32 MiB each at most, after their pages have left the page
-/// cache, and checks that they have. They are in the page cache afterwards.
+/// Pieces, spread over the file.
+const PIECES: u64 = 4;
+/// Bytes of each at most.
+const LARGEST: u64 = 32 << 20;
+/// Bytes of each at least, of which all are multiples: a whole number of reads that start where the page cache and sectors
+/// of disks do.
+const STEP: u64 = 4 << 20;
+
+/// Where pieces of a file of `len` bytes begin, and their length; `None` of one that is too small to tell.
+fn pieces(len: u64) -> Option<([u64; PIECES as usize], u64)> {
+    let piece = (len / PIECES).min(LARGEST) / STEP * STEP;
+    let begin = |at: u64| (len - piece) / (PIECES - 1) * at / 4096 * 4096;
+    (piece > 0).then(|| ([0, 1, 2, 3].map(begin), piece))
+}
+
+/// Reads four pieces of a file, 32 MiB each at most, past the page cache: on Linux as layers on the disk are read, after their
+/// pages have left it, which is checked; on Windows through a handle without buffers.
 ///
 /// # Errors
 /// Why nothing could be measured, as a phrase: a file of less than 16 MiB; one that memory holds whatever is asked of
-/// it, as on a tmpfs or while another process has it mapped; a system that does not say what memory holds (any but Linux).
+/// it, as on a tmpfs or while another process has it mapped; a system that does not say what memory holds, such as macOS,
+/// whose `F_NOCACHE` still reads pages that are there.
 pub fn disk_rate(file: &Path) -> Result<DiskRate, String> {
-    system::disk_rate(file)
+    #[cfg(any(target_os = "linux", windows))]
+    {
+        let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+        let len = std::fs::metadata(file).map_err(failed)?.len();
+        let (begins, piece) =
+            pieces(len).ok_or_else(|| format!("{} is too small to tell", file.display()))?;
+        let seconds = system::seconds(file, &begins, piece).map_err(failed)?;
+        DiskRate::of(piece, seconds).ok_or_else(|| format!("memory keeps {}", file.display()))
+    }
+    #[cfg(not(any(target_os = "linux", windows)))]
+    {
+        _ = (pieces, DiskRate::of);
+        Err(format!("this system does not say what memory keeps of {}", file.display()))
+    }
 }
 
-/// The file system that a path is on: its kind and its source, as in `ext4 /dev/nvme0n1p2`. `None` where the system does
-/// not say (it is not Linux).
+/// The file system that a path is on: its kind and its source, as in `ext4 /dev/nvme0n1p2`, or the drive of Windows.
+/// `None` where the system does not say.
 pub fn file_system(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
+    if let Some(Component::Prefix(drive)) = path.components().next() {
+        return Some(drive.as_os_str().to_string_lossy().into_owned());
+    }
     file_system_of(&path, &std::fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 
@@ -49,84 +91,6 @@ fn file_system_of(path: &Path, mounts: &str) -> Option<String> {
         path.starts_with(&point).then_some((point.len(), name))
     };
     mounts.lines().filter_map(mount).max_by_key(|(len, _)| *len).map(|(_, name)| name)
-}
-
-#[cfg(target_os = "linux")]
-mod system {
-    use super::DiskRate;
-    use rustix::fs::{Advice, fadvise};
-    use rustix::io::{Errno, ReadWriteFlags, preadv2};
-    use std::fs::File;
-    use std::io::{self, IoSliceMut};
-    use std::num::NonZeroU64;
-    use std::os::unix::fs::FileExt;
-    use std::path::Path;
-    use std::time::Instant;
-
-    /// Pieces, spread over the file.
-    const PIECES: u64 = 4;
-    /// Bytes of each at most, and at least.
-    const LARGEST: u64 = 32 << 20;
-    const SMALLEST: u64 = 4 << 20;
-    /// Bytes that one call asks the system to read ahead, as for the maps of layers.
-    const AHEAD: u64 = 128 << 10;
-    /// Bytes that are read at a time.
-    const READ: usize = 1 << 20;
-    const PAGE: u64 = 4096;
-
-    pub(super) fn disk_rate(path: &Path) -> Result<DiskRate, String> {
-        let failed = |error: io::Error| format!("{}: {error}", path.display());
-        let file = File::open(path).map_err(failed)?;
-        let len = file.metadata().map_err(failed)?.len();
-        let piece = (len / PIECES).min(LARGEST) / PAGE * PAGE;
-        if piece < SMALLEST {
-            return Err(format!("{} is too small to tell", path.display()));
-        }
-        let mut buffer = vec![0; READ];
-        let mut seconds = Vec::new();
-        for at in 0..PIECES {
-            let from = (len - piece) / (PIECES - 1) * at / PAGE * PAGE;
-            let length = NonZeroU64::new(piece);
-            fadvise(&file, from, length, Advice::DontNeed).map_err(|error| failed(error.into()))?;
-            if !is_away(&file, from, piece).map_err(failed)? {
-                continue;
-            }
-            let start = Instant::now();
-            for ahead in (from..from + piece).step_by(AHEAD as usize) {
-                let length = NonZeroU64::new(AHEAD.min(from + piece - ahead));
-                fadvise(&file, ahead, length, Advice::WillNeed).map_err(|error| failed(error.into()))?;
-            }
-            for read in (from..from + piece).step_by(READ) {
-                let wanted = READ.min((from + piece - read) as usize);
-                file.read_exact_at(&mut buffer[..wanted], read).map_err(failed)?;
-            }
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-        DiskRate::of(piece, seconds).ok_or_else(|| format!("memory keeps {}", path.display()))
-    }
-
-    /// Whether memory holds nothing of four places of this range.
-    fn is_away(file: &File, from: u64, len: u64) -> io::Result<bool> {
-        for place in (from..from + len).step_by((len / 4) as usize) {
-            let mut byte = [0];
-            match preadv2(file, &mut [IoSliceMut::new(&mut byte)], place, ReadWriteFlags::NOWAIT) {
-                Err(Errno::AGAIN) => {}
-                Ok(_) => return Ok(false),
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(true)
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-mod system {
-    use super::DiskRate;
-    use std::path::Path;
-
-    pub(super) fn disk_rate(_file: &Path) -> Result<DiskRate, String> {
-        Err("this system does not say what memory keeps of a file".into())
-    }
 }
 
 #[cfg(test)]
@@ -145,6 +109,18 @@ mod tests {
         assert_eq!(of("/dev/shmother").as_deref(), Some("ext4 /dev/vda"));
         assert_eq!(of("/mnt/my disk/a").as_deref(), Some("overlay overlay"), "the later hides the earlier");
         assert_eq!(file_system_of(Path::new("/"), ""), None);
+    }
+
+    #[test]
+    fn pieces_are_whole_steps_within_the_file() {
+        for len in [(16 << 20) + 1, 17 << 20, 100 << 20, (1 << 30) + 4097, 5 << 40] {
+            let (begins, piece) = pieces(len).unwrap();
+            assert!(piece % STEP == 0 && piece <= LARGEST);
+            assert!(begins.iter().all(|begin| begin % 4096 == 0), "{begins:?}");
+            assert!(begins.windows(2).all(|two| two[0] + piece <= two[1]) && begins[3] + piece <= len);
+        }
+        assert_eq!(pieces((16 << 20) - 1), None);
+        assert_eq!(pieces(0), None);
     }
 
     #[test]
