@@ -231,10 +231,7 @@ impl CausalLm {
     /// # Errors
     /// No tokenizer, an empty prompt, one longer than the context.
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>, Error> {
-        if prompt.is_empty() {
-            return Err(ModelError::EmptyPrompt.into());
-        }
-        let ids = self.needed_tokenizer()?.encode(prompt, true)?;
+        let ids = self.encode_any(prompt)?;
         let blueprint = self.loaded.engine.blueprint();
         if ids.len() > blueprint.context {
             return Err(ModelError::ContextTooShort {
@@ -245,6 +242,14 @@ impl CausalLm {
             .into());
         }
         Ok(ids)
+    }
+
+    /// The token ids of a prompt, however long.
+    pub(crate) fn encode_any(&self, prompt: &str) -> Result<Vec<u32>, Error> {
+        if prompt.is_empty() {
+            return Err(ModelError::EmptyPrompt.into());
+        }
+        Ok(self.needed_tokenizer()?.encode(prompt, true)?)
     }
 
     /// [`generate`](Self::generate) from token ids, whose receiver hears of each chunk of the prompt and each token, with

@@ -10,16 +10,13 @@ pub struct Chat<'m> {
     messages: Vec<ChatMessage>,
     /// What the first message is, if a system message was given.
     system: usize,
-    /// Everything so far, where the model has no chat template.
-    plain: String,
 }
 
 impl<'m> Chat<'m> {
     pub(crate) fn new(model: &'m mut CausalLm, system: Option<&str>) -> Self {
         let messages: Vec<ChatMessage> =
             system.map(|text| ChatMessage::new("system", text)).into_iter().collect();
-        let plain = system.map(|text| format!("{text}\n")).unwrap_or_default();
-        Self { model, system: messages.len(), messages, plain }
+        Self { model, system: messages.len(), messages }
     }
 
     /// The model that is talked to.
@@ -30,7 +27,49 @@ impl<'m> Chat<'m> {
     /// Forgets everything but the system message.
     pub fn clear(&mut self) {
         self.messages.truncate(self.system);
-        self.plain = self.messages.iter().map(|message| format!("{}\n", message.content)).collect();
+    }
+
+    /// Forgets the oldest turns where the context has no room for the conversation with `text` as its next message and an
+    /// answer of `tokens` tokens; then down to half the context, so that not every turn from here on is computed from the
+    /// beginning. The system message stays, and so does `text`, however long. How many turns are forgotten: 0 where all
+    /// fits.
+    ///
+    /// # Errors
+    /// As [`say`](Self::say), for what cannot be encoded.
+    pub fn make_room(&mut self, text: &str, tokens: usize) -> Result<usize, Error> {
+        self.messages.push(ChatMessage::new("user", text));
+        let forgotten = self.forget(tokens);
+        self.messages.pop();
+        forgotten
+    }
+
+    fn forget(&mut self, tokens: usize) -> Result<usize, Error> {
+        let context = self.model.context();
+        let (mut most, mut turns) = (context.saturating_sub(tokens), 0);
+        while self.ids()?.len() > most {
+            let is_next = |at: &usize| self.messages[*at].role == "user";
+            let Some(next) = (self.system + 1..self.messages.len()).find(is_next) else { break };
+            self.messages.drain(self.system..next);
+            (most, turns) = (most.min(context / 2), turns + 1);
+        }
+        Ok(turns)
+    }
+
+    /// The tokens of the conversation, up to where the model is to answer.
+    fn ids(&self) -> Result<Vec<u32>, Error> {
+        if self.model.has_chat_template() {
+            return self.model.encode_conversation(&self.messages);
+        }
+        let mut plain = String::new();
+        for ChatMessage { role, content } in &self.messages {
+            match role.as_str() {
+                "system" => plain += &format!("{content}\n"),
+                "user" if plain.is_empty() => plain += content,
+                "user" => plain += &format!(" {content}"),
+                _ => plain += content,
+            }
+        }
+        self.model.encode_any(&plain)
     }
 
     /// Says `text` and streams the answer to `on_text`, piece by piece, never an empty one. A stopped answer stays in the conversation as far
@@ -58,19 +97,13 @@ impl<'m> Chat<'m> {
         options: &GenerateOptions,
         listen: &mut dyn FnMut(Heard<'_>) -> Flow,
     ) -> Result<Generation, Error> {
-        if !self.model.has_chat_template() {
-            let prompt =
-                if self.plain.is_empty() { text.to_owned() } else { format!("{} {text}", self.plain) };
-            let ids = self.model.encode(&prompt)?;
-            let answer = self.model.generate_ids(&ids, options, listen)?;
-            self.plain = prompt + &answer.text;
-            return Ok(answer);
-        }
         self.messages.push(ChatMessage::new("user", text));
-        let ids = self.model.encode_conversation(&self.messages);
-        let answer = ids.and_then(|ids| self.model.generate_ids(&ids, options, listen));
+        let answer = self.ids().and_then(|ids| self.model.generate_ids(&ids, options, listen));
         match &answer {
-            Ok(answer) => self.messages.push(ChatMessage::new("assistant", answer.text.trim())),
+            Ok(answer) if self.model.has_chat_template() => {
+                self.messages.push(ChatMessage::new("assistant", answer.text.trim()));
+            }
+            Ok(answer) => self.messages.push(ChatMessage::new("assistant", &answer.text)),
             Err(_) => {
                 self.messages.pop();
             }

@@ -82,11 +82,43 @@ fn a_chat_template_is_used_and_its_system_message_stays() {
 }
 
 #[test]
-fn a_conversation_that_outgrows_its_context_is_refused_by_numbers() {
-    let outcome = chat("stories", &["--json", "--context", "16"], "Once there was\nThe dog was happy.\n");
+fn a_message_beyond_the_context_is_refused_by_numbers() {
+    let typed = format!("Once there was\n{}\n", "The dog was happy. ".repeat(9));
+    let outcome = chat("stories", &["--json", "--context", "16"], &typed);
     let error = outcome.refused();
     assert!(error.contains("context holds 16"), "{error}");
     assert_eq!(answers(&outcome).len(), 1);
+}
+
+#[test]
+fn a_conversation_that_outgrows_its_context_forgets_its_oldest_turns_and_says_so() {
+    let templated = Copy::of("models/stories");
+    templated.edit("tokenizer_config.json", |config| {
+        // As many models' templates do, it insists on turns.
+        config["chat_template"] = json!(
+            "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n{% elif \
+             (m['role'] == 'user') != ((loop.index0 - (messages[0]['role'] == 'system')|int) % 2 == 0) %}\
+             {{ raise_exception('turns must alternate') }}{% else %}{{ m['content'] }}\n{% endif %}{% endfor %}"
+        );
+    });
+    for (model, more) in [("stories", &[][..]), (templated.name(), &["--system", "Be kind."])] {
+        let typed: String = (1..=20).map(|turn| format!("Then came dog number {turn}.\n")).collect();
+        let outcome = chat(model, &[more, &["--json", "--context", "96"]].concat(), &typed).ok();
+        let answers = answers(&outcome);
+        assert_eq!(answers.len(), 20);
+        let forgotten: Vec<u64> =
+            answers.iter().map(|one| one["forgotten_turns"].as_u64().unwrap()).collect();
+        let times = forgotten.iter().filter(|&&turns| turns > 0).count();
+        assert!(forgotten[..3] == [0, 0, 0] && (2..=8).contains(&times), "{forgotten:?}");
+        assert_eq!(outcome.stderr.matches("note: the context of 96 tokens is full").count(), times);
+        for answer in &answers {
+            let count = |key: &str| answer[key].as_u64().unwrap();
+            assert!(count("prompt_tokens") + 12 <= 96 && count("new_tokens") == 12, "{answer}");
+            // What is not forgotten is not computed again.
+            let new = count("prompt_tokens") - count("cached_tokens");
+            assert!(count("forgotten_turns") > 0 || new < 36, "{new}: {answer}");
+        }
+    }
 }
 
 #[test]

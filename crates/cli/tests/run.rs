@@ -54,6 +54,16 @@ fn people_get_prompt_and_story_on_stdout_and_figures_on_stderr() {
 }
 
 #[test]
+fn a_text_that_fills_its_context_says_so() {
+    let outcome = run(&["-n", "12", "--context", "5"]).ok();
+    for part in ["4 prompt tokens at ", ", 2 new tokens at ", "; the context of 5 tokens is full\n"] {
+        assert!(outcome.stderr.contains(part), "{part}: {}", outcome.stderr);
+    }
+    let one = run(&["-n", "1"]).ok();
+    assert!(one.stderr.contains(", 1 new token\n"), "{}", one.stderr);
+}
+
+#[test]
 fn the_bundled_model_tells_the_stories_that_transformers_tells() {
     let expected = std::fs::read(repository("models/stories/expected.json")).unwrap();
     let expected: Value = serde_json::from_slice(&expected).unwrap();

@@ -1,7 +1,8 @@
 //! Whether products on tensor cores are right here: one of them beside the same in 64 bits on the host, once.
 
 use crate::guard::{caught, fault};
-use crate::hardware::Hardware;
+use crate::hardware::{Hardware, offered_cores};
+use crate::kernels::linear_cores::Cores;
 use crate::linear::PackedLinear;
 use crate::staging::persistent;
 use cubecl::prelude::*;
@@ -86,5 +87,30 @@ mod tests {
         assert!(tiled < TOLERANCE && two < TOLERANCE && turned < TOLERANCE, "{tiled:e}, {two:e}, {turned:e}");
         // The check can fail.
         assert!((1e-4..1e-1).contains(&one), "{one:e}");
+    }
+}
+
+/// How products use tensor cores, if the device has any and they give what the host gives.
+pub(crate) fn trusted<R: Runtime>(client: &ComputeClient<R>, hardware: &Hardware) -> Option<Cores> {
+    let wanted = std::env::var("HALFBYTE_CUDA_CORES").ok();
+    let cores = offered_cores(client, wanted.as_deref())?;
+    let tried = Hardware { cores: Some(cores), ..hardware.clone() };
+    // One half a number was asked for by who knows what it costs.
+    let most = if cores.split { TOLERANCE } else { 1e-2 };
+    let device = &hardware.device;
+    match error(client, &tried) {
+        Ok(error) if error <= most => Some(cores),
+        Ok(error) => {
+            tracing::warn!(
+                "{device}: a product on tensor cores is off by {error:.1e}: they are not used; please report this"
+            );
+            None
+        }
+        Err(fault) => {
+            tracing::warn!(
+                "{fault}: tensor cores are not used (their kernels need mma.h and crt/mma.h of CUDA's toolkit)"
+            );
+            None
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! A compiled stretch.
 
-use crate::answers::{Pending, Ring};
+mod reply;
+mod request;
+
+use crate::answers::Ring;
 use crate::gpu::{Allocation, Gpu};
 use crate::held::{Held, Wants};
 use crate::kernels::sample::seen_words;
@@ -13,8 +16,9 @@ use crate::sequence::{Columns, Manners, Sequence};
 use crate::wait::{Signal, lost};
 use halfbyte_backend::gpu::{Reach, all_apart, seen_bits};
 use halfbyte_backend::{
-    Answer, Caps, Draw, Fault, Fut, Input, Output, Place, Program, Rows, Step, StepCost, Stretch, Ticket,
+    Answer, Caps, Draw, Fault, Fut, Input, Output, Place, Program, Rows, StepCost, Stretch, Ticket,
 };
+use reply::{Reply, answer};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
@@ -65,14 +69,6 @@ impl Work {
     fn dispatches(&self) -> impl Iterator<Item = (&Dispatch, [u32; 3])> {
         self.lists().flat_map(|list| list.of(&self.counts))
     }
-}
-
-/// What a submission copies back, and what becomes of the bytes.
-enum Reply {
-    Nothing,
-    Tokens(usize),
-    Logits { rows: usize, width: usize },
-    Hidden { rows: usize, widths: Vec<usize> },
 }
 
 impl WgpuProgram {
@@ -189,48 +185,6 @@ impl WgpuProgram {
             .ok_or_else(|| Fault::Internal(format!("a program without {role:?}")))
     }
 
-    fn check(&self, rows: &Rows<'_>) -> Result<(), Fault> {
-        let mut width = 0;
-        for &reg in &self.stretch.inputs {
-            width += self.stretch.width(reg)?;
-        }
-        rows.check(&self.caps, width)?;
-        self.reach.check(rows)?;
-        let embeds = self.stretch.steps.iter().any(|step| matches!(step, Step::Embed(_)));
-        match rows.input {
-            Input::Tokens(_) | Input::Chosen if !embeds => {
-                return Err(Fault::Invalid("tokens for a stretch without an embedding".into()));
-            }
-            Input::Chosen if rows.places.len() > self.chosen => {
-                return Err(Fault::Invalid(format!(
-                    "{} rows for {} chosen tokens",
-                    rows.places.len(),
-                    self.chosen
-                )));
-            }
-            _ => {}
-        }
-        match rows.output {
-            output if output.wants_head() && self.plan.vocabulary == 0 => {
-                Err(Fault::Invalid("logits of a stretch without a head".into()))
-            }
-            Output::Sample { .. } if self.plan.drawn == 0 => {
-                Err(Fault::Invalid("a token is drawn where tokens go in and logits come out".into()))
-            }
-            Output::Sample { rows: wanted, .. }
-                if wanted
-                    .iter()
-                    .any(|&row| rows.places[row as usize].sequence as usize >= self.plan.drawn) =>
-            {
-                Err(Fault::Invalid(format!("draws of more than {} sequences", self.plan.drawn)))
-            }
-            Output::Hidden if self.stretch.outputs.is_empty() => {
-                Err(Fault::Invalid("hidden states of a stretch that gives none".into()))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Fills the input registers, padded rows, in pieces.
     fn write_hidden(&self, values: &[f32], rows: usize) -> Result<(), Fault> {
         let mut from = values;
@@ -252,68 +206,6 @@ impl WgpuProgram {
         }
         Ok(())
     }
-
-    /// Copies what the output wants to `to`.
-    fn copy_reply(
-        &self,
-        reply: &Reply,
-        to: &wgpu::Buffer,
-        encoder: &mut wgpu::CommandEncoder,
-    ) -> Result<u64, Fault> {
-        match reply {
-            Reply::Nothing => Ok(0),
-            Reply::Tokens(count) => {
-                let len = *count as u64 * 4;
-                encoder.copy_buffer_to_buffer(self.buffer(Role::Chosen)?, 0, to, 0, len);
-                Ok(len)
-            }
-            Reply::Logits { rows, width } => {
-                let len = (rows * stride(*width)) as u64 * 4;
-                encoder.copy_buffer_to_buffer(self.buffer(Role::Logits)?, 0, to, 0, len);
-                Ok(len)
-            }
-            Reply::Hidden { rows, widths } => {
-                let mut at = 0;
-                for (reg, width) in self.stretch.outputs.iter().zip(widths) {
-                    let len = (rows * stride(*width)) as u64 * 4;
-                    encoder.copy_buffer_to_buffer(self.buffer(Role::Register(reg.0))?, 0, to, at, len);
-                    at += len;
-                }
-                Ok(at)
-            }
-        }
-    }
-}
-
-/// Rows of `width` out of rows that are padded to whole groups.
-fn unpad(bytes: &[u8], rows: usize, width: usize, out: &mut Vec<f32>) {
-    for row in bytes.chunks_exact(stride(width) * 4).take(rows) {
-        out.extend(row[..width * 4].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-    }
-}
-
-async fn answer(gpu: Rc<Gpu>, pending: Rc<Pending>, reply: Reply) -> Result<Answer, Fault> {
-    let bytes = pending.bytes(&gpu).await?;
-    Ok(match reply {
-        Reply::Nothing => Answer::Nothing,
-        Reply::Tokens(_) => Answer::Tokens(
-            bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        ),
-        Reply::Logits { rows, width } => {
-            let mut out = Vec::with_capacity(rows * width);
-            unpad(&bytes, rows, width, &mut out);
-            Answer::Logits(out)
-        }
-        Reply::Hidden { rows, widths } => {
-            let mut out = Vec::with_capacity(rows * widths.iter().sum::<usize>());
-            let mut at = 0;
-            for width in widths {
-                unpad(&bytes[at..], rows, width, &mut out);
-                at += rows * stride(width) * 4;
-            }
-            Answer::Hidden(out)
-        }
-    })
 }
 
 impl WgpuProgram {

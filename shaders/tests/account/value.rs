@@ -200,3 +200,41 @@ impl Value {
         Value::build(module, &module.types[ty].inner, 0, &mut |_| 0)
     }
 }
+
+/// Vectors may be composed of vectors.
+pub fn compose(inner: &TypeInner, components: Vec<Value>) -> Value {
+    let flat = matches!(inner, TypeInner::Vector { .. });
+    let one = |component| match component {
+        Value::Many(values) if flat => values,
+        other => vec![other],
+    };
+    Value::Many(components.into_iter().flat_map(one).collect())
+}
+
+/// The element at `index` of a value, or what a pointer then leads to.
+pub fn access(base: Value, index: u32, by: Origin) -> Value {
+    match base {
+        Value::Pointer(mut pointer) => {
+            pointer.path.push(index);
+            pointer.origin = pointer.origin.and(by);
+            Value::Pointer(pointer)
+        }
+        Value::Many(values) => values[(index as usize).min(values.len() - 1)].clone().tinted(by),
+        scalar => panic!("an index into {scalar:?}"),
+    }
+}
+
+/// One of two values, component by component.
+pub fn select(condition: &Value, accept: Value, reject: Value) -> Value {
+    match (condition, accept, reject) {
+        (Value::Scalar(condition), accept, reject) => {
+            let chosen = if condition.number == Number::Bool(true) { accept } else { reject };
+            chosen.tinted(condition.origin)
+        }
+        (Value::Many(conditions), Value::Many(accept), Value::Many(reject)) => {
+            let each = conditions.iter().zip(accept.into_iter().zip(reject));
+            Value::Many(each.map(|(condition, (accept, reject))| select(condition, accept, reject)).collect())
+        }
+        other => panic!("a choice of {other:?}"),
+    }
+}

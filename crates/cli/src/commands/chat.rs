@@ -7,6 +7,9 @@ use crate::progress::Bars;
 use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
 use std::io::{BufRead, IsTerminal};
 
+/// A part of the context that an answer finds free, or all that it may be long: else the oldest turns are forgotten.
+const ROOM: usize = 4;
+
 /// Reads lines from stdin and answers each; ends at end of input or `/exit`. Ctrl-C stops an answer.
 pub fn run(args: &ChatArgs) -> Result<(), Error> {
     args.sample.check()?;
@@ -43,6 +46,21 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
             }
             _ => {}
         }
+        let room = options.max_new_tokens.min(chat.model().context() / ROOM);
+        let forgotten = match chat.make_room(&line, room) {
+            Ok(turns) => turns,
+            Err(error) if terminal => {
+                say(&format!("error: {error}"));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if forgotten > 0 {
+            let (context, plural) = (chat.model().context(), if forgotten == 1 { "" } else { "s" });
+            say(&format!(
+                "note: the context of {context} tokens is full: {forgotten} turn{plural} forgotten, the oldest"
+            ));
+        }
         let mut broken = None;
         let quiet = notes::hold();
         let answer = chat.say_heard(&line, &options, &mut |heard| {
@@ -59,12 +77,16 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
             return Err(error);
         }
         match answer {
-            Ok(answer) if json => print_json(&report::generation_json(chat.model(), &answer))?,
+            Ok(answer) if json => {
+                let mut object = report::generation_json(chat.model(), &answer);
+                object["forgotten_turns"] = forgotten.into();
+                print_json(&object)?;
+            }
             Ok(answer) => {
                 print("\n")?;
                 drop(quiet);
                 if terminal {
-                    say(&format!("[{}]", report::speed_line(&answer)));
+                    say(&format!("[{}]", report::speed_line(chat.model(), &answer)));
                 }
             }
             // One refused turn does not end a conversation with a person.

@@ -36,7 +36,8 @@ pub fn run(args: &ClassifyArgs) -> Result<(), Error> {
     }
     print_table(&table)?;
     let rate = texts.len() as f64 / seconds.max(f64::MIN_POSITIVE);
-    say(&format!("\nloaded in {:.1} s; {} texts at {rate:.1} texts/s", loaded.load_seconds(), texts.len()));
+    let count = if texts.len() == 1 { "1 text".to_owned() } else { format!("{} texts", texts.len()) };
+    say(&format!("\nloaded in {:.1} s; {count} at {rate:.1} texts/s", loaded.load_seconds()));
     say_table(&report::memory_table(&loaded.memory()));
     Ok(())
 }

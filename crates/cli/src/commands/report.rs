@@ -1,7 +1,7 @@
 //! What a load and a generation report, as JSON and as lines for people.
 
 use crate::table::{Table, bytes};
-use halfbyte::{CausalLm, Error, Generation, MemoryRow};
+use halfbyte::{CausalLm, Error, Generation, MemoryRow, Stop};
 use serde_json::{Value, json};
 
 /// The JSON object of `run`.
@@ -23,16 +23,19 @@ pub fn generation_json(model: &CausalLm, generation: &Generation) -> Value {
     })
 }
 
-/// Speed in one line.
-pub fn speed_line(generation: &Generation) -> String {
-    let rate = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-    format!(
-        "{} prompt tokens at {} tokens/s, {} new tokens at {} tokens/s",
-        generation.prompt_tokens,
-        rate(generation.prefill_tokens_per_second),
-        generation.token_ids.len(),
-        rate(generation.decode_tokens_per_second),
-    )
+/// Speed in one line, and that the context ended the text, if it did.
+pub fn speed_line(model: &CausalLm, generation: &Generation) -> String {
+    let tokens = |count: usize, kind: &str, rate: Option<f64>| {
+        let rate = rate.map(|rate| format!(" at {rate:.1} tokens/s")).unwrap_or_default();
+        format!("{count} {kind} token{}{rate}", if count == 1 { "" } else { "s" })
+    };
+    let prompt = tokens(generation.prompt_tokens, "prompt", generation.prefill_tokens_per_second);
+    let new = tokens(generation.token_ids.len(), "new", generation.decode_tokens_per_second);
+    let end = match generation.stop {
+        Stop::ContextFull => format!("; the context of {} tokens is full", model.context()),
+        _ => String::new(),
+    };
+    format!("{prompt}, {new}{end}")
 }
 
 /// Planned, allocated and witnessed memory of each device, then of each purpose on it.

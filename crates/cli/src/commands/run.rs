@@ -50,7 +50,7 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     }
     print("\n")?;
     drop(quiet);
-    say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&generation)));
+    say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&model, &generation)));
     say_table(&report::memory_table(&model.memory()));
     Ok(())
 }

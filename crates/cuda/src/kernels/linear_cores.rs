@@ -19,6 +19,11 @@
     reason = "what a kernel decides when it is compiled, and says, stands apart"
 )]
 
+mod cores;
+mod fragments;
+
+pub(crate) use cores::Cores;
+
 use super::codebook::{Pair, load, load_codebook};
 use super::dense::{narrow_f16, widen_f16};
 use super::places::output_row;
@@ -27,6 +32,7 @@ use super::variant::{Elements, Lookup, Sharing};
 use super::{GROUP, Quad};
 use cubecl::cmma;
 use cubecl::prelude::*;
+use fragments::{accumulator, multiply, multiply_plain};
 
 /// Rows and columns of a fragment, and the columns of `x` that a multiplication takes.
 const SIDE: usize = 16;
@@ -48,60 +54,6 @@ pub(crate) struct CoreTile {
     pub select: bool,
     pub sharing: Sharing,
     pub cores: Cores,
-}
-
-/// How products of many rows use tensor cores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Cores {
-    /// Fragments of a plane along the rows of the matrix, and along the rows of `x`.
-    pub fragments: [usize; 2],
-    /// Planes of a cube along the rows of the matrix, and along the rows of `x`.
-    pub planes: [usize; 2],
-    /// Whether numbers are taken in two halves.
-    pub split: bool,
-    /// Whether loops multiply.
-    pub plain: bool,
-}
-
-impl Cores {
-    /// For GPUs: 128 rows of the matrix and 64 of `x`, 39 KiB of shared memory.
-    pub(crate) const GPU: Self = Self { fragments: [2, 2], planes: [4, 2], split: true, plain: false };
-    /// For tests: 32 rows of the matrix and 32 of `x`, 24 KiB of shared memory.
-    pub(crate) const PLAIN: Self = Self { fragments: [1, 2], planes: [2, 1], split: true, plain: true };
-
-    /// Units of a cube.
-    pub(crate) fn units(self) -> usize {
-        self.plane_count() * PLANE
-    }
-
-    /// Rows of the matrix for each cube.
-    pub(crate) fn rows(self) -> usize {
-        self.fragments[0] * self.planes[0] * SIDE
-    }
-
-    /// Rows of `x` for each cube.
-    pub(crate) fn batch(self) -> usize {
-        self.fragments[1] * self.planes[1] * SIDE
-    }
-
-    fn plane_count(self) -> usize {
-        self.planes[0] * self.planes[1]
-    }
-
-    /// Halves that a number is taken in.
-    fn parts(self) -> usize {
-        if self.split { 2 } else { 1 }
-    }
-
-    /// Fragments of a plane.
-    fn own(self) -> usize {
-        self.fragments[0] * self.fragments[1]
-    }
-
-    /// Sums of a unit where loops multiply; an array cannot be empty.
-    fn sums(self) -> usize {
-        if self.plain { self.own() * SIDE * SIDE / PLANE } else { 1 }
-    }
 }
 
 /// The kernel; arguments as those of [`linear_tiled`](super::linear_tiled). `E` is f16, or f32 where loops multiply.
@@ -343,138 +295,5 @@ fn keep<E: Float>(
             low = widen_f16(narrow_f16(low));
         }
         tile[to + apart] = E::cast_from(low);
-    }
-}
-
-#[cube]
-fn accumulator() -> cmma::Matrix<f32> {
-    cmma::Matrix::<f32>::from_value(
-        cmma::MatrixIdent::Accumulator,
-        16usize,
-        16usize,
-        16usize,
-        cmma::MatrixLayout::Undefined,
-        0.0f32,
-    )
-}
-
-/// 16 rows from `row` on and 16 columns from `column` on of a tile, as the left or right factor.
-#[cube]
-fn fragment<E: Float>(
-    tile: &SharedMemory<E>,
-    row: usize,
-    column: usize,
-    #[comptime] left: bool,
-) -> cmma::Matrix<E> {
-    let from = row * PITCH + column;
-    let rows = tile.slice(from, from + comptime!((SIDE - 1) * PITCH + SIDE));
-    if comptime!(left) {
-        cmma::Matrix::<E>::from_slice(
-            cmma::MatrixIdent::A,
-            16usize,
-            16usize,
-            16usize,
-            cmma::MatrixLayout::RowMajor,
-            &rows,
-            comptime!(PITCH as u32),
-        )
-    } else {
-        // Rows of the matrix are columns of the factor.
-        cmma::Matrix::<E>::from_slice(
-            cmma::MatrixIdent::B,
-            16usize,
-            16usize,
-            16usize,
-            cmma::MatrixLayout::ColMajor,
-            &rows,
-            comptime!(PITCH as u32),
-        )
-    }
-}
-
-/// Adds the products of 32 columns on tensor cores.
-#[cube]
-fn multiply<E: Float>(
-    weights: &SharedMemory<E>,
-    input: &SharedMemory<E>,
-    plane_row: usize,
-    plane_input: usize,
-    high: &Sequence<cmma::Matrix<f32>>,
-    low: &Sequence<cmma::Matrix<f32>>,
-    #[comptime] cores: Cores,
-) {
-    #[unroll]
-    for k in 0..comptime!(GROUP / SIDE) {
-        let column = comptime!(k * SIDE);
-        let mut left = Sequence::<cmma::Matrix<E>>::new();
-        let mut left_low = Sequence::<cmma::Matrix<E>>::new();
-        #[unroll]
-        for m in 0..comptime!(cores.fragments[1]) {
-            let row = plane_input + comptime!(m * SIDE);
-            left.push(fragment::<E>(input, row, column, true));
-            if comptime!(cores.split) {
-                left_low.push(fragment::<E>(input, row + comptime!(cores.batch()), column, true));
-            }
-        }
-        #[unroll]
-        for r in 0..comptime!(cores.fragments[0]) {
-            let row = plane_row + comptime!(r * SIDE);
-            let right = fragment::<E>(weights, row, column, false);
-            #[unroll]
-            for m in 0..comptime!(cores.fragments[1]) {
-                let to = high.index(comptime!(r * cores.fragments[1] + m));
-                cmma::execute::<E, E, f32, f32>(left.index(m), &right, to, to);
-            }
-            if comptime!(cores.split) {
-                let right_low = fragment::<E>(weights, row + comptime!(cores.rows()), column, false);
-                #[unroll]
-                for m in 0..comptime!(cores.fragments[1]) {
-                    let to = low.index(comptime!(r * cores.fragments[1] + m));
-                    cmma::execute::<E, E, f32, f32>(left.index(m), &right_low, to, to);
-                    cmma::execute::<E, E, f32, f32>(left_low.index(m), &right, to, to);
-                }
-            }
-        }
-    }
-}
-
-/// The same in loops. `once` is 1, which only the caller knows: loops of known lengths are unrolled by drivers, and are
-/// compiled for minutes then. Not one column at a time: llvmpipe ends every loop of a unit after 65,535 turns in all.
-#[cube]
-#[allow(clippy::too_many_arguments, reason = "what a cube shares has no other name")]
-fn multiply_plain<E: Float>(
-    weights: &SharedMemory<E>,
-    input: &SharedMemory<E>,
-    plane_row: usize,
-    plane_input: usize,
-    lane: usize,
-    once: usize,
-    high: &mut Array<f32>,
-    low: &mut Array<f32>,
-    #[comptime] cores: Cores,
-) {
-    for i in 0..once * comptime!(cores.sums()) {
-        let fragment = i / comptime!(SIDE * SIDE / PLANE);
-        let index = lane + i % comptime!(SIDE * SIDE / PLANE) * PLANE;
-        let row = plane_row + fragment / comptime!(cores.fragments[1]) * SIDE + index % SIDE;
-        let source = plane_input + fragment % comptime!(cores.fragments[1]) * SIDE + index / SIDE;
-        let mut sum = 0.0f32;
-        let mut mixed = 0.0f32;
-        for quarter in 0..once * 4 {
-            #[unroll]
-            for j in 0..comptime!(GROUP / 4) {
-                let k = quarter * comptime!(GROUP / 4) + j;
-                let w = f32::cast_from(weights[row * PITCH + k]);
-                let x = f32::cast_from(input[source * PITCH + k]);
-                sum += w * x;
-                if comptime!(cores.split) {
-                    let w_low = f32::cast_from(weights[(row + comptime!(cores.rows())) * PITCH + k]);
-                    let x_low = f32::cast_from(input[(source + comptime!(cores.batch())) * PITCH + k]);
-                    mixed += w_low * x + w * x_low;
-                }
-            }
-        }
-        high[i] += sum;
-        low[i] += mixed;
     }
 }
