@@ -72,21 +72,22 @@ fn texts_are_the_librarys() {
     }
 }
 
-/// Whether transformers 5 loses or adds a space here: it takes a space of the text for the one that goes before a text.
-fn begins_with_space(text: &str) -> bool {
-    let segments = text.split(['>']).chain([text]);
-    segments.into_iter().any(|segment| segment.starts_with([' ', '▁']))
-}
-
-/// Where its charsmap replaces a cluster of characters by what only the first of them becomes.
-fn has_cluster(text: &str) -> bool {
-    text.contains(['\u{308}', 'ｶ'])
+/// Where transformers 5 is known to differ from the library.
+fn differs(kind: &str, text: &str) -> bool {
+    match kind {
+        // It puts runs of spaces together by merges, and finds only those symbols of the user that are called special.
+        "gemma" => text.contains("   ") || text.contains("<table>"),
+        // Its charsmap replaces a cluster of characters by what only the first of them becomes.
+        "t5" => text.contains(['\u{308}', 'ｶ']),
+        // It takes a space of the text for the one that goes before a text.
+        _ => text.split('>').any(|segment| segment.starts_with([' ', '▁'])),
+    }
 }
 
 #[test]
 fn transformers_agrees_but_for_known_differences() {
     let mut agreed = 0;
-    for kind in ["llama", "t5"] {
+    for kind in ["llama", "gemma", "t5"] {
         let expected = expected(kind);
         for (variant, config) in expected["variants"].as_object().unwrap() {
             let tokenizer = configured(kind, config);
@@ -99,9 +100,8 @@ fn transformers_agrees_but_for_known_differences() {
                 if framed == ids(&theirs["ids"]) {
                     agreed += 1;
                 } else {
-                    let known = begins_with_space(text) || has_cluster(text);
                     assert!(
-                        known,
+                        differs(kind, text),
                         "{kind}, {variant}: {text:?} is {framed:?}, transformers' {}",
                         theirs["ids"]
                     );
@@ -124,7 +124,7 @@ fn transformers_agrees_but_for_known_differences() {
             }
         }
     }
-    assert!(agreed > 600, "{agreed}");
+    assert!(agreed > 800, "{agreed}");
 }
 
 #[test]
