@@ -5,6 +5,8 @@ use super::prefixes::Prefixes;
 use super::vocabulary::Vocabulary;
 use std::ops::Range;
 
+/// What each byte of a symbol of the user is worth beyond the first, where logarithms of probabilities are below 0.
+const DEFINED_BONUS: f32 = 0.1;
 /// How much less likely an unknown character is than the least likely piece, as a logarithm.
 const UNKNOWN_PENALTY: f32 = 10.0;
 
@@ -13,9 +15,8 @@ const UNKNOWN_PENALTY: f32 = 10.0;
 pub(super) struct Unigram {
     /// The pieces that a text may be cut into.
     pieces: Prefixes,
-    /// The scores of normal pieces lie between these.
+    /// The lowest score of a normal piece.
     lowest: f32,
-    highest: f32,
 }
 
 /// The best way to a place in the text: its last piece begins at `start`.
@@ -29,24 +30,22 @@ impl Unigram {
     pub fn new(vocabulary: &Vocabulary) -> Unigram {
         let ids = 0..vocabulary.len() as u32;
         let normal = ids.filter(|&id| vocabulary.kind(id) == Some(Kind::Normal));
-        let (lowest, highest) = normal
-            .map(|id| vocabulary.score(id))
-            .fold((f32::INFINITY, f32::NEG_INFINITY), |(lowest, highest), score| {
-                (lowest.min(score), highest.max(score))
-            });
-        // Without a normal piece there is nothing to be less likely than.
-        let (lowest, highest) = if lowest <= highest { (lowest, highest) } else { (0.0, 0.0) };
-        Unigram { pieces: vocabulary.prefixes(&[Kind::Normal, Kind::UserDefined]), lowest, highest }
+        let lowest = normal.map(|id| vocabulary.score(id)).reduce(f32::min);
+        Unigram {
+            pieces: vocabulary.prefixes(&[Kind::Normal, Kind::UserDefined]),
+            // Without a normal piece there is nothing to be less likely than.
+            lowest: lowest.unwrap_or(0.0),
+        }
     }
 
     /// The pieces of `text`, as ranges of its bytes; those without an id are unknown characters.
     ///
-    /// Precision is the library's, so that ties fall as there: a sum is compared in 64 bits and kept in 32.
+    /// Sums are of 32 bits, and of equal ones the first is kept: ties fall as in the library.
     pub fn cut(&self, text: &str, vocabulary: &Vocabulary) -> Vec<Range<usize>> {
         let mut ways: Vec<Option<Way>> = vec![None; text.len() + 1];
-        let better = |ways: &mut Vec<Option<Way>>, end: usize, score: f64, start: usize| {
-            if ways[end].is_none_or(|way| score > f64::from(way.score)) {
-                ways[end] = Some(Way { score: score as f32, start });
+        let better = |ways: &mut Vec<Option<Way>>, end: usize, score: f32, start: usize| {
+            if ways[end].is_none_or(|way| score > way.score) {
+                ways[end] = Some(Way { score, start });
             }
         };
         for (start, character) in text.char_indices() {
@@ -58,16 +57,16 @@ impl Unigram {
             let mut whole = false;
             for (length, id) in self.pieces.of(&text.as_bytes()[start..]) {
                 let score = match vocabulary.kind(id) {
-                    // Better than any pieces that it could be cut into.
-                    Some(Kind::UserDefined) => f64::from(length as f32 * self.highest) - 0.1,
-                    _ => f64::from(vocabulary.score(id)),
+                    // Whatever its own score: better than any pieces that it could be cut into, and a long one than two short.
+                    Some(Kind::UserDefined) => DEFINED_BONUS * (length - 1) as f32,
+                    _ => vocabulary.score(id),
                 };
-                better(&mut ways, start + length, score + f64::from(here), start);
+                better(&mut ways, start + length, score + here, start);
                 whole |= length == character.len_utf8();
             }
             if !whole {
                 let score = self.lowest - UNKNOWN_PENALTY + here;
-                better(&mut ways, start + character.len_utf8(), f64::from(score), start);
+                better(&mut ways, start + character.len_utf8(), score, start);
             }
         }
         let mut out = Vec::new();
