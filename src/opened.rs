@@ -57,6 +57,6 @@ impl<'a> Opened<'a> {
 /// Text was given to a model that only takes ids.
 pub(crate) fn no_tokenizer(name: &str) -> Error {
     Error::Usage(format!(
-        "{name} has no tokenizer.json, so text cannot be used; `halfbyte logits --ids` works without one"
+        "{name} has no tokenizer.json or tokenizer.model, so text cannot be used; `halfbyte logits --ids` works without one"
     ))
 }

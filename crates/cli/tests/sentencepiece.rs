@@ -81,18 +81,27 @@ fn it_is_downloaded_where_there_is_no_other() {
     };
     for json in [false, true] {
         let (hub, home) = (hub(json), tempfile::tempdir().unwrap());
-        let args = run_args("org/spm");
-        let mut command = command::command(&args);
-        for name in
-            ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "HALFBYTE_CACHE"]
+        let run = |more: &[&str], cache: &str| {
+            let args = [&run_args("org/spm")[..], more].concat();
+            let mut command = command::command(&args);
+            for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"] {
+                command.env_remove(name);
+            }
+            command
+                .env("HF_HOME", home.path())
+                .env("HF_ENDPOINT", hub.endpoint())
+                .env("HALFBYTE_CACHE", cache);
+            finish(&args, command.spawn().unwrap()).ok().json()
+        };
+        // Quantized as it arrives, from what that has left, and whole.
+        for (more, cache) in
+            [(&[][..], "always"), (&["--offline"], "always"), (&["--keep-original"], "never")]
         {
-            command.env_remove(name);
+            let answer = run(more, cache);
+            assert_eq!(answer["prompt_tokens"] == json!(prompt_tokens()), !json, "{answer}");
         }
-        command.env("HF_HOME", home.path()).env("HF_ENDPOINT", hub.endpoint());
-        let answer = finish(&args, command.spawn().unwrap()).ok().json();
         let asked = |file: &str| hub.requests().iter().any(|request| request.file.as_deref() == Some(file));
         let found = [asked("tokenizer.model"), asked("tokenizer.json"), asked("spiece.model")];
         assert_eq!(found, [!json, json, false]);
-        assert_eq!(answer["prompt_tokens"] == json!(prompt_tokens()), !json, "{answer}");
     }
 }
