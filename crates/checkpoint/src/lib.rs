@@ -2,7 +2,7 @@
 //!
 //! The readers take bytes, so they also work in a browser; [`ModelFiles`] gathers the bytes of one
 //! model and [`Checkpoint`] is what they make of it. Files and memory maps are in [`native`], the Hub
-//! in [`hub`], each behind the feature of its name. With files comes [`write`], which writes bitsandbytes
+//! in [`hub`], each behind the feature of its name. With files comes [`write`](mod@write), which writes bitsandbytes
 //! 4-bit checkpoints.
 //!
 //! ```no_run

@@ -28,8 +28,7 @@ impl Settings<'_> {
 
     /// Where a space is put before a text; `model` says whether sentencepiece itself does.
     pub(super) fn prefix(&self, model: bool) -> Prefix {
-        let flag = |key: &str| self.flag(key);
-        match (flag("add_prefix_space").unwrap_or(model), flag("legacy")) {
+        match (self.flag("add_prefix_space").unwrap_or(model), self.flag("legacy")) {
             (false, _) => Prefix::Never,
             (true, Some(false)) => Prefix::First,
             (true, _) => Prefix::Always,
