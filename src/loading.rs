@@ -69,6 +69,8 @@ impl Loaded {
                 planning = Planning::new(model, options, planning.candidates)?;
             }
             rates::complete(&mut planning, false)?;
+            // What measuring and quantizing have freed is no part of the model's.
+            release_unused();
             let resident_before = private_resident();
             let mut loader = Loader::new(planning);
             let engine = loader.first_load(progress).await?;

@@ -18,7 +18,7 @@ impl Table {
     }
 
     /// As this terminal shows it best: where the rows are wider than it is, headings go down the side, a row of the
-    /// table in each column; where that is too wide, too, row after row. A file or a pipe gets the rows.
+    /// table in each column; where that is too wide, too, row after row, without empty cells. A file or a pipe gets the rows.
     pub fn on(&self, terminal: &console::Term) -> String {
         match terminal.size_checked() {
             Some((_, columns)) => self.within(columns.into()),
@@ -37,7 +37,13 @@ impl Table {
         if fits(&turned) {
             return turned;
         }
-        let single = |row| Self::turned(&[&self.rows[0], row]).aligned(|_| false);
+        // What a row leaves empty needs no line of its own.
+        let single = |row| {
+            let mut turned = Self::turned(&[&self.rows[0], row]);
+            turned.rows.iter_mut().flatten().for_each(|cell| *cell = cell.trim().to_owned());
+            turned.rows.retain(|row| !row[1].is_empty());
+            turned.aligned(|_| false)
+        };
         self.rows[1..].iter().map(single).collect::<Vec<_>>().join("\n")
     }
 
@@ -113,6 +119,8 @@ mod tests {
         let after = "device          cpu\nfree            9 B\na long heading  1\n\ndevice          wgpu:0\n";
         assert!(table.within(28).starts_with(after), "{}", table.within(28));
         assert_eq!(table.within(1), table.within(28));
+        table.row(["  of it".to_owned(), "1 B".to_owned(), String::new()]);
+        assert!(table.within(1).ends_with("\n\ndevice  of it\nfree    1 B\n"), "{}", table.within(1));
         assert_eq!(Table::new(&["a long heading"]).within(3), "a long heading\n");
     }
 }

@@ -258,6 +258,15 @@ fn identity(source: serde_json::Value, options: &WriteOptions) -> serde_json::Va
     })
 }
 
+/// Bytes in a unit that people read.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=0xf_ffff => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        0x10_0000..=0x3fff_ffff => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
 /// Refuses to begin what the disk cannot hold, where the system tells.
 fn check_space(dir: &Path, wanted: u64, there: u64) -> Result<(), CheckpointError> {
     let needed = wanted.saturating_sub(there);
@@ -265,7 +274,9 @@ fn check_space(dir: &Path, wanted: u64, there: u64) -> Result<(), CheckpointErro
         Some(free) if free < needed => Err(CheckpointError::Output {
             dir: dir.display().to_string(),
             problem: format!(
-                "{needed} bytes are to be written and the disk has {free} free; free some or choose another directory"
+                "{} are to be written and the disk has {} free; free some or choose another directory",
+                size(needed),
+                size(free)
             ),
         }),
         _ => Ok(()),
