@@ -54,6 +54,13 @@ fn clear_forgets_and_exit_ends() {
 }
 
 #[test]
+fn what_looks_like_a_command_is_not_sent_to_the_model() {
+    let outcome = chat("stories", &["--json"], "/help\n/?\n/\n/usr/bin is\n/bye\nOnce\n").ok();
+    assert_eq!(answers(&outcome).len(), 1, "{}", outcome.stdout);
+    assert_eq!(outcome.stderr.matches("/clear forgets").count(), 3, "{}", outcome.stderr);
+}
+
+#[test]
 fn people_get_the_answers_alone_on_stdout() {
     let with_json = answers(&chat("stories", &["--json"], "Once there was\n").ok());
     let outcome = chat("stories", &[], "Once there was").ok();

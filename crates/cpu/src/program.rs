@@ -210,18 +210,12 @@ impl State {
 
     /// Refuses a weight in a file that has spoilt the result of step `index`.
     fn check_result(&mut self, index: usize, rows: &Rows<'_>) -> Result<(), Fault> {
-        if !self.unscanned.has(index) {
-            return Ok(());
-        }
         let step = &self.steps[index];
         let result = match unscanned::result(step) {
             Some(reg) => &self.registers[usize::from(reg.0)][..rows.places.len() * self.width(reg)],
             None => &self.logits[..rows.output.rows().len() * self.limits.vocabulary],
         };
-        // Summed up, so that there is no branch a value.
-        let finite = result.iter().fold(true, |all, value| all & value.is_finite());
-        let spoilt = if finite { None } else { self.unscanned.look(index, step) };
-        spoilt.map_or(Ok(()), |tensor| Err(Fault::not_finite("disk", &tensor)))
+        self.unscanned.check(index, step, result)
     }
 
     /// Refuses what contradicts the program, before anything is changed; then takes the input in.

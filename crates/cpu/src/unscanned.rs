@@ -8,7 +8,7 @@
 use crate::bound::BoundStep;
 use crate::matrix::{Matrix, Tensor};
 use crate::slots::Shared;
-use halfbyte_backend::{DType, Reg};
+use halfbyte_backend::{DType, Fault, Reg};
 
 /// The steps of a program over files whose matrices are still to be looked through, if a result gives reason to.
 pub(crate) struct Unscanned(Vec<bool>);
@@ -21,22 +21,25 @@ impl Unscanned {
         Self(steps.iter().map(|step| matrices(step).any(has_floats)).collect())
     }
 
-    /// Whether the results of a step say anything.
-    pub fn has(&self, step: usize) -> bool {
-        self.0[step]
-    }
-
-    /// Looks through the matrices of a step whose result is not finite: the first tensor that is not. Where it is none of
-    /// them, the step is not asked for again.
-    pub fn look(&mut self, index: usize, step: &BoundStep) -> Option<String> {
-        let found = matrices(step).find_map(|matrix| {
-            let matrix = matrix.read();
-            floats_in_files(&matrix)
-                .find(|(dtype, bytes, _)| !dtype.all_finite(bytes))
-                .map(|(.., name)| name.to_owned())
-        });
-        self.0[index] = found.is_some();
-        found
+    /// Looks through the matrices of step `index` if `result`, what it has written, is not finite. Where that is not
+    /// because of one of them, the step is not asked for again.
+    ///
+    /// # Errors
+    /// [`Fault::Source`] with the tensor that holds NaN or infinity.
+    pub fn check(&mut self, index: usize, step: &BoundStep, result: &[f32]) -> Result<(), Fault> {
+        // Summed up, so that there is no branch a value.
+        let finite = || result.iter().fold(true, |all, value| all & value.is_finite());
+        if !self.0[index] || finite() {
+            return Ok(());
+        }
+        let special = |(dtype, bytes, _): &(DType, &[u8], &str)| !dtype.all_finite(bytes);
+        for matrix in matrices(step) {
+            if let Some((.., tensor)) = floats_in_files(&matrix.read()).find(special) {
+                return Err(Fault::not_finite("disk", tensor));
+            }
+        }
+        self.0[index] = false;
+        Ok(())
     }
 }
 

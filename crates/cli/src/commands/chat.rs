@@ -7,6 +7,9 @@ use crate::progress::Bars;
 use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
 use std::io::{BufRead, IsTerminal};
 
+/// What a person may type besides messages.
+const HELP: &str = "/exit or Ctrl-D ends, /clear forgets, Ctrl-C stops an answer";
+
 /// A part of the context that an answer finds free, or all that it may be long: else the oldest turns are forgotten.
 const ROOM: usize = 4;
 
@@ -24,7 +27,7 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
         say("note: this model has no chat template; what you type is continued as it is");
     }
     if terminal {
-        say("/exit or Ctrl-D ends, /clear forgets, Ctrl-C stops an answer");
+        say(HELP);
     }
     interrupt::install();
     let mut chat = model.chat(args.system.as_deref());
@@ -39,9 +42,14 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
         };
         match line.trim() {
             "" => continue,
-            "/exit" | "/quit" => return Ok(()),
+            "/exit" | "/quit" | "/bye" => return Ok(()),
             "/clear" => {
                 chat.clear();
+                continue;
+            }
+            // What looks like a command is none of the model's business.
+            other if is_command(other) => {
+                say(HELP);
                 continue;
             }
             _ => {}
@@ -94,4 +102,10 @@ pub fn run(args: &ChatArgs) -> Result<(), Error> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a line is one word after a slash: `/help`, `/?`, not `/usr/bin` or `/shrug, she said`.
+fn is_command(line: &str) -> bool {
+    line.strip_prefix('/')
+        .is_some_and(|word| word == "?" || word.bytes().all(|byte| byte.is_ascii_lowercase()))
 }
