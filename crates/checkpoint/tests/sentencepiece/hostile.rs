@@ -186,7 +186,7 @@ proptest! {
 
     #[test]
     fn mutated_files_are_refused_or_work(
-        kind in prop::sample::select(vec!["llama", "extended", "plain", "gemma", "suffix"]),
+        kind in prop::sample::select(vec!["llama", "extended", "plain", "gemma", "t5", "suffix"]),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let mut bytes = model(kind);
