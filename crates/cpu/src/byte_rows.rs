@@ -7,8 +7,8 @@
 //! no more than a step that is up to 1 % wider.
 //!
 //! As in [`Interleaved`](crate::interleaved::Interleaved), a group of sixteen rows is one stream. A block of it is
-//! sixteen [`Line`]s: byte `4 r + c` of line `j` holds row `r`'s column `4 j + c`. Rows that the last group lacks are
-//! zeros. Long rows lie in [`Panels`].
+//! sixteen [`Line`]s: byte `4 r + c` of line `j` holds row `r`'s column `4 j + c`. Before every two blocks lies a line
+//! with their scales. Rows that the last group lacks are zeros. Long rows lie in [`Panels`].
 
 use crate::buffer::{Shortage, zeroed};
 use crate::lines::{BLOCK, LANES, Line, Lines};
@@ -34,14 +34,31 @@ pub(crate) struct ByteRows {
     /// What it is filled from.
     pub dtype: DType,
     panels: Panels,
-    /// Blocks as `panels` has them, `[LINES]` each.
+    /// Blocks and scales as `panels` has them, see [`Run`].
     lines: Lines,
-    /// bf16 of each block, as lines have them: `[LANES]`.
-    scales: Vec<Scales>,
+    /// The scales of the last block of rows that have an odd number of them: `[groups]`.
+    rest: Vec<Scales>,
 }
 
 /// The scales of one block of sixteen rows: little-endian bf16.
 pub(crate) type Scales = [u8; 2 * LANES];
+
+/// Blocks whose scales fill a line.
+const TWO: usize = 2;
+
+/// A group's blocks in one panel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    /// For each two blocks a line of [`Scales`], then their own.
+    pub twos: &'a [[Line; 1 + TWO * LINES]],
+    /// The block after them, if there is one, and its scales.
+    pub last: Option<(&'a [Line; LINES], &'a Scales)>,
+}
+
+/// How many lines hold some blocks of a group in a panel with their scales.
+fn lines(blocks: usize) -> usize {
+    blocks * LINES + blocks / TWO
+}
 
 /// Whether a segment can be held so.
 pub(crate) fn fits(segment: &Segment) -> bool {
@@ -59,15 +76,8 @@ impl ByteRows {
     pub fn reserve(segment: &Segment, dtype: DType) -> Result<Self, Shortage> {
         let (rows, cols) = (segment.rows, segment.cols);
         let panels = Panels::new(rows.div_ceil(LANES), cols / BLOCK, PANEL);
-        let blocks = rows.div_ceil(LANES) * (cols / BLOCK);
-        Ok(Self {
-            rows,
-            cols,
-            dtype,
-            panels,
-            lines: Lines::reserve(blocks * LINES)?,
-            scales: zeroed(blocks)?,
-        })
+        let rest = zeroed(rows.div_ceil(LANES) * (cols / BLOCK % TWO))?;
+        Ok(Self { rows, cols, dtype, panels, lines: Lines::reserve(panels.lines(lines))?, rest })
     }
 
     /// Its memory, to be settled.
@@ -77,7 +87,7 @@ impl ByteRows {
 
     /// Bytes of its arrays, as allocated.
     pub fn bytes(&self) -> u64 {
-        (self.lines.bytes() + size_of_val(self.scales.as_slice())) as u64
+        (self.lines.bytes() + size_of_val(self.rest.as_slice())) as u64
     }
 
     /// How its columns are held.
@@ -85,10 +95,15 @@ impl ByteRows {
         &self.panels
     }
 
-    /// The lines of a group's blocks in a panel, and their scales.
-    pub fn part(&self, panel: usize, group: usize) -> (&[[Line; LINES]], &[Scales]) {
-        let part = self.panels.part(panel, group);
-        (&self.lines.as_chunks().0[part.clone()], &self.scales[part])
+    /// A group's blocks and scales in a panel.
+    pub fn run(&self, panel: usize, group: usize) -> Run<'_> {
+        let (twos, last) = self.lines[self.panels.run(panel, group, lines)].as_chunks();
+        Run { twos, last: last.first_chunk().zip(self.rest.get(group)) }
+    }
+
+    /// Where the lines of a group's blocks in a panel begin.
+    pub fn start(&self, panel: usize, group: usize) -> *const u8 {
+        self.lines[self.panels.run(panel, group, lines)].as_ptr().cast()
     }
 
     /// Takes the canonical bytes in, `[rows, cols]`.
@@ -99,29 +114,35 @@ impl ByteRows {
             let wanted = rows * cols * size;
             return Err(Fault::Source(format!("{tensor} has {} bytes, not {wanted}", from.len())));
         }
+        let row = |row: usize| &from[row * cols * size..][..cols * size];
+        let lanes = |group: usize| (group * LANES..rows.min((group + 1) * LANES)).enumerate();
         for panel in 0..panels.count() {
-            let (all, columns) = (panels.all(panel), panels.blocks(panel));
-            let lines = &mut self.lines[all.start * LINES..all.end * LINES];
-            let groups =
-                lines.chunks_mut(columns.len() * LINES).zip(self.scales[all].chunks_mut(columns.len()));
-            each(groups.enumerate(), |(group, (lines, scales))| {
-                for (lane, row) in (group * LANES..rows.min((group + 1) * LANES)).enumerate() {
-                    let row = &from[row * cols * size..][..cols * size];
-                    for ((lines, scales), block) in
-                        lines.chunks_exact_mut(LINES).zip(&mut *scales).zip(columns.clone())
+            let columns = panels.blocks(panel);
+            let held = &mut self.lines[panels.all(panel, lines)];
+            each(held.chunks_mut(lines(columns.len()).max(1)).enumerate(), |(group, run)| {
+                let (twos, last) = run.as_chunks_mut::<{ 1 + TWO * LINES }>();
+                let whole = columns.start + twos.len() * TWO;
+                for ([scales, held @ ..], first) in twos.iter_mut().zip(columns.clone().step_by(TWO)) {
+                    let scales = scales.0.as_chunks_mut::<{ 2 * LANES }>().0.iter_mut();
+                    for ((held, scales), block) in held.as_chunks_mut().0.iter_mut().zip(scales).zip(first..)
                     {
-                        let mut values = [0.0; BLOCK];
-                        for (col, value) in values.iter_mut().enumerate() {
-                            *value = element(dtype, row, block * BLOCK + col);
-                        }
-                        let (scale, bytes) = rounded(&values);
-                        scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-                        for (line, four) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                            line.0[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|byte| byte as u8));
+                        for (lane, at) in lanes(group) {
+                            put(dtype, row(at), block, lane, held, scales);
                         }
                     }
                 }
+                for held in last.as_chunks_mut().0 {
+                    for (lane, at) in lanes(group) {
+                        put(dtype, row(at), whole, lane, held, &mut [0; 2 * LANES]);
+                    }
+                }
             });
+        }
+        for (group, scales) in self.rest.iter_mut().enumerate() {
+            for (lane, at) in lanes(group) {
+                let mut unused = [Line::default(); LINES];
+                put(dtype, row(at), cols / BLOCK - 1, lane, &mut unused, scales);
+            }
         }
         Ok(())
     }
@@ -129,10 +150,32 @@ impl ByteRows {
     /// Weight `index` of the flattened segment.
     pub fn element(&self, index: usize) -> f32 {
         let (row, col) = (index / self.cols, index % self.cols);
-        let (lane, at) = (row % LANES, self.panels.at(row / LANES, col / BLOCK));
-        let byte = self.lines[at * LINES + col % BLOCK / 4].0[4 * lane + col % 4] as i8;
-        let scale = bf16::from_le_bytes([self.scales[at][2 * lane], self.scales[at][2 * lane + 1]]);
-        f32::from(byte) * scale.to_f32()
+        let (lane, block) = (row % LANES, col / BLOCK);
+        let panel = self.panels.of(block);
+        let at = block - self.panels.blocks(panel).start;
+        let run = self.run(panel, row / LANES);
+        let (held, scales) = match (run.twos.get(at / TWO), run.last) {
+            (Some([scales, held @ ..]), _) => {
+                (&held.as_chunks().0[at % TWO], &scales.0.as_chunks().0[at % TWO])
+            }
+            (None, Some(last)) => last,
+            (None, None) => return f32::NAN,
+        };
+        let byte = held[col % BLOCK / 4].0[4 * lane + col % 4] as i8;
+        f32::from(byte) * bf16::from_le_bytes([scales[2 * lane], scales[2 * lane + 1]]).to_f32()
+    }
+}
+
+/// Puts `block` of a row of dense weights into lane `lane` of its lines and scales.
+fn put(dtype: DType, row: &[u8], block: usize, lane: usize, lines: &mut [Line; LINES], scales: &mut Scales) {
+    let mut values = [0.0; BLOCK];
+    for (col, value) in values.iter_mut().enumerate() {
+        *value = element(dtype, row, block * BLOCK + col);
+    }
+    let (scale, bytes) = rounded(&values);
+    scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
+    for (line, four) in lines.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        line.0[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|byte| byte as u8));
     }
 }
 

@@ -3,8 +3,10 @@
 //! A group of sixteen rows is one stream: for each block of 64 columns eight [`Line`]s. Byte `4 r + c` of line `j`
 //! holds row `r`'s column `8 j + c` in its low nibble and column `8 j + 4 + c` in the high one. So a line meets eight
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
-//! sixteen scales are neighbours too; codes of nested scales lie four blocks together, as
-//! [`place_in_four`] says. Long rows lie in [`Panels`]. It takes exactly the bytes of the canonical form.
+//! sixteen scales are in the stream, too, a line before what they scale: those of one block, or the codes of nested scales
+//! of four, in the order that [`place_in_four`] says. In memory of their own, 3 % of the bytes, they cost a tenth of a
+//! token's time: a second stream in small pages, whose every page and every thread's every start waits for memory. Long
+//! rows lie in [`Panels`]. It takes exactly the bytes of the canonical form.
 
 use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
@@ -34,20 +36,20 @@ pub(crate) struct Interleaved {
     factor: f32,
     code: [f32; 16],
     panels: Panels,
-    /// Blocks as `panels` has them, `[LINES]` each.
+    /// Blocks and scales as `panels` has them, see [`Run`].
     lines: Lines,
     scales: LaneScales,
 }
 
-/// The scales of blocks, over [`Interleaved::levels`]' factor.
+/// The scales of blocks, over [`Interleaved::levels`]' factor, but for what lies among the lines.
 #[derive(Debug)]
 enum LaneScales {
-    /// Blocks as lines have them, `[LANES]` each.
-    Plain(Vec<f32>),
-    /// As [`Scales::Nested`](crate::matrix::Scales::Nested), but for the order of `codes`.
+    /// All are there.
+    Plain,
+    /// As [`Scales::Nested`](crate::matrix::Scales::Nested), but for the codes.
     Nested {
-        /// `[blocks of a panel * LANES]` of each panel and group, in the order of [`place`].
-        codes: Vec<u8>,
+        /// Codes of the up to three last blocks of rows, which are no four: `[groups, blocks, LANES]`.
+        rest: Vec<u8>,
         /// `[rows * blocks / 256]`, by the canonical number of a block.
         absmax: Vec<f32>,
         /// `[256]`
@@ -67,20 +69,20 @@ impl Interleaved {
     pub fn reserve(segment: &Segment, format: QuantFormat) -> Result<Self, Shortage> {
         let (rows, cols) = (segment.rows, segment.cols);
         let blocks = rows * cols / BLOCK;
+        let panels = Panels::new(rows / LANES, cols / BLOCK, PANEL);
         let scales = if format.double_quant {
             LaneScales::Nested {
-                codes: zeroed(blocks)?,
+                rest: zeroed(rows * (cols / BLOCK % FOUR))?,
                 absmax: zeroed(blocks.div_ceil(NESTED_BLOCKSIZE))?,
                 map: zeroed(256)?,
                 offset: 0.0,
             }
         } else {
-            LaneScales::Plain(zeroed(blocks)?)
+            LaneScales::Plain
         };
         let code = *format.quant_type.codebook();
         let (levels, factor) = levels(&code);
-        let panels = Panels::new(rows / LANES, cols / BLOCK, PANEL);
-        let lines = Lines::reserve(rows * cols / 128)?;
+        let lines = Lines::reserve(panels.lines(scales.lines()))?;
         Ok(Self { rows, cols, levels, factor, code, panels, lines, scales })
     }
 
@@ -92,9 +94,9 @@ impl Interleaved {
     /// Bytes of its arrays, as allocated.
     pub fn bytes(&self) -> u64 {
         let scales = match &self.scales {
-            LaneScales::Plain(values) => size_of_val(values.as_slice()),
-            LaneScales::Nested { codes, absmax, map, .. } => {
-                codes.len() + size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())
+            LaneScales::Plain => 0,
+            LaneScales::Nested { rest, absmax, map, .. } => {
+                rest.len() + size_of_val(absmax.as_slice()) + size_of_val(map.as_slice())
             }
         };
         (self.lines.bytes() + scales) as u64
@@ -110,25 +112,29 @@ impl Interleaved {
         &self.panels
     }
 
-    /// The lines of a group's blocks in a panel.
-    pub fn lines_of(&self, panel: usize, group: usize) -> &[[Line; LINES]] {
-        &self.lines.as_chunks().0[self.panels.part(panel, group)]
+    /// A group's blocks and scales in a panel.
+    pub fn run(&self, panel: usize, group: usize) -> Run<'_> {
+        let lines = &self.lines[self.panels.run(panel, group, self.scales.lines())];
+        match &self.scales {
+            LaneScales::Plain => Run::Plain(lines.as_chunks().0),
+            LaneScales::Nested { rest, absmax, .. } => {
+                let blocks = self.panels.blocks(panel);
+                let (fours, last) = lines.as_chunks();
+                let last = last.as_chunks().0;
+                let codes = rest.as_chunks().0;
+                Run::Nested {
+                    fours,
+                    last,
+                    codes: if last.is_empty() { &[] } else { &codes[group * last.len()..][..last.len()] },
+                    scales: Nested::of(absmax, group * LANES * self.blocks() + blocks.start, self.blocks()),
+                }
+            }
+        }
     }
 
-    /// Their scales.
-    pub fn scales_of(&self, panel: usize, group: usize) -> GroupScales<'_> {
-        let part = self.panels.part(panel, group);
-        match &self.scales {
-            LaneScales::Plain(values) => GroupScales::Plain(&values.as_chunks().0[part]),
-            LaneScales::Nested { codes, absmax, map, offset } => GroupScales::Nested {
-                codes: &codes[part.start * LANES..part.end * LANES],
-                map: map.first_chunk().unwrap_or(&[0.0; 256]),
-                offset: *offset,
-                absmax,
-                first: group * LANES * self.blocks() + self.panels.blocks(panel).start,
-                blocks: self.blocks(),
-            },
-        }
+    /// Where the lines of a group's blocks in a panel begin.
+    pub fn start(&self, panel: usize, group: usize) -> *const u8 {
+        self.lines[self.panels.run(panel, group, self.scales.lines())].as_ptr().cast()
     }
 
     /// The values of the codes of nested scales, and what is added to all of them; zeros where scales are plain.
@@ -144,32 +150,52 @@ impl Interleaved {
         Codes::check(tensor, from, rows * cols, BLOCK)?;
         self.code = from.code;
         (self.levels, self.factor) = levels(&from.code);
-        for panel in 0..panels.count() {
-            let (all, columns) = (panels.all(panel), panels.blocks(panel));
-            let lines = &mut self.lines[all.start * LINES..all.end * LINES];
-            each(lines.chunks_mut((columns.len() * LINES).max(1)).enumerate(), |(group, lines)| {
-                for lane in 0..LANES {
-                    let row = &from.packed[(group * LANES + lane) * cols / 2..][..cols / 2];
-                    let row = &row[columns.start * BLOCK / 2..columns.end * BLOCK / 2];
-                    for (line, bytes) in lines.iter_mut().zip(row.as_chunks::<4>().0) {
-                        line.0[4 * lane..4 * lane + 4].copy_from_slice(&eight(*bytes));
-                    }
-                }
-            });
-        }
         let factor = 1.0 / self.factor;
+        let blocks = cols / BLOCK;
         match (&mut self.scales, &from.absmax) {
-            (LaneScales::Plain(values), Absmax::Plain(source)) => {
-                for (number, value) in source.iter().enumerate() {
-                    values[held(number, &panels, plain_place)] = value * factor;
-                }
+            (LaneScales::Plain, Absmax::Plain(values)) => {
+                let lines = |blocks| blocks * (1 + LINES);
+                fill_runs(&mut self.lines, &panels, lines, |panel, group, run| {
+                    let columns = panels.blocks(panel);
+                    let (run, _) = run.as_chunks_mut::<{ 1 + LINES }>();
+                    for ([scales, lines @ ..], block) in run.iter_mut().zip(columns) {
+                        for lane in 0..LANES {
+                            let row = group * LANES + lane;
+                            put_row(lines, lane, &from.packed[(row * blocks + block) * BLOCK / 2..]);
+                            let scale = values[row * blocks + block] * factor;
+                            scales.0[4 * lane..4 * lane + 4].copy_from_slice(&scale.to_le_bytes());
+                        }
+                    }
+                });
             }
             (
-                LaneScales::Nested { codes, absmax, map, offset },
-                Absmax::Nested { codes: from_codes, absmax: from_absmax, offset: from_offset, code, .. },
+                LaneScales::Nested { rest, absmax, map, offset },
+                Absmax::Nested { codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
-                for (number, &code) in from_codes.iter().enumerate() {
-                    codes[held(number, &panels, place)] = code;
+                fill_runs(&mut self.lines, &panels, nested_lines, |panel, group, run| {
+                    let columns = panels.blocks(panel);
+                    let rows = group * LANES..(group + 1) * LANES;
+                    let (fours, last) = run.as_chunks_mut::<{ 1 + FOUR * LINES }>();
+                    let whole = columns.start + fours.len() * FOUR;
+                    for ([scales, lines @ ..], first) in fours.iter_mut().zip(columns.clone().step_by(FOUR)) {
+                        for (block, lines) in lines.as_chunks_mut().0.iter_mut().enumerate() {
+                            for (lane, row) in rows.clone().enumerate() {
+                                let at = row * blocks + first + block;
+                                put_row(lines, lane, &from.packed[at * BLOCK / 2..]);
+                                scales.0[place_in_four(block, lane)] = codes[at];
+                            }
+                        }
+                    }
+                    for (lines, block) in last.as_chunks_mut().0.iter_mut().zip(whole..) {
+                        for (lane, row) in rows.clone().enumerate() {
+                            put_row(lines, lane, &from.packed[(row * blocks + block) * BLOCK / 2..]);
+                        }
+                    }
+                });
+                let (last, whole) = (blocks % FOUR, blocks / FOUR * FOUR);
+                for (at, to) in rest.iter_mut().enumerate() {
+                    let (group, block, lane) = (at / LANES / last, at / LANES % last, at % LANES);
+                    *to = codes[(group * LANES + lane) * blocks + whole + block];
                 }
                 copy(tensor, "scales of scales", absmax, from_absmax)?;
                 map.iter_mut().zip(code.iter()).for_each(|(value, source)| *value = source * factor);
@@ -187,23 +213,22 @@ impl Interleaved {
 
     /// Codes and scales in the canonical order: what [`fill`](Self::fill) took in, but for the last bit of scales.
     pub fn canonical(&self) -> (Vec<u8>, Absmax) {
-        let (cols, panels) = (self.cols, self.panels);
+        let (cols, blocks) = (self.cols, self.blocks());
         let mut packed = vec![0; self.rows * cols / 2];
         each(packed.chunks_mut((cols / 2).max(1)).enumerate(), |(row, bytes)| {
-            let (group, lane) = (row / LANES, row % LANES);
-            let lines = (0..panels.count()).flat_map(|panel| self.lines_of(panel, group).as_flattened());
-            for (line, bytes) in lines.zip(bytes.as_chunks_mut::<4>().0) {
-                let of = &line.0[4 * lane..4 * lane + 4];
-                *bytes = packed_again([of[0], of[1], of[2], of[3]]);
+            for (block, bytes) in bytes.chunks_exact_mut(BLOCK / 2).enumerate() {
+                let lines = self.block(row, block).0;
+                for (line, bytes) in lines.iter().zip(bytes.as_chunks_mut::<4>().0) {
+                    let of = &line.0[4 * (row % LANES)..][..4];
+                    *bytes = packed_again([of[0], of[1], of[2], of[3]]);
+                }
             }
         });
-        let count = self.rows * self.blocks();
+        let each_scale = (0..self.rows * blocks).map(|number| self.block(number / blocks, number % blocks).1);
         let absmax = match &self.scales {
-            LaneScales::Plain(values) => Absmax::Plain(
-                (0..count).map(|number| values[held(number, &panels, plain_place)] * self.factor).collect(),
-            ),
-            LaneScales::Nested { codes, absmax, map, offset } => Absmax::Nested {
-                codes: (0..count).map(|number| codes[held(number, &panels, place)]).collect(),
+            LaneScales::Plain => Absmax::Plain(each_scale.map(|held| held.plain() * self.factor).collect()),
+            LaneScales::Nested { absmax, map, offset, .. } => Absmax::Nested {
+                codes: each_scale.map(HeldScale::code).collect(),
                 absmax: absmax.clone(),
                 offset: offset * self.factor,
                 code: map_of(&map.iter().map(|value| value * self.factor).collect::<Vec<_>>()),
@@ -213,61 +238,119 @@ impl Interleaved {
         (packed, absmax)
     }
 
+    /// The lines of `block` of `row`, and what is held of its scale.
+    fn block(&self, row: usize, block: usize) -> (&[Line; LINES], HeldScale) {
+        let (group, lane, panel) = (row / LANES, row % LANES, self.panels.of(block));
+        let at = block - self.panels.blocks(panel).start;
+        match self.run(panel, group) {
+            Run::Plain(run) => {
+                let [scales, lines @ ..] = &run[at];
+                let scale = &scales.0[4 * lane..][..4];
+                (lines, HeldScale::Plain(f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]])))
+            }
+            Run::Nested { fours, last, codes, scales } => {
+                let (lines, code) = match fours.get(at / FOUR) {
+                    Some([codes, lines @ ..]) => {
+                        (&lines.as_chunks().0[at % FOUR], codes.0[place_in_four(at % FOUR, lane)])
+                    }
+                    None => (&last[at % FOUR], codes[at % FOUR][lane]),
+                };
+                (lines, HeldScale::Nested { code, of: scales.at(at, lane) })
+            }
+        }
+    }
+
     /// Weight `index` of the flattened segment.
     pub fn element(&self, index: usize) -> f32 {
         let (row, col) = (index / self.cols, index % self.cols);
-        let (group, lane, block) = (row / LANES, row % LANES, col / BLOCK);
-        let byte = self.lines[self.panels.at(group, block) * LINES + col % BLOCK / 8].0[4 * lane + col % 4];
+        let (lines, held) = self.block(row, col / BLOCK);
+        let byte = lines[col % BLOCK / 8].0[4 * (row % LANES) + col % 4];
         let nibble = if col % 8 < 4 { byte & 15 } else { byte >> 4 };
-        let panel = self.panels.of(block);
-        let scale = self.scales_of(panel, group).get(block - self.panels.blocks(panel).start, lane);
+        let scale = match (held, &self.scales) {
+            (HeldScale::Nested { code, of }, LaneScales::Nested { map, offset, .. }) => {
+                map[usize::from(code)] * of + offset
+            }
+            (held, _) => held.plain(),
+        };
         self.code[usize::from(nibble)] * scale * self.factor
     }
 }
 
-/// Where the scale of canonical block `number` lies among all; `place` says where among those of its panel and group.
-fn held(number: usize, panels: &Panels, place: impl Fn(usize, usize, usize) -> usize) -> usize {
-    let (row, block) = panels.row_and_block(number);
-    let (panel, group) = (panels.of(block), row / LANES);
-    let blocks = panels.blocks(panel);
-    panels.part(panel, group).start * LANES + place(block - blocks.start, row % LANES, blocks.len())
-}
-
-/// Where the plain scale of a block of a row lies among those of its panel and group.
-fn plain_place(block: usize, lane: usize, _: usize) -> usize {
-    block * LANES + lane
-}
-
-/// Where the code of the nested scale of a block of a row lies among those of its panel and group, `blocks` a row: whole
-/// fours in their own order, the up to three blocks after them as plain ones.
-fn place(block: usize, lane: usize, blocks: usize) -> usize {
-    let whole = blocks / FOUR * FOUR;
-    if block < whole {
-        block / FOUR * FOUR * LANES + place_in_four(block % FOUR, lane)
-    } else {
-        plain_place(block, lane, blocks)
+impl LaneScales {
+    /// How many lines hold some blocks of a group in a panel with their scales.
+    fn lines(&self) -> fn(usize) -> usize {
+        match self {
+            LaneScales::Plain => |blocks| blocks * (1 + LINES),
+            LaneScales::Nested { .. } => nested_lines,
+        }
     }
 }
 
-/// The scales of the sixteen rows of a group in one panel.
+/// [`LaneScales::lines`] of nested scales.
+fn nested_lines(blocks: usize) -> usize {
+    blocks * LINES + blocks / FOUR
+}
+
+/// Calls `fill(panel, group, lines)` for the lines of every group in every panel, of which `count` are so many blocks.
+fn fill_runs(
+    lines: &mut [Line],
+    panels: &Panels,
+    count: impl Fn(usize) -> usize,
+    fill: impl Fn(usize, usize, &mut [Line]) + Sync,
+) {
+    for panel in 0..panels.count() {
+        let run = count(panels.blocks(panel).len()).max(1);
+        let lines = &mut lines[panels.all(panel, &count)];
+        each(lines.chunks_mut(run).enumerate(), |(group, lines)| fill(panel, group, lines));
+    }
+}
+
+/// Puts the packed bytes of one block of one row into its lines.
+#[inline(always)]
+fn put_row(lines: &mut [Line; LINES], lane: usize, packed: &[u8]) {
+    for (line, bytes) in lines.iter_mut().zip(packed.as_chunks::<4>().0) {
+        line.0[4 * lane..4 * lane + 4].copy_from_slice(&eight(*bytes));
+    }
+}
+
+/// What is held of one scale.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum GroupScales<'a> {
-    /// `[blocks]`
-    Plain(&'a [[f32; LANES]]),
+enum HeldScale {
+    Plain(f32),
+    Nested {
+        code: u8,
+        /// The scale of the scale.
+        of: f32,
+    },
+}
+
+impl HeldScale {
+    /// The plain one; zero for others.
+    fn plain(self) -> f32 {
+        if let Self::Plain(scale) = self { scale } else { 0.0 }
+    }
+
+    /// The code of a nested one; zero for others.
+    fn code(self) -> u8 {
+        if let Self::Nested { code, .. } = self { code } else { 0 }
+    }
+}
+
+/// A group's blocks in one panel, each behind its scales.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Run<'a> {
+    /// For each block a line of f32, then its own.
+    Plain(&'a [[Line; 1 + LINES]]),
     /// See [`Scales::Nested`](crate::matrix::Scales::Nested).
     Nested {
-        /// `[blocks * LANES]`: fours of blocks in the order of [`place_in_four`], then those that are left over.
-        codes: &'a [u8],
-        /// Values of the codes.
-        map: &'a [f32; 256],
-        /// Added to all of them.
-        offset: f32,
-        /// Of the whole segment.
-        absmax: &'a [f32],
-        /// The canonical number of the first block of the first row.
-        first: usize,
-        /// Blocks of a row.
-        blocks: usize,
+        /// For each four blocks a line of codes in the order of [`place_in_four`], then their own.
+        fours: &'a [[Line; 1 + FOUR * LINES]],
+        /// The up to three blocks after them.
+        last: &'a [[Line; LINES]],
+        /// Their codes.
+        codes: &'a [[u8; LANES]],
+        /// The scales of the scales.
+        scales: Nested,
     },
 }
 
@@ -281,14 +364,21 @@ pub(crate) struct Nested {
     pub after: [f32; LANES],
     /// The block of the panel from which on `after` holds: a whole number.
     pub change: [f32; LANES],
+    /// Whether these are multiples of [`FOUR`] in all rows.
+    pub change_between_fours: bool,
 }
 
-impl GroupScales<'_> {
-    /// The scales of the scales; ones for plain scales.
+impl Nested {
+    /// Those of sixteen rows of `blocks` blocks, where `first` is the canonical number of the first row's first block in the
+    /// panel, among `absmax` of the whole segment.
     #[inline(always)]
-    pub fn nested(&self) -> Nested {
-        let mut nested = Nested { before: [1.0; LANES], after: [1.0; LANES], change: [0.0; LANES] };
-        let GroupScales::Nested { absmax, first, blocks, .. } = self else { return nested };
+    fn of(absmax: &[f32], first: usize, blocks: usize) -> Self {
+        let mut nested = Self {
+            before: [1.0; LANES],
+            after: [1.0; LANES],
+            change: [0.0; LANES],
+            change_between_fours: blocks.is_multiple_of(FOUR) && first.is_multiple_of(FOUR),
+        };
         for lane in 0..LANES {
             let begin = first + lane * blocks;
             let number = begin / NESTED_BLOCKSIZE;
@@ -300,18 +390,9 @@ impl GroupScales<'_> {
         nested
     }
 
-    /// The scale of `block` of the panel of row `lane`.
-    pub fn get(&self, block: usize, lane: usize) -> f32 {
-        match self {
-            GroupScales::Plain(values) => values[block][lane],
-            GroupScales::Nested { codes, map, offset, .. } => {
-                let code = codes[place(block, lane, codes.len() / LANES)];
-                let nested = self.nested();
-                let after = nested.change[lane] <= block as f32;
-                let nested = if after { nested.after } else { nested.before };
-                map[usize::from(code)] * nested[lane] + offset
-            }
-        }
+    /// That of `block` of the panel of row `lane`.
+    fn at(&self, block: usize, lane: usize) -> f32 {
+        if self.change[lane] <= block as f32 { self.after[lane] } else { self.before[lane] }
     }
 }
 

@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-/// Where blocks of columns lie in a matrix of groups of rows: `[panels, groups, blocks of a panel]`.
+/// Where blocks of columns lie in a matrix of groups of rows: `[panels, groups, blocks of a panel]`. What lies between blocks,
+/// their scales, is the matrix's own affair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Panels {
     groups: usize,
@@ -38,28 +39,23 @@ impl Panels {
         block / self.width
     }
 
-    /// The row and the block of it that is canonical block `number`.
-    pub fn row_and_block(&self, number: usize) -> (usize, usize) {
-        (number / self.blocks, number % self.blocks)
+    /// Where a panel lies in memory in which `lines(blocks)` lines hold so many blocks of a group.
+    pub fn all(&self, panel: usize, lines: impl Fn(usize) -> usize) -> Range<usize> {
+        // All panels before this one are of the same width.
+        let start = panel * self.groups * lines(self.width);
+        start..start + self.groups * lines(self.blocks(panel).len())
     }
 
-    /// Where the blocks of all groups in `panel` lie among all blocks.
-    pub fn all(&self, panel: usize) -> Range<usize> {
-        let Range { start, end } = self.blocks(panel);
-        start * self.groups..end * self.groups
-    }
-
-    /// Where the blocks of `group` in `panel` lie among all blocks.
-    pub fn part(&self, panel: usize, group: usize) -> Range<usize> {
-        let len = self.blocks(panel).len();
-        let start = self.all(panel).start + group * len;
+    /// Where the blocks of `group` in `panel` lie in such memory.
+    pub fn run(&self, panel: usize, group: usize, lines: impl Fn(usize) -> usize) -> Range<usize> {
+        let len = lines(self.blocks(panel).len());
+        let start = self.all(panel, lines).start + group * len;
         start..start + len
     }
 
-    /// Where `block` of `group` lies.
-    pub fn at(&self, group: usize, block: usize) -> usize {
-        let panel = self.of(block);
-        self.part(panel, group).start + block - self.blocks(panel).start
+    /// Lines of such memory.
+    pub fn lines(&self, lines: impl Fn(usize) -> usize) -> usize {
+        (0..self.count()).map(|panel| self.groups * lines(self.blocks(panel).len())).sum()
     }
 }
 
@@ -73,12 +69,20 @@ mod tests {
             [(1, 1), (2, 18), (3, 32), (2, 47), (2, 48), (5, 64), (2, 88), (1, 172), (2, 260), (3, 0)]
         {
             let panels = Panels::new(groups, blocks, 32);
-            let mut seen = vec![false; groups * blocks];
-            for group in 0..groups {
-                for block in 0..blocks {
-                    let at = panels.at(group, block);
-                    assert!(panels.part(panels.of(block), group).contains(&at));
-                    assert!(!std::mem::replace(&mut seen[at], true), "{groups} {blocks}: {group} {block}");
+            // A line more for each four.
+            let lines = |blocks: usize| blocks + blocks / 4;
+            let mut seen = vec![false; groups * lines(blocks)];
+            assert_eq!(panels.lines(lines), seen.len());
+            for panel in 0..panels.count() {
+                assert!(panels.blocks(panel).all(|block| panels.of(block) == panel));
+                for group in 0..groups {
+                    let run = panels.run(panel, group, lines);
+                    assert_eq!(run.len(), lines(panels.blocks(panel).len()));
+                    assert!(run.start >= panels.all(panel, lines).start);
+                    assert!(run.end <= panels.all(panel, lines).end);
+                    for seen in &mut seen[run] {
+                        assert!(!std::mem::replace(seen, true), "{groups} {blocks}: {group}");
+                    }
                 }
             }
             assert!(seen.iter().all(|&seen| seen));

@@ -1,12 +1,11 @@
 //! The account of decoding in bytes: what its kernel reads a second, beside plain reads of the same memory.
 //!
-//! A measurement for an idle machine, after a change of kernels or of the team; CONTRIBUTING.md has the command. Rates
-//! count codes and scales for products, codes alone for reads. The memory of virtual machines changes its speed from one
+//! A measurement for an idle machine, after a change of kernels or of the team; CONTRIBUTING.md has the command. The memory of virtual machines changes its speed from one
 //! second to the next, so that reads and products come in turns.
 
 use super::grouped::{CodeTables, Group, Grouped};
 use super::one_row::one_row;
-use crate::interleaved::Interleaved;
+use crate::interleaved::{Interleaved, Run};
 use crate::lines::LANES;
 use crate::quants::{QuantRow, Quants, quantize_row};
 use crate::simd::Lanes;
@@ -98,7 +97,11 @@ fn multiply(
 fn read(tensor: &Interleaved, groups: Range<usize>) {
     let mut sums = [0u64; 64];
     walk(tensor, groups, |panel, group| {
-        for lines in tensor.lines_of(panel, group) {
+        let (fours, _) = match tensor.run(panel, group) {
+            Run::Nested { fours, .. } => fours.as_flattened().as_chunks::<8>(),
+            Run::Plain(_) => return,
+        };
+        for lines in fours {
             // Loops of fixed lengths become vectors.
             for (sums, line) in sums.as_chunks_mut::<8>().0.iter_mut().zip(lines) {
                 for (sum, word) in sums.iter_mut().zip(line.0.as_chunks::<8>().0) {
@@ -142,7 +145,6 @@ fn account() {
             "{cols} columns: activations to bytes {to_bytes:?}; in the second-level cache {near_rate:.1} GB/s"
         );
         let (tables, groups) = (tables(&far), far.rows / LANES);
-        let codes = (far.rows * far.cols / 2) as u64;
         for _ in 0..5 {
             let one = least(1, || multiply(lanes, &far, &tables, 0..groups, x));
             let one_reads = least(1, || read(&far, 0..groups));
@@ -164,9 +166,9 @@ fn account() {
             println!(
                 "  from memory: one thread {:.1} of {:.1}; four {:.1} of {:.1}, in steps of {step} groups {:.1} GB/s",
                 rate(far.bytes(), one),
-                rate(codes, one_reads),
+                rate(far.bytes(), one_reads),
                 rate(far.bytes(), four),
-                rate(codes, four_read),
+                rate(far.bytes(), four_read),
                 rate(far.bytes(), in_steps),
             );
         }

@@ -136,7 +136,7 @@ pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
 /// Where the weights that `thread` begins with lie.
 fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Option<*const u8> {
     let group = Group::<T>::of(weight, groups::<T>(weight) * thread / threads)?;
-    Some(group.tensor.blocks(0, group.group).as_ptr().cast())
+    Some(group.tensor.start(0, group.group))
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.
@@ -205,7 +205,6 @@ fn many_rows<L: Bytes, T: Grouped>(
         let Some(group) = group else { continue };
         let tables = group.tensor.tables(lanes);
         for part in 0..group.tensor.panels().count() {
-            let codes = group.tensor.blocks(part, group.group);
             let first = group.tensor.panels().blocks(part).start;
             let (lines, scales) = (&mut lines[first..], &mut scales[first..]);
             group.tensor.each_block(
@@ -214,18 +213,18 @@ fn many_rows<L: Bytes, T: Grouped>(
                 group.group,
                 &tables,
                 #[inline(always)]
-                |block, scale| {
-                    if let Some(to) = scales[block][at * LANES..].first_chunk_mut() {
+                |number, block, scale| {
+                    if let Some(to) = scales[number][at * LANES..].first_chunk_mut() {
                         lanes.store(scale, to);
                     }
                     T::each_pair(
                         lanes,
-                        &codes[block],
+                        block,
                         &tables,
                         #[inline(always)]
                         |pair, first, second| {
-                            lanes.put(first, &mut lines[block][2 * pair * PANEL_GROUPS + at]);
-                            lanes.put(second, &mut lines[block][(2 * pair + 1) * PANEL_GROUPS + at]);
+                            lanes.put(first, &mut lines[number][2 * pair * PANEL_GROUPS + at]);
+                            lanes.put(second, &mut lines[number][(2 * pair + 1) * PANEL_GROUPS + at]);
                         },
                     );
                 },

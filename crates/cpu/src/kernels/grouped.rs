@@ -1,7 +1,7 @@
 //! Weights sixteen rows side by side, as products in bytes take them: 4-bit codes to look up, and bytes.
 
 use crate::byte_rows::{self, ByteRows};
-use crate::interleaved::{self, GroupScales, Interleaved};
+use crate::interleaved::{self, Interleaved, Run};
 use crate::lines::{LANES, Line};
 use crate::matrix::{Matrix, Tensor};
 use crate::panels::Panels;
@@ -23,19 +23,19 @@ pub(crate) trait Grouped: Sized + Sync {
     fn rows(&self) -> usize;
     /// How its columns are held.
     fn panels(&self) -> &Panels;
-    /// The blocks of a group in a panel.
-    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block];
+    /// Where the blocks of a group in a panel begin.
+    fn start(&self, panel: usize, group: usize) -> *const u8;
     /// What to look it up in.
     fn tables<L: Bytes>(&self, lanes: L) -> Self::Tables<L>;
-    /// Calls `work(block, scales)` for every block of a group in a panel, counted from its first, with the scales of its
-    /// sixteen rows.
+    /// Calls `work(number, block, scales)` for every block of a group in a panel, counted from its first, with the scales
+    /// of its sixteen rows.
     fn each_block<L: Bytes>(
         &self,
         lanes: L,
         panel: usize,
         group: usize,
         tables: &Self::Tables<L>,
-        work: impl FnMut(usize, L::V),
+        work: impl FnMut(usize, &Self::Block, L::V),
     );
     /// Calls `work(pair, first, second)` for each pair of the sixteen steps of four columns of a block.
     fn each_pair<L: Bytes>(
@@ -157,8 +157,8 @@ impl Grouped for Interleaved {
     }
 
     #[inline(always)]
-    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block] {
-        self.lines_of(panel, group)
+    fn start(&self, panel: usize, group: usize) -> *const u8 {
+        self.start(panel, group)
     }
 
     #[inline(always)]
@@ -176,41 +176,39 @@ impl Grouped for Interleaved {
         panel: usize,
         group: usize,
         tables: &CodeTables<L>,
-        mut work: impl FnMut(usize, L::V),
+        mut work: impl FnMut(usize, &Self::Block, L::V),
     ) {
-        match self.scales_of(panel, group) {
-            GroupScales::Plain(scales) => {
-                for (block, scales) in scales.iter().enumerate() {
-                    work(block, lanes.load(scales));
+        match self.run(panel, group) {
+            Run::Plain(run) => {
+                for (number, [scales, block @ ..]) in run.iter().enumerate() {
+                    work(number, block, lanes.load_f32(&scales.0));
                 }
             }
-            scales @ GroupScales::Nested { codes, blocks, first, .. } => {
-                // Then scales of scales change between fours.
-                let whole = blocks.is_multiple_of(FOUR) && first.is_multiple_of(FOUR);
-                let nested = scales.nested();
+            Run::Nested { fours, last, codes, scales } => {
                 let unit = lanes.splat(tables.unit);
                 let (before, after) =
-                    (lanes.mul(lanes.load(&nested.before), unit), lanes.mul(lanes.load(&nested.after), unit));
-                let change = lanes.load(&nested.change);
-                let (fours, rest) = codes.as_chunks::<{ FOUR * LANES }>();
-                let mut block = 0;
-                for four in fours {
-                    let values = lanes.scales(&tables.map, four);
-                    let mut nested = lanes.choose(change, block as f32, before, after);
-                    for value in values {
+                    (lanes.mul(lanes.load(&scales.before), unit), lanes.mul(lanes.load(&scales.after), unit));
+                let change = lanes.load(&scales.change);
+                // Then scales of scales change between fours.
+                let whole = scales.change_between_fours;
+                let mut number = 0;
+                for [codes, blocks @ ..] in fours {
+                    let values = lanes.scales(&tables.map, &codes.0);
+                    let mut nested = lanes.choose(change, number as f32, before, after);
+                    for (block, value) in blocks.as_chunks().0.iter().zip(values) {
                         if !whole {
-                            nested = lanes.choose(change, block as f32, before, after);
+                            nested = lanes.choose(change, number as f32, before, after);
                         }
-                        work(block, lanes.mul_add(value, nested, tables.offset));
-                        block += 1;
+                        work(number, block, lanes.mul_add(value, nested, tables.offset));
+                        number += 1;
                     }
                 }
-                if !rest.is_empty() {
-                    let values = lanes.scales(&tables.map, &four_of(rest.as_chunks().0));
-                    for value in &values[..rest.len() / LANES] {
-                        let nested = lanes.choose(change, block as f32, before, after);
-                        work(block, lanes.mul_add(*value, nested, tables.offset));
-                        block += 1;
+                if !last.is_empty() {
+                    let values = lanes.scales(&tables.map, &four_of(codes));
+                    for (block, value) in last.iter().zip(values) {
+                        let nested = lanes.choose(change, number as f32, before, after);
+                        work(number, block, lanes.mul_add(value, nested, tables.offset));
+                        number += 1;
                     }
                 }
             }
@@ -256,8 +254,8 @@ impl Grouped for ByteRows {
     }
 
     #[inline(always)]
-    fn blocks(&self, panel: usize, group: usize) -> &[Self::Block] {
-        self.part(panel, group).0
+    fn start(&self, panel: usize, group: usize) -> *const u8 {
+        self.start(panel, group)
     }
 
     #[inline(always)]
@@ -270,10 +268,19 @@ impl Grouped for ByteRows {
         panel: usize,
         group: usize,
         (): &(),
-        mut work: impl FnMut(usize, L::V),
+        mut work: impl FnMut(usize, &Self::Block, L::V),
     ) {
-        for (block, scales) in self.part(panel, group).1.iter().enumerate() {
-            work(block, lanes.load_bf16(scales));
+        let run = self.run(panel, group);
+        let mut number = 0;
+        for [scales, blocks @ ..] in run.twos {
+            let scales = scales.0.as_chunks().0;
+            for (block, scales) in blocks.as_chunks().0.iter().zip(scales) {
+                work(number, block, lanes.load_bf16(scales));
+                number += 1;
+            }
+        }
+        if let Some((block, scales)) = run.last {
+            work(number, block, lanes.load_bf16(scales));
         }
     }
 

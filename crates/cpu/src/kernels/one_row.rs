@@ -142,24 +142,23 @@ pub(super) fn one_row<L: Bytes, T: Grouped>(
     x: QuantRow<'_>,
     mut total: L::V,
 ) -> L::V {
-    let blocks = group.tensor.blocks(panel, group.group);
-    let first = group.tensor.panels().blocks(panel).start;
+    let columns = group.tensor.panels().blocks(panel);
     // Lengths are checked here, not at each block.
-    let (coarse, fine) = (&x.coarse[first..][..blocks.len()], &x.fine[first..][..blocks.len()]);
-    let scales = &x.scales[first..][..blocks.len()];
+    let (coarse, fine) = (&x.coarse[columns.clone()], &x.fine[columns.clone()]);
+    let scales = &x.scales[columns];
     group.tensor.each_block(
         lanes,
         panel,
         group.group,
         tables,
         #[inline(always)]
-        |block, scale| {
-            let of = &scales[block];
-            let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &coarse[block], of.coarse_sum);
+        |number, block, scale| {
+            let of = &scales[number];
+            let sums = block_sums::<L, T>(lanes, block, tables, &coarse[number], of.coarse_sum);
             let factor = lanes.mul(scale, lanes.splat(of.coarse));
             total = lanes.mul_add(lanes.floats(sums), factor, total);
             if of.fine != 0.0 {
-                let sums = block_sums::<L, T>(lanes, &blocks[block], tables, &fine[block], of.fine_sum);
+                let sums = block_sums::<L, T>(lanes, block, tables, &fine[number], of.fine_sum);
                 let factor = lanes.mul(scale, lanes.splat(of.fine));
                 total = lanes.mul_add(lanes.floats(sums), factor, total);
             }
