@@ -16,7 +16,6 @@ use crate::matrix::element;
 use crate::panels::Panels;
 use half::bf16;
 use halfbyte_backend::{DType, Fault, Format, Segment};
-use halfbyte_quant::threads::each;
 
 /// Blocks of a panel: as many bytes as one of `Interleaved` has.
 const PANEL: usize = 16;
@@ -116,28 +115,24 @@ impl ByteRows {
         }
         let row = |row: usize| &from[row * cols * size..][..cols * size];
         let lanes = |group: usize| (group * LANES..rows.min((group + 1) * LANES)).enumerate();
-        for panel in 0..panels.count() {
+        panels.fill(&mut self.lines, lines, |panel, group, run| {
             let columns = panels.blocks(panel);
-            let held = &mut self.lines[panels.all(panel, lines)];
-            each(held.chunks_mut(lines(columns.len()).max(1)).enumerate(), |(group, run)| {
-                let (twos, last) = run.as_chunks_mut::<{ 1 + TWO * LINES }>();
-                let whole = columns.start + twos.len() * TWO;
-                for ([scales, held @ ..], first) in twos.iter_mut().zip(columns.clone().step_by(TWO)) {
-                    let scales = scales.0.as_chunks_mut::<{ 2 * LANES }>().0.iter_mut();
-                    for ((held, scales), block) in held.as_chunks_mut().0.iter_mut().zip(scales).zip(first..)
-                    {
-                        for (lane, at) in lanes(group) {
-                            put(dtype, row(at), block, lane, held, scales);
-                        }
-                    }
-                }
-                for held in last.as_chunks_mut().0 {
+            let (twos, last) = run.as_chunks_mut::<{ 1 + TWO * LINES }>();
+            let whole = columns.start + twos.len() * TWO;
+            for ([scales, held @ ..], first) in twos.iter_mut().zip(columns.step_by(TWO)) {
+                let scales = scales.0.as_chunks_mut::<{ 2 * LANES }>().0.iter_mut();
+                for ((held, scales), block) in held.as_chunks_mut().0.iter_mut().zip(scales).zip(first..) {
                     for (lane, at) in lanes(group) {
-                        put(dtype, row(at), whole, lane, held, &mut [0; 2 * LANES]);
+                        put(dtype, row(at), block, lane, held, scales);
                     }
                 }
-            });
-        }
+            }
+            for held in last.as_chunks_mut().0 {
+                for (lane, at) in lanes(group) {
+                    put(dtype, row(at), whole, lane, held, &mut [0; 2 * LANES]);
+                }
+            }
+        });
         for (group, scales) in self.rest.iter_mut().enumerate() {
             for (lane, at) in lanes(group) {
                 let mut unused = [Line::default(); LINES];

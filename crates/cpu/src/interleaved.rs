@@ -117,19 +117,20 @@ impl Interleaved {
         let lines = &self.lines[self.panels.run(panel, group, self.scales.lines())];
         match &self.scales {
             LaneScales::Plain => Run::Plain(lines.as_chunks().0),
-            LaneScales::Nested { rest, absmax, .. } => {
-                let blocks = self.panels.blocks(panel);
+            LaneScales::Nested { rest, .. } => {
                 let (fours, last) = lines.as_chunks();
                 let last = last.as_chunks().0;
                 let codes = rest.as_chunks().0;
-                Run::Nested {
-                    fours,
-                    last,
-                    codes: if last.is_empty() { &[] } else { &codes[group * last.len()..][..last.len()] },
-                    scales: Nested::of(absmax, group * LANES * self.blocks() + blocks.start, self.blocks()),
-                }
+                let codes = if last.is_empty() { &[] } else { &codes[group * last.len()..][..last.len()] };
+                Run::Nested { fours, last, codes }
             }
         }
+    }
+
+    /// The scales of a group's scales in a panel; ones if they are plain.
+    pub fn scales_of_scales(&self, panel: usize, group: usize) -> Nested {
+        let absmax = if let LaneScales::Nested { absmax, .. } = &self.scales { absmax } else { &[][..] };
+        Nested::of(absmax, group * LANES * self.blocks() + self.panels.blocks(panel).start, self.blocks())
     }
 
     /// Where the lines of a group's blocks in a panel begin.
@@ -155,7 +156,7 @@ impl Interleaved {
         match (&mut self.scales, &from.absmax) {
             (LaneScales::Plain, Absmax::Plain(values)) => {
                 let lines = |blocks| blocks * (1 + LINES);
-                fill_runs(&mut self.lines, &panels, lines, |panel, group, run| {
+                panels.fill(&mut self.lines, lines, |panel, group, run| {
                     let columns = panels.blocks(panel);
                     let (run, _) = run.as_chunks_mut::<{ 1 + LINES }>();
                     for ([scales, lines @ ..], block) in run.iter_mut().zip(columns) {
@@ -172,7 +173,7 @@ impl Interleaved {
                 LaneScales::Nested { rest, absmax, map, offset },
                 Absmax::Nested { codes, absmax: from_absmax, offset: from_offset, code, .. },
             ) => {
-                fill_runs(&mut self.lines, &panels, nested_lines, |panel, group, run| {
+                panels.fill(&mut self.lines, nested_lines, |panel, group, run| {
                     let columns = panels.blocks(panel);
                     let rows = group * LANES..(group + 1) * LANES;
                     let (fours, last) = run.as_chunks_mut::<{ 1 + FOUR * LINES }>();
@@ -248,14 +249,14 @@ impl Interleaved {
                 let scale = &scales.0[4 * lane..][..4];
                 (lines, HeldScale::Plain(f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]])))
             }
-            Run::Nested { fours, last, codes, scales } => {
+            Run::Nested { fours, last, codes } => {
                 let (lines, code) = match fours.get(at / FOUR) {
                     Some([codes, lines @ ..]) => {
                         (&lines.as_chunks().0[at % FOUR], codes.0[place_in_four(at % FOUR, lane)])
                     }
                     None => (&last[at % FOUR], codes[at % FOUR][lane]),
                 };
-                (lines, HeldScale::Nested { code, of: scales.at(at, lane) })
+                (lines, HeldScale::Nested { code, of: self.scales_of_scales(panel, group).at(at, lane) })
             }
         }
     }
@@ -289,20 +290,6 @@ impl LaneScales {
 /// [`LaneScales::lines`] of nested scales.
 fn nested_lines(blocks: usize) -> usize {
     blocks * LINES + blocks / FOUR
-}
-
-/// Calls `fill(panel, group, lines)` for the lines of every group in every panel, of which `count` are so many blocks.
-fn fill_runs(
-    lines: &mut [Line],
-    panels: &Panels,
-    count: impl Fn(usize) -> usize,
-    fill: impl Fn(usize, usize, &mut [Line]) + Sync,
-) {
-    for panel in 0..panels.count() {
-        let run = count(panels.blocks(panel).len()).max(1);
-        let lines = &mut lines[panels.all(panel, &count)];
-        each(lines.chunks_mut(run).enumerate(), |(group, lines)| fill(panel, group, lines));
-    }
 }
 
 /// Puts the packed bytes of one block of one row into its lines.
@@ -349,8 +336,6 @@ pub(crate) enum Run<'a> {
         last: &'a [[Line; LINES]],
         /// Their codes.
         codes: &'a [[u8; LANES]],
-        /// The scales of the scales.
-        scales: Nested,
     },
 }
 

@@ -35,6 +35,7 @@ mod quants;
 mod request;
 mod scalar;
 mod scratch;
+mod shares;
 mod simd;
 mod slots;
 mod store;

@@ -2,13 +2,19 @@
 //!
 //! Sixteen rows of 4096 columns in 4 bits are 32 KiB, as much as such a cache holds: by the next sixteen the inputs have
 //! left it. A thread that multiplies from memory then reads a third less a second (`account`: 19 GB/s instead of 27 to 30,
-//! the change is between 3072 and 3584 columns). So a matrix with more columns is held as several that lie behind each
-//! other, each with some of the columns of all rows.
+//! the change is between 3072 and 3584 columns). So of a matrix with more columns, some of the columns of some groups of
+//! rows lie together, then others of the same groups.
 
+use crate::lines::Line;
+use halfbyte_quant::threads::each;
 use std::ops::Range;
 
-/// Where blocks of columns lie in a matrix of groups of rows: `[panels, groups, blocks of a panel]`. What lies between blocks,
-/// their scales, is the matrix's own affair.
+/// Groups whose panels lie behind each other before the next groups begin: inputs are fetched again after so many, and
+/// who takes up work in the middle of a matrix reads on through memory.
+const SPAN: usize = 8;
+
+/// Where blocks of columns lie in a matrix of groups of rows: `[spans, panels, groups of a span, blocks of a panel]`. Their
+/// scales lie between them, as the matrix has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Panels {
     groups: usize,
@@ -39,23 +45,52 @@ impl Panels {
         block / self.width
     }
 
-    /// Where a panel lies in memory in which `lines(blocks)` lines hold so many blocks of a group.
-    pub fn all(&self, panel: usize, lines: impl Fn(usize) -> usize) -> Range<usize> {
-        // All panels before this one are of the same width.
-        let start = panel * self.groups * lines(self.width);
-        start..start + self.groups * lines(self.blocks(panel).len())
-    }
-
-    /// Where the blocks of `group` in `panel` lie in such memory.
+    /// Where the blocks of `group` in `panel` lie in memory in which `lines(blocks)` lines hold so many blocks of a group: as
+    /// many for some of them as for the fours and what is left over.
     pub fn run(&self, panel: usize, group: usize, lines: impl Fn(usize) -> usize) -> Range<usize> {
         let len = lines(self.blocks(panel).len());
-        let start = self.all(panel, lines).start + group * len;
+        let first = group / SPAN * SPAN;
+        let panels = SPAN.min(self.groups - first) * lines(panel * self.width);
+        let start = first * lines(self.blocks) + panels + group % SPAN * len;
         start..start + len
     }
 
     /// Lines of such memory.
     pub fn lines(&self, lines: impl Fn(usize) -> usize) -> usize {
-        (0..self.count()).map(|panel| self.groups * lines(self.blocks(panel).len())).sum()
+        self.groups * lines(self.blocks)
+    }
+
+    /// The order of memory: calls `work(panel, group)` for each of some groups and every panel.
+    #[inline(always)]
+    pub fn walk(&self, groups: Range<usize>, mut work: impl FnMut(usize, usize)) {
+        let mut first = groups.start;
+        while first < groups.end {
+            let end = groups.end.min((first / SPAN + 1) * SPAN);
+            for panel in 0..self.count() {
+                // Loops: closures of iterators are compiled without the instructions of kernels.
+                for group in first..end {
+                    work(panel, group);
+                }
+            }
+            first = end;
+        }
+    }
+
+    /// Calls `fill(panel, group, lines)` for each panel of each group in such memory.
+    pub fn fill(
+        &self,
+        memory: &mut [Line],
+        lines: impl Fn(usize) -> usize + Sync,
+        fill: impl Fn(usize, usize, &mut [Line]) + Sync,
+    ) {
+        let spans = memory.chunks_mut((SPAN * lines(self.blocks)).max(1));
+        each(spans.enumerate(), |(span, mut memory)| {
+            self.walk(span * SPAN..self.groups.min((span + 1) * SPAN), |panel, group| {
+                let run = lines(self.blocks(panel).len());
+                let Some(run) = memory.split_off_mut(..run) else { return };
+                fill(panel, group, run);
+            });
+        });
     }
 }
 
@@ -66,7 +101,7 @@ mod tests {
     #[test]
     fn every_block_has_a_place_of_its_own_and_panels_are_about_as_wide_as_wanted() {
         for (groups, blocks) in
-            [(1, 1), (2, 18), (3, 32), (2, 47), (2, 48), (5, 64), (2, 88), (1, 172), (2, 260), (3, 0)]
+            [(1, 1), (2, 18), (9, 32), (2, 47), (2, 48), (11, 64), (2, 88), (8, 172), (2, 260), (3, 0)]
         {
             let panels = Panels::new(groups, blocks, 32);
             // A line more for each four.
@@ -78,14 +113,27 @@ mod tests {
                 for group in 0..groups {
                     let run = panels.run(panel, group, lines);
                     assert_eq!(run.len(), lines(panels.blocks(panel).len()));
-                    assert!(run.start >= panels.all(panel, lines).start);
-                    assert!(run.end <= panels.all(panel, lines).end);
                     for seen in &mut seen[run] {
                         assert!(!std::mem::replace(seen, true), "{groups} {blocks}: {group}");
                     }
                 }
             }
             assert!(seen.iter().all(|&seen| seen));
+            // Memory is walked and filled in its order.
+            let mut at = 0;
+            panels.walk(0..groups, |panel, group| {
+                let run = panels.run(panel, group, lines);
+                assert_eq!(std::mem::replace(&mut at, run.end), run.start);
+            });
+            let mut memory = vec![Line::default(); seen.len()];
+            panels.fill(&mut memory, lines, |panel, group, run| {
+                run.fill(Line([(panel * 16 + group) as u8; 64]));
+            });
+            for (panel, group) in (0..panels.count()).flat_map(|panel| (0..groups).map(move |at| (panel, at)))
+            {
+                let run = &memory[panels.run(panel, group, lines)];
+                assert!(run.iter().all(|line| line.0[5] == (panel * 16 + group) as u8));
+            }
             let widths: Vec<usize> = (0..panels.count()).map(|panel| panels.blocks(panel).len()).collect();
             assert_eq!(widths.iter().sum::<usize>(), blocks);
             assert!(widths.iter().all(|&width| (1..48).contains(&width)), "{blocks}: {widths:?}");

@@ -95,36 +95,14 @@ pub(crate) fn quantize_row(
     fine: &mut [i8],
     scales: &mut [BlockScale],
 ) {
-    measure(x, scales);
-    quantize_blocks(x, large(scales), all_twice, coarse, fine, scales);
+    quantize_blocks(x, all_twice, coarse, fine, scales);
+    hold_large_twice(x, coarse, fine, scales);
 }
 
-/// The first pass over blocks of a row, `[blocks * BLOCK]` and more: their largest magnitudes, where the coarse scales
-/// will be, and their means, where the fine ones will be.
-#[inline(always)]
-pub(crate) fn measure(x: &[f32], scales: &mut [BlockScale]) {
-    for (x, scale) in x.as_chunks::<BLOCK>().0.iter().zip(scales) {
-        (scale.coarse, scale.fine) = magnitudes(x);
-    }
-}
-
-/// What is a large block of a row, after [`measure`].
-pub(crate) fn large(scales: &[BlockScale]) -> f32 {
-    let (mut inverses, mut blocks) = (0.0f32, 0.0f32);
-    for scale in scales {
-        if scale.coarse > 0.0 {
-            inverses += 1.0 / scale.coarse;
-            blocks += 1.0;
-        }
-    }
-    LARGE * blocks / inverses
-}
-
-/// The second pass, over the same blocks.
+/// The first pass, over any blocks of a row: all but the second bytes of blocks that are larger than their row's others.
 #[inline(always)]
 pub(crate) fn quantize_blocks(
     x: &[f32],
-    large: f32,
     all_twice: bool,
     coarse: &mut [i8],
     fine: &mut [i8],
@@ -132,25 +110,49 @@ pub(crate) fn quantize_blocks(
 ) {
     let (x, coarse, fine) = (x.as_chunks::<BLOCK>().0, coarse.as_chunks_mut().0, fine.as_chunks_mut().0);
     for (((x, coarse), fine), scale) in x.iter().zip(coarse).zip(fine).zip(scales) {
-        let (largest, mean) = (scale.coarse, scale.fine);
+        let (largest, mean) = magnitudes(x);
         *scale = BlockScale { coarse: largest / 127.0, ..BlockScale::default() };
         let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
         scale.coarse_sum = round(x, inverse, coarse);
-        if all_twice || largest > large || largest > UNEVEN * mean {
-            let step = largest / 127.0;
-            let mut rests = [0.0f32; BLOCK];
-            let mut largest = 0.0f32;
-            for ((rest, x), &coarse) in rests.iter_mut().zip(x).zip(&*coarse) {
-                *rest = x - f32::from(coarse) * step;
-                if coarse.abs() < OUTLIER {
-                    largest = largest.max(rest.abs());
-                }
-            }
-            if largest > 0.0 {
-                scale.fine = largest / 127.0;
-                scale.fine_sum = round(&rests, 127.0 / largest, fine);
-            }
+        if all_twice || largest > UNEVEN * mean {
+            hold_twice(x, coarse, fine, scale);
         }
+    }
+}
+
+/// The second pass, over all blocks of a row.
+#[inline(always)]
+pub(crate) fn hold_large_twice(x: &[f32], coarse: &[i8], fine: &mut [i8], scales: &mut [BlockScale]) {
+    let (mut inverses, mut blocks) = (0.0f32, 0.0f32);
+    for scale in &*scales {
+        if scale.coarse > 0.0 {
+            inverses += 1.0 / scale.coarse;
+            blocks += 1.0;
+        }
+    }
+    let large = LARGE * blocks / inverses;
+    let (x, coarse, fine) = (x.as_chunks::<BLOCK>().0, coarse.as_chunks().0, fine.as_chunks_mut().0);
+    for (((x, coarse), fine), scale) in x.iter().zip(coarse).zip(fine).zip(scales) {
+        if scale.coarse > large && scale.fine == 0.0 {
+            hold_twice(x, coarse, fine, scale);
+        }
+    }
+}
+
+/// The second bytes of a block.
+#[inline(always)]
+fn hold_twice(x: &[f32; BLOCK], coarse: &[i8; BLOCK], fine: &mut [i8; BLOCK], scale: &mut BlockScale) {
+    let mut rests = [0.0f32; BLOCK];
+    let mut largest = 0.0f32;
+    for ((rest, x), &coarse) in rests.iter_mut().zip(x).zip(coarse) {
+        *rest = x - f32::from(coarse) * scale.coarse;
+        if coarse.abs() < OUTLIER {
+            largest = largest.max(rest.abs());
+        }
+    }
+    if largest > 0.0 {
+        scale.fine = largest / 127.0;
+        scale.fine_sum = round(&rests, 127.0 / largest, fine);
     }
 }
 

@@ -5,6 +5,7 @@
 //! pause, then letting others run, and sleep when none has come for [`AWAKE`]. The caller is one of them.
 
 use crate::prefetch::second_level;
+use crate::shares::Shares;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -24,11 +25,6 @@ const AWAKE: Duration = Duration::from_millis(2);
 /// than memory delivers between two steps.
 const AHEAD_LINES: u64 = 2048;
 
-/// A thread takes so small a share of what is left of a stretch at a time, one item at least: much at first, since each
-/// time its reads begin anew at another place, and single ones at the end, so that all are done at the same time. Where a
-/// step reads 7 MB, halves read 64 to 77 GB/s, quarters 52 to 68 and all at once 38 to 65 (`account`).
-const SHARE: usize = 2;
-
 /// Bit of [`Shared::gate`] that says that helpers may come in.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
@@ -40,8 +36,8 @@ type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
 /// On a cache line of its own, so that threads that write it do not slow those that read its neighbours.
 #[repr(align(128))]
-#[derive(Default)]
-struct Apart<T>(T);
+#[derive(Debug, Default)]
+pub(crate) struct Apart<T>(pub T);
 
 struct Shared {
     /// Counts steps; a new value means that `job` is set.
@@ -50,8 +46,8 @@ struct Shared {
     gate: Apart<AtomicUsize>,
     /// The step. Written by the caller while the gate is closed and nobody is inside, read by who came in.
     job: UnsafeCell<Option<Job<'static>>>,
-    /// The next item of each thread's share in [`Team::each`].
-    cursors: Vec<Apart<AtomicUsize>>,
+    /// Who does what in [`Team::stretches`].
+    shares: Shares,
     /// What each thread is going to read next, see [`Team::expect`].
     expected: Vec<Apart<Expected>>,
     asleep: AtomicU32,
@@ -95,7 +91,7 @@ impl Team {
             epoch: Apart::default(),
             gate: Apart::default(),
             job: UnsafeCell::new(None),
-            cursors: (0..threads).map(|_| Apart::default()).collect(),
+            shares: Shares::new(threads),
             expected: (0..threads).map(|_| Apart::default()).collect(),
             asleep: AtomicU32::new(0),
             door: Mutex::new(()),
@@ -162,40 +158,32 @@ impl Team {
         if threads == 1 || count <= 1 {
             return work(&mut begin(0), 0..count);
         }
+        // Items are rows or parts of them: more would not fit memory.
+        let Ok(items) = u32::try_from(count) else { return work(&mut begin(0), 0..count) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let cursors = &self.shared.cursors;
-        for (thread, cursor) in cursors.iter().enumerate() {
-            cursor.0.store(count * thread / threads, Ordering::Relaxed);
-        }
+        let shares = &self.shared.shares;
+        shares.deal(items, threads);
         self.lead(&|thread| {
             let mut state = begin(thread);
-            for turn in 0..threads {
-                let owner = (thread + turn) % threads;
-                let end = count * (owner + 1) / threads;
-                let cursor = &cursors[owner].0;
-                loop {
-                    // Only looking costs the others less than taking nothing.
-                    let left = end.saturating_sub(cursor.load(Ordering::Relaxed));
-                    if left == 0 {
-                        break;
-                    }
-                    let taken = (left / SHARE).max(1);
-                    let item = cursor.fetch_add(taken, Ordering::Relaxed);
-                    if item >= end {
-                        break;
-                    }
-                    work(&mut state, item..end.min(item + taken));
-                }
+            while let Some(items) = shares.next(thread) {
+                work(&mut state, items);
             }
         });
     }
 
-    /// Says what each thread will read first in a later step: `start(thread, threads)`. Threads that wait for a
-    /// step, or for others at its end, have the beginning of it brought into their caches: memory does not idle.
-    pub fn expect(&self, start: impl Fn(usize, usize) -> Option<*const u8>) {
+    /// Says what each thread will read first in a later step over `count` items, by the item that it will begin with.
+    /// Threads that wait for a step, or for others at its end, have the beginning of it brought into their caches: memory
+    /// does not idle.
+    pub fn expect(&self, count: usize, start: impl Fn(usize) -> Option<*const u8>) {
+        let (count, threads) = (u32::try_from(count).unwrap_or(u32::MAX), self.threads());
         for (thread, expected) in self.shared.expected.iter().enumerate() {
-            expected.0.set(start(thread, self.threads()));
+            expected.0.set(start(self.shared.shares.first(count, thread.min(threads), threads) as usize));
         }
+    }
+
+    /// Takes back what was [expected](Self::expect).
+    pub fn expect_nothing(&self) {
+        self.shared.expected.iter().for_each(|expected| expected.0.set(None));
     }
 
     /// Calls `work(thread, index, chunk)` for each chunk of `len` elements of `slice`; the last may be shorter.

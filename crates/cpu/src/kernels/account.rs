@@ -53,22 +53,6 @@ fn rate(bytes: u64, time: Duration) -> f64 {
     bytes as f64 / time.as_secs_f64() / 1e9
 }
 
-/// Groups that are multiplied before the next panel.
-const PIECE: usize = 32;
-
-/// Calls `work(panel, group)` as products do.
-#[inline(always)]
-fn walk(tensor: &Interleaved, groups: Range<usize>, mut work: impl FnMut(usize, usize)) {
-    for first in groups.clone().step_by(PIECE) {
-        for panel in 0..tensor.panels().count() {
-            // Loops: closures of iterators are compiled without these instructions.
-            for group in first..groups.end.min(first + PIECE) {
-                work(panel, group);
-            }
-        }
-    }
-}
-
 /// Some groups times `x`.
 fn multiply(
     lanes: Avx512,
@@ -80,8 +64,7 @@ fn multiply(
     lanes.run_bytes(
         #[inline(always)]
         || {
-            walk(
-                tensor,
+            tensor.panels().walk(
                 groups,
                 #[inline(always)]
                 |panel, group| {
@@ -96,7 +79,7 @@ fn multiply(
 /// Reads some groups.
 fn read(tensor: &Interleaved, groups: Range<usize>) {
     let mut sums = [0u64; 64];
-    walk(tensor, groups, |panel, group| {
+    tensor.panels().walk(groups, |panel, group| {
         let (fours, _) = match tensor.run(panel, group) {
             Run::Nested { fours, .. } => fours.as_flattened().as_chunks::<8>(),
             Run::Plain(_) => return,

@@ -13,10 +13,11 @@ use crate::byte_rows::ByteRows;
 use crate::interleaved::Interleaved;
 use crate::lines::{BLOCK, LANES, Line};
 use crate::matrix::{Matrix, Tensor};
-use crate::quants::{Quants, large, measure, quantize_blocks, quantize_row};
+use crate::quants::{Quants, hold_large_twice, quantize_blocks, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
+use halfbyte_backend::Arrangement;
 use std::sync::PoisonError;
 
 /// Groups of rows of weights in a panel.
@@ -121,22 +122,25 @@ fn product_of<L: Bytes, T: Grouped>(
 
 /// Tells the threads where the product after this one will have them begin.
 pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
-    let Some(next) = next else { return team.expect(|_, _| None) };
-    team.expect(|thread, threads| match next.tensors.first()? {
-        Tensor::Interleaved(_) => start_of::<Interleaved>(next, thread, threads),
-        Tensor::Bytes(_) => start_of::<ByteRows>(next, thread, threads),
-        Tensor::Dense { dtype, bytes } => {
-            let row = next.rows.div_ceil(JOB_ROWS) * thread / threads * JOB_ROWS;
-            bytes.get(row * next.cols * dtype.size() as usize..).map(<[u8]>::as_ptr)
+    match next.and_then(|next| Some((next, next.tensors.first()?))) {
+        Some((next, Tensor::Interleaved(_))) => expect_groups::<Interleaved>(team, next),
+        Some((next, Tensor::Bytes(_))) => expect_groups::<ByteRows>(team, next),
+        Some((next, Tensor::Dense { dtype, bytes })) => {
+            let job = JOB_ROWS * next.cols * dtype.size() as usize;
+            team.expect(next.rows.div_ceil(JOB_ROWS), |index| bytes.get(index * job..).map(<[u8]>::as_ptr));
         }
-        Tensor::Quant(_) => None,
-    });
+        Some((_, Tensor::Quant(_))) | None => team.expect_nothing(),
+    }
 }
 
-/// Where the weights that `thread` begins with lie.
-fn start_of<T: Grouped>(weight: &Matrix, thread: usize, threads: usize) -> Option<*const u8> {
-    let group = Group::<T>::of(weight, groups::<T>(weight) * thread / threads)?;
-    Some(group.tensor.start(0, group.group))
+/// Tells them which groups of `next` they will begin with.
+fn expect_groups<T: Grouped>(team: &Team, next: &Matrix) {
+    // Of gates and ups, gates come first.
+    let gated = next.shape.arrangement == Arrangement::Interleaved;
+    team.expect(groups::<T>(next) / if gated { 2 } else { 1 }, |index| {
+        let group = Group::<T>::of(next, index)?;
+        Some(group.tensor.start(0, group.group))
+    });
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.
@@ -165,24 +169,22 @@ fn quantize<L: Bytes>(
 
 /// Turns one long row into bytes, each thread what is nearest to it: those that made it have it in their caches.
 fn quantize_together<L: Bytes>(lanes: L, team: &Team, x: &[f32], all_twice: bool, to: &mut Quants) {
-    let (coarse, fine, scales) = to.parts(1, x.len());
-    team.chunks(scales, PART, |_, part, scales| {
-        lanes.run(
-            #[inline(always)]
-            || measure(&x[part * PART * BLOCK..], scales),
-        );
-    });
-    let large = large(scales);
-    let (coarse, fine) = (Scatter::new(coarse), Scatter::new(fine));
+    let (all_coarse, all_fine, scales) = to.parts(1, x.len());
+    let (coarse, fine) = (Scatter::new(&mut *all_coarse), Scatter::new(&mut *all_fine));
     team.chunks(scales, PART, |_, part, scales| {
         let (at, len) = (part * PART * BLOCK, scales.len() * BLOCK);
         // SAFETY: parts do not overlap, and `chunks` gives a part to one thread.
         let (coarse, fine) = unsafe { (coarse.range(at, len), fine.range(at, len)) };
         lanes.run(
             #[inline(always)]
-            || quantize_blocks(&x[at..], large, all_twice, coarse, fine, scales),
+            || quantize_blocks(&x[at..], all_twice, coarse, fine, scales),
         );
     });
+    // Few are, if any.
+    lanes.run(
+        #[inline(always)]
+        || hold_large_twice(x, all_coarse, all_fine, scales),
+    );
 }
 
 /// Up to two groups of rows times all rows of activations.

@@ -184,7 +184,8 @@ impl Grouped for Interleaved {
                     work(number, block, lanes.load_f32(&scales.0));
                 }
             }
-            Run::Nested { fours, last, codes, scales } => {
+            Run::Nested { fours, last, codes } => {
+                let scales = self.scales_of_scales(panel, group);
                 let unit = lanes.splat(tables.unit);
                 let (before, after) =
                     (lanes.mul(lanes.load(&scales.before), unit), lanes.mul(lanes.load(&scales.after), unit));

@@ -2,7 +2,6 @@
 
 use crate::bound::{NormView, PreView};
 use crate::layout::padded;
-use crate::prefetch::first_level;
 use crate::simd::Lanes;
 use crate::team::Team;
 use halfbyte_backend::{EmitKind, NormKind};
@@ -97,10 +96,7 @@ fn pre_row<L: Lanes>(lanes: L, view: &PreView<'_>, row: usize, x: &mut [f32], em
     let range = row * view.width..(row + 1) * view.width;
     let (x, padding) = x.split_at_mut(view.width);
     padding.fill(0.0);
-    let input = &view.input[range.clone()];
-    // It lies in the caches of the threads that made it.
-    first_level(input);
-    x.copy_from_slice(input);
+    x.copy_from_slice(&view.input[range.clone()]);
     if let Some(post) = &view.post {
         norm(lanes, post, x);
     }

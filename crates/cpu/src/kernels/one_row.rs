@@ -120,16 +120,22 @@ fn sums_of<L: Bytes, T: Grouped>(
 ) {
     // All segments have the same columns.
     let Some(first) = Group::<T>::of(weight, groups.start) else { return };
-    for panel in 0..first.tensor.panels().count() {
-        for (index, to) in groups.clone().zip(&mut *to) {
+    // In the order of the first segment. Another whose spans begin elsewhere is only read in more pieces.
+    let (panels, start) = (first.tensor.panels(), groups.start - first.group);
+    panels.walk(
+        first.group..first.group + groups.len(),
+        #[inline(always)]
+        |panel, at| {
+            let index = start + at;
             let Some(group) = Group::<T>::of(weight, index) else { return };
             let (_, tables) = match &mut *kept {
                 Some(kept) if kept.0 == group.segment => kept,
                 kept => kept.insert((group.segment, group.tensor.tables(lanes))),
             };
+            let to = &mut to[index - groups.start];
             lanes.store(one_row(lanes, &group, panel, tables, x, lanes.load(to)), to);
-        }
-    }
+        },
+    );
 }
 
 /// Sixteen rows of weights times one row of activations, both in one panel of columns, added to `total`.
