@@ -99,6 +99,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         if let Some(seconds) = args.interleave {
             let window =
                 Duration::try_from_secs_f64(seconds).map_err(|error| format!("--interleave: {error}"))?;
+            prepare(args);
             let (all, stolen) = stolen_during(|| interleave::measure(&sides, args, window));
             all?.into_iter().enumerate().for_each(|(index, figures)| add(index, figures, stolen));
             continue;
@@ -108,6 +109,7 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
             order.reverse();
         }
         for index in order {
+            prepare(args);
             let (figures, stolen) = stolen_during(|| sides[index].measure(args));
             add(index, figures?, stolen);
         }
@@ -120,6 +122,13 @@ pub fn run(args: &BenchArgs) -> Result<(), String> {
         std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(())
+}
+
+/// What comes before every turn.
+fn prepare(args: &BenchArgs) {
+    if args.awake {
+        idle::compact_memory();
+    }
 }
 
 /// Does `work`; the share of the processors that a virtual machine's host gave to others meanwhile.
