@@ -51,7 +51,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Keep all processors from sleeping meanwhile (Linux, root): those of a virtual machine are moved when they wake, and
-    /// its memory's bandwidth with them.
+    /// its memory's bandwidth with them. Free memory is put together, too, so that weights can lie in large pages.
     #[arg(long)]
     awake: bool,
     /// The `halfbyte` to measure [default: built from the working tree].
