@@ -72,8 +72,8 @@ impl<'m> Chat<'m> {
         self.model.encode_any(&plain)
     }
 
-    /// Says `text` and streams the answer to `on_text`, piece by piece, never an empty one. A stopped answer stays in the conversation as far
-    /// as it got. Without a chat template the text is continued as it is.
+    /// Says `text` and streams the answer to `on_text`, piece by piece, never an empty one. A stopped answer stays in the
+    /// conversation as far as it got. Without a chat template the text is continued as it is.
     ///
     /// # Errors
     /// If the conversation no longer fits the context, or a device fails; the conversation is then as
