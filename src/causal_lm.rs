@@ -390,7 +390,7 @@ impl CausalLm {
         let bytes = (needed * self.loaded.engine.blueprint().vocab * size_of::<f32>()) as u64;
         self.loaded.make_way(bytes, needed, &format!("the logits of {needed} tokens"))?;
         let mut logits = Logits::new(self.session.sequence());
-        self.loaded.ask_in_parts(needed, &mut |engine, pause| {
+        let asked = self.loaded.ask_in_parts(needed, &mut |engine, pause| {
             // Blocks may move between chunks.
             while !pollster::block_on(logits.chunk(engine, ids))? {
                 if pause() {
@@ -398,8 +398,9 @@ impl CausalLm {
                 }
             }
             Ok(Some(()))
-        })?;
-        Ok(logits.take())
+        });
+        self.loaded.answered();
+        asked.map(|()| logits.take())
     }
 
     /// How well the model predicts a text, its first token given. Texts longer than the context are read

@@ -137,7 +137,7 @@ impl Loaded {
     }
 
     /// Has blocks leave the host's memory where it has no room for an answer of `bytes` to a question that needs `needed`
-    /// tokens of context; the next question carries that out.
+    /// tokens of context; the next question carries that out, and they stay away until [`answered`](Self::answered).
     ///
     /// # Errors
     /// [`Error::Usage`] if there is no room for `what` and nothing that could make some.
@@ -147,6 +147,11 @@ impl Loaded {
         }
         self.loader.hold(self.context(), needed);
         self.loader.make_way(bytes, what)
+    }
+
+    /// What made way for an answer may come back.
+    pub(crate) fn answered(&mut self) {
+        self.loader.answered();
     }
 
     /// [`ask`](Self::ask) with a question that can be interrupted: where its second argument says so, it

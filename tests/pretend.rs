@@ -43,9 +43,12 @@ fn logits_make_way_for_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<u32> = (0..500).map(|at| at * 7 % 300 + 3).collect();
     let load = |memory: Option<u64>, disk: u64| {
+        // A file is looked at with every chunk: by the eighth, blocks would come back.
+        let file = folder.path().join("memory");
+        let told = memory.map(|bytes| std::fs::write(&file, format!("cpu={bytes}\n")).unwrap());
         let options = LoadOptions {
             max_memory: [("wgpu:0".to_owned(), 0), ("disk".to_owned(), disk)].into(),
-            pretend_memory: memory.map(|bytes| ("cpu".to_owned(), bytes)).into_iter().collect(),
+            pretend_memory_file: told.map(|()| file),
             cache_dir: Some(folder.path().to_path_buf()),
             // No smaller chunks are tried: what they free would do.
             chunk: 8,
@@ -66,6 +69,9 @@ fn logits_make_way_for_themselves() {
     println!("{:#?}", small.events());
     assert!(small.blocks_on("cpu") < before, "{:?}", small.device_map());
     assert!(small.events()[0].text.contains("the logits of 500 tokens take"), "{:?}", small.events());
+    // The answer is another's by now, and they come back.
+    assert_eq!(small.logits(&ids[..100]).unwrap(), wanted[..wanted.len() / 5]);
+    assert_eq!(small.blocks_on("cpu"), before, "{:?}", small.events());
     drop(small);
     let mut stuck = load(memory, 0);
     let refused = stuck.logits(&ids).unwrap_err().to_string();

@@ -38,6 +38,8 @@ pub(crate) struct Loader {
     due: Option<Due>,
     /// Whether it has been said that memory is short and nothing can move.
     stuck: bool,
+    /// Whether an answer is being made that blocks had to make way for.
+    answering: bool,
     fault: Option<Rc<FaultPlan>>,
     /// The device that `fault` happens to.
     faulty: Option<usize>,
@@ -88,6 +90,7 @@ impl Loader {
             pressure: Pressure::new(planning.options.pretend_memory_file.clone()),
             due: None,
             stuck: false,
+            answering: false,
             fault: planning.options.fault.map(|spec| Rc::new(FaultPlan::new(spec))),
             faulty: None,
             events: Vec::new(),

@@ -40,7 +40,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Has blocks leave the host's memory, if without that an answer of `bytes` would take its headroom.
+    /// Has blocks leave the host's memory, if without that an answer of `bytes` would take its headroom. They stay away until
+    /// it is [`answered`](Self::answered): memory that it has not filled yet looks free.
     ///
     /// # Errors
     /// [`Error::Usage`] if there is no room for `what` and nothing that could make some.
@@ -66,12 +67,18 @@ impl Loader {
         match is_there.then(|| ladder::next(&self.ladder(), &self.planning, &now, shortfall)) {
             Some(Ok((state, actions))) => {
                 self.due = Some(Due { state, actions, device: name, kind: EventKind::MemoryShort, cause });
+                self.answering = true;
                 Ok(())
             }
             // Its headroom may serve.
             _ if bytes <= free => Ok(()),
             _ => Err(Error::Usage(format!("{cause}, and nothing can move out: ask for fewer tokens"))),
         }
+    }
+
+    /// The answer that blocks made way for is made, or never will be.
+    pub(crate) fn answered(&mut self) {
+        self.answering = false;
     }
 
     /// Where the model could go, if a device that it is on has less left than its headroom.
@@ -109,6 +116,9 @@ impl Loader {
     /// Where the model could go back to, if it is not where it was at first and there has been room for a
     /// while.
     fn come_back(&mut self, readings: &[Reading]) -> Option<Due> {
+        if self.answering {
+            return None;
+        }
         let room = self.pressure.lasting_room(readings)?;
         let (state, home) = (self.state.as_ref()?, self.home.as_ref()?);
         let place = |state: &State| {
