@@ -4,9 +4,8 @@
 //! holds row `r`'s column `8 j + c` in its low nibble and column `8 j + 4 + c` in the high one. So a line meets eight
 //! activations, each product sums four of them for all rows at once, and nothing is summed across lanes. A block's
 //! sixteen scales are in the stream, too, a line before what they scale: those of one block, or the codes of nested scales
-//! of four, in the order that [`place_in_four`] says. In memory of their own, 3 % of the bytes, they cost a tenth of a
-//! token's time: a second stream in small pages, whose every page and every thread's every start waits for memory. Long
-//! rows lie in [`Panels`]. It takes exactly the bytes of the canonical form.
+//! of four, in the order that [`place_in_four`] says: so a thread reads one stream, in large pages. That was worth 3 % at
+//! most (`benches/README.md`). Long rows lie in [`Panels`]. It takes exactly the bytes of the canonical form.
 
 use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
