@@ -13,6 +13,10 @@ use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
 use halfbyte_inference::{Came, Finish, Logits, ModelError, Score, Scoring, Session, Task};
 use std::collections::BTreeMap;
 
+/// Bytes for each token of the context up to which a prompt is cut into tokens without asking first whether it can fit:
+/// so much is cut in no time.
+const CERTAINLY_CUT: usize = 16;
+
 /// How to generate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GenerateOptions {
@@ -231,15 +235,19 @@ impl CausalLm {
     /// # Errors
     /// No tokenizer, an empty prompt, one longer than the context.
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>, Error> {
-        let ids = self.encode_any(prompt)?;
         let blueprint = self.loaded.engine.blueprint();
-        if ids.len() > blueprint.context {
-            return Err(ModelError::ContextTooShort {
-                tokens: ids.len(),
-                context: blueprint.context,
-                max_positions: blueprint.max_positions,
+        let (context, max_positions) = (blueprint.context, blueprint.max_positions);
+        let bytes = prompt.len();
+        if bytes / CERTAINLY_CUT > context {
+            let fewest = self.needed_tokenizer()?.fewest_tokens(prompt);
+            if fewest > context {
+                return Err(ModelError::PromptTooLong { bytes, fewest, context, max_positions }.into());
             }
-            .into());
+        }
+        let ids = self.encode_any(prompt)?;
+        if ids.len() > context {
+            let tokens = ids.len();
+            return Err(ModelError::ContextTooShort { tokens, context, max_positions }.into());
         }
         Ok(ids)
     }

@@ -44,13 +44,14 @@ impl Checkpoint {
             None => TensorIndex::new(headers)?,
         };
         let generation = GenerationConfig::parse(files.generation.as_ref().map(FileBytes::named), &config)?;
+        let model_type = config.model_type.clone();
         Ok(Checkpoint {
             name: files.name,
             config,
             index,
             generation,
             shards: files.shards,
-            tokenizer: files.tokenizer,
+            tokenizer: TokenizerFiles { model_type: Some(model_type), ..files.tokenizer },
             generation_file: files.generation,
         })
     }

@@ -2,6 +2,7 @@
 
 use crate::error::CheckpointError;
 use crate::region::{Contents, InMemory, Region};
+use serde_json::Value;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,7 +87,9 @@ pub struct ModelFiles {
 }
 
 /// What a sentencepiece tokenizer's file is called, the commonest name first.
-pub(crate) const SENTENCEPIECE: [&str; 2] = ["tokenizer.model", "spiece.model"];
+pub(crate) const SENTENCEPIECE: [&str; 3] = ["tokenizer.model", "spiece.model", FAIRSEQ];
+/// What it is called where ids are not the pieces' places in it, but fairseq's. Of those XLM-R's are known.
+const FAIRSEQ: &str = "sentencepiece.bpe.model";
 
 /// The files of a tokenizer.
 #[derive(Debug, Default)]
@@ -99,8 +102,12 @@ pub struct TokenizerFiles {
     pub special_tokens: Option<FileBytes>,
     /// `chat_template.jinja`: the chat template of newer models.
     pub chat_template: Option<FileBytes>,
-    /// `tokenizer.model` or `spiece.model`, sentencepiece's: read where there is no `tokenizer.json`.
+    /// `tokenizer.model`, `spiece.model` or `sentencepiece.bpe.model`, sentencepiece's: read where there is no
+    /// `tokenizer.json`; the last, which has ids of its own, of XLM-R alone.
     pub sentencepiece: Option<FileBytes>,
+    /// `model_type` of the model's configuration: whose ids a sentencepiece file has where `tokenizer_config.json` names no
+    /// `tokenizer_class`.
+    pub model_type: Option<String>,
     /// `added_tokens.json`: what older models add to a sentencepiece file.
     pub added_tokens: Option<FileBytes>,
     /// A tokenizer file of another format that is there instead, for the message.
@@ -135,7 +142,18 @@ impl ModelFiles {
 impl TokenizerFiles {
     /// `tokenizer.json`, or the sentencepiece file that stands in for it.
     pub(crate) fn main(&self) -> Option<&FileBytes> {
-        self.tokenizer.as_ref().or(self.sentencepiece.as_ref())
+        let known = |file: &&FileBytes| !file.name().ends_with(FAIRSEQ) || self.is_xlm_roberta();
+        self.tokenizer.as_ref().or_else(|| self.sentencepiece.as_ref().filter(known))
+    }
+
+    /// Whether a sentencepiece file's pieces have XLM-R's ids.
+    pub(crate) fn is_xlm_roberta(&self) -> bool {
+        let config: Option<Value> =
+            self.config.as_ref().and_then(|file| serde_json::from_slice(file.bytes()).ok());
+        match config.as_ref().and_then(|config| config.get("tokenizer_class")?.as_str()) {
+            Some(class) => class.starts_with("XLMRobertaTokenizer"),
+            None => self.model_type.as_deref() == Some("xlm-roberta"),
+        }
     }
 
     /// The file that a tokenizer needs.

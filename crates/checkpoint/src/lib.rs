@@ -30,6 +30,7 @@ pub mod decode_stream;
 pub mod disk_rate;
 pub mod dtype;
 pub mod error;
+mod fewest_tokens;
 #[cfg(feature = "native")]
 mod file_map;
 pub mod files;

@@ -79,6 +79,7 @@ impl ModelFiles {
                 chat_template: read(dir, "chat_template.jinja")?,
                 sentencepiece: first(dir, &SENTENCEPIECE)?,
                 added_tokens: read(dir, "added_tokens.json")?,
+                model_type: None,
                 other: ["sentencepiece.bpe.model", "vocab.json", "vocab.txt"]
                     .into_iter()
                     .find(|file| dir.join(file).is_file())

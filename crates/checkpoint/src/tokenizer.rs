@@ -4,6 +4,7 @@ use crate::added_tokens::listed;
 use crate::chat_template::{ChatMessage, ChatTemplate};
 use crate::decode_stream::DecodeStream;
 use crate::error::{CheckpointError, shown};
+use crate::fewest_tokens::fewest_tokens;
 use crate::files::{FileBytes, TokenizerFiles};
 use crate::pipeline::Pipeline;
 use crate::quiet_panic::quietly;
@@ -102,7 +103,12 @@ impl Tokenizer {
         let (file, bytes) = files.required(model)?.named();
         let config = files.config.as_ref().map(read_object).transpose()?;
         let special = files.special_tokens.as_ref().map(read_object).transpose()?;
-        let mut settings = Settings { config: config.as_ref(), special: special.as_ref(), added: None };
+        let mut settings = Settings {
+            config: config.as_ref(),
+            special: special.as_ref(),
+            added: None,
+            xlm_roberta: files.is_xlm_roberta(),
+        };
         let mut tokenizer = if files.tokenizer.is_some() {
             let mut tokenizer = Self::from_bytes(file, bytes)?;
             tokenizer.bos = settings.token("bos_token");
@@ -137,6 +143,12 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, CheckpointError> {
         let encoding = self.guard("encode", || self.inner.encode_fast(text, add_special))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The fewest tokens that a text can have, from its bytes alone; 0 where nothing is certain. Never more than
+    /// [`encode`](Self::encode) gives, so that a text that is too long by far need not be cut to be refused.
+    pub fn fewest_tokens(&self, text: &str) -> usize {
+        fewest_tokens(&self.inner, text)
     }
 
     /// A text, or a pair of texts, as an encoder reads it: ids and the segment of each, with the

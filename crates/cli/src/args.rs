@@ -307,7 +307,7 @@ pub struct RunArgs {
     /// The text to continue.
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     pub prompt: Option<String>,
-    /// A file with the text to continue; - for stdin.
+    /// A file with the text to continue, without its last line end; - for stdin.
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
     /// The most tokens to generate [default: the model's own, else 256].

@@ -121,6 +121,28 @@ fn prompts_that_cannot_be_continued_are_refused() {
     halfbyte(&["run", "--device-map", "cpu"]).refused_with(&["--prompt", "--prompt-file"]);
 }
 
+/// Cutting it takes minutes and fifty times its memory.
+#[test]
+fn a_prompt_that_is_too_long_by_far_is_refused_before_it_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, "Once there was a fox. ".repeat(14_000_000)).unwrap();
+    let args = ["run", "--device-map", "cpu", "-n", "1", "--prompt-file", text(&file)];
+    let start = std::time::Instant::now();
+    halfbyte(&args).refused_with(&[
+        "the prompt has 308000000 bytes",
+        "23692308 tokens or more",
+        "the context holds 512",
+        "shorten it: the model was made for 512",
+    ]);
+    println!("refused after {:?}", start.elapsed());
+    // What may fit is counted, not guessed.
+    let args = ["run", "--device-map", "cpu", "-n", "1", "--json", "-p"];
+    let fits = " fox".repeat(500);
+    let tokens = halfbyte(&[&args[..], &[&fits]].concat()).ok().json()["prompt_tokens"].as_u64().unwrap();
+    assert!((500..=512).contains(&tokens), "{tokens}");
+}
+
 #[test]
 fn prompts_come_from_files_and_stdin() {
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +159,24 @@ fn prompts_come_from_files_and_stdin() {
     assert_eq!(call(text(&file), b"").ok().json()["text"], wanted);
     assert_eq!(call("-", PROMPT.as_bytes()).ok().json()["text"], wanted);
 
+    // A last line end is the editor's, all before it is the prompt's.
+    for end in ["\n", "\r\n"] {
+        let ended = format!("{PROMPT}{end}");
+        assert_eq!(call("-", ended.as_bytes()).ok().json()["prompt_tokens"], 4, "{ended:?}");
+        std::fs::write(&file, &ended).unwrap();
+        assert_eq!(call(text(&file), b"").ok().json()["text"], wanted, "{ended:?}");
+        let more = format!("{PROMPT}{end}\n");
+        let kept = more.strip_suffix('\n').unwrap();
+        let given = halfbyte(&["run", "--device-map", "cpu", "-n", "3", "--json", "-p", kept]).ok().json();
+        let read = call("-", more.as_bytes()).ok().json();
+        assert_eq!(read["text"], given["text"], "{more:?}");
+        assert_eq!(read["prompt_tokens"], given["prompt_tokens"], "{more:?}");
+        assert_ne!(read["prompt_tokens"], 4, "{more:?}");
+    }
+    std::fs::write(&file, PROMPT).unwrap();
+
     call("-", b"").refused_with(&["prompt is empty"]);
+    call("-", b"\n").refused_with(&["prompt is empty"]);
     call("-", b"caf\xe9").refused_with(&["stdin", "UTF-8"]);
     std::fs::write(&file, b"caf\xe9").unwrap();
     call(text(&file), b"").refused_with(&["prompt.txt", "UTF-8"]);

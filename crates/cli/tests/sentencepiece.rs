@@ -105,3 +105,65 @@ fn it_is_downloaded_where_there_is_no_other() {
         assert_eq!(found, [!json, json, false]);
     }
 }
+
+/// RoBERTa's fixture as XLM-R with a tokenizer of its day: one file, and nothing beside it.
+fn xlm_roberta() -> Copy {
+    let model = Copy::of("tests/fixtures/models/roberta_cls");
+    model.configure("architectures", json!(["XLMRobertaForSequenceClassification"]));
+    model.configure("model_type", json!("xlm-roberta"));
+    model.configure("vocab_size", json!(404));
+    // Rows of embedding for all ids.
+    let (mut header, mut data) = model.safetensors();
+    let table = "roberta.embeddings.word_embeddings.weight";
+    let old = header[table].take();
+    let range = old["data_offsets"].as_array().unwrap().iter().map(|at| at.as_u64().unwrap() as usize);
+    let rows = data[range.clone().min().unwrap()..range.max().unwrap()].to_vec();
+    let (start, bytes) = (data.len(), 404 * rows.len() / 300);
+    data.extend(rows.iter().cycle().take(bytes));
+    header["before"] = old;
+    header[table] =
+        json!({"dtype": "F32", "shape": [404, rows.len() / 300 / 4], "data_offsets": [start, start + bytes]});
+    model.write_safetensors(&header, &data);
+    let file = repository("tests/fixtures/sentencepiece/xlmr/tokenizer.model");
+    model.write("sentencepiece.bpe.model", std::fs::read(file).unwrap());
+    model
+}
+
+#[test]
+fn xlm_roberta_labels_what_transformers_would_give_it() {
+    let model = xlm_roberta();
+    let expected = std::fs::read(repository("tests/fixtures/sentencepiece/xlmr/expected.json")).unwrap();
+    let expected: Value = serde_json::from_slice(&expected).unwrap();
+    let case = expected["cases"].as_array().unwrap().iter().find(|case| case["text"] == PROMPT).unwrap();
+    let ids: Vec<String> =
+        case["hf"]["xlmr"]["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
+    let exact = ["--device-map", "cpu", "--compute-dtype", "float32", "--json"];
+    let labelled =
+        halfbyte(&[&["classify", model.name(), "--text", PROMPT][..], &exact].concat()).ok().json();
+    let logits = labelled["results"][0]["logits"].as_array().unwrap().clone();
+    let out = model.file("logits.safetensors");
+    let args = ["logits", model.name(), "--ids", &ids.join(","), "--output", text(&out)];
+    halfbyte(&[&args[..], &exact].concat()).ok();
+    let bytes = std::fs::read(out).unwrap();
+    let wanted = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let wanted = wanted.tensor("logits").unwrap().data().to_vec();
+    let (wanted, _) = wanted.as_chunks::<4>();
+    assert_eq!(wanted.len(), logits.len());
+    for (ours, wanted) in logits.iter().zip(wanted) {
+        let (ours, wanted) = (ours.as_f64().unwrap(), f64::from(f32::from_le_bytes(*wanted)));
+        assert!((ours - wanted).abs() < 1e-5, "{logits:?}");
+    }
+    // It goes where the model goes.
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("out");
+    halfbyte(&["quantize", model.name(), "--output", text(&out), "--json"]).ok();
+    assert_eq!(
+        std::fs::read(out.join("sentencepiece.bpe.model")).unwrap(),
+        model.read("sentencepiece.bpe.model")
+    );
+    halfbyte(&["classify", text(&out), "--text", PROMPT, "--device-map", "cpu"]).ok();
+    // Another's ids are not guessed.
+    model.write("tokenizer_config.json", json!({"tokenizer_class": "CamembertTokenizer"}).to_string());
+    halfbyte(&["classify", model.name(), "--text", PROMPT])
+        .refused_with(&["its tokenizer is sentencepiece.bpe.model", "save_pretrained"]);
+}

@@ -93,6 +93,21 @@ pub enum ModelError {
         /// Positions that the model was trained for.
         max_positions: usize,
     },
+    /// A text of more tokens than the context holds, which its size alone shows.
+    #[error(
+        "the prompt has {bytes} bytes, which are {fewest} tokens or more, but the context holds {context}; {}",
+        if fewest > max_positions { format!("shorten it: the model was made for {max_positions}") } else { format!("shorten it, or load the model with a context of more than {fewest}") }
+    )]
+    PromptTooLong {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// The fewest tokens that it can have.
+        fewest: usize,
+        /// Positions of the KV cache.
+        context: usize,
+        /// Positions that the model was trained for.
+        max_positions: usize,
+    },
     /// A token id that the model does not embed.
     #[error("token id {token} is not in the vocabulary of {vocab}: ids of another model's tokenizer?")]
     Token {

@@ -35,6 +35,11 @@ impl Charsmap {
         })
     }
 
+    /// Whether nothing is replaced.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty()
+    }
+
     /// The longest beginning of `text` that is replaced: how many bytes it has, and what comes in its place.
     pub fn longest(&self, text: &str) -> Option<(usize, &str)> {
         let mut found = None;

@@ -17,6 +17,7 @@ mod protobuf;
 mod settings;
 mod unigram;
 mod vocabulary;
+mod xlm_roberta;
 
 pub(crate) use decoder::SentencePieceDecoder;
 pub(crate) use model::SentencePiece;
@@ -51,7 +52,11 @@ pub(crate) fn build(bytes: &[u8], settings: &Settings<'_>) -> Result<Built, Stri
     if let Some(other) = other_format(bytes) {
         return Err(other.to_string());
     }
-    let file = ModelFile::parse(bytes).map_err(unusable)?;
+    let mut file = ModelFile::parse(bytes).map_err(unusable)?;
+    if settings.xlm_roberta {
+        file.pieces = xlm_roberta::pieces(&file.pieces)?;
+    }
+    let file = file;
     let charsmap = Charsmap::parse(file.charsmap).map_err(unusable)?;
     let mut vocabulary = Vocabulary::new(&file).map_err(unusable)?;
     let added = added_tokens(&file, &mut vocabulary, settings)?;
@@ -73,7 +78,7 @@ pub(crate) fn build(bytes: &[u8], settings: &Settings<'_>) -> Result<Built, Stri
         prefix: prefix != Prefix::Never,
         remove_extra_whitespaces: file.remove_extra_whitespaces,
     };
-    let frame = frame(settings.frame(), bos.as_deref(), eos.as_deref(), &vocabulary)?;
+    let frame = frame(settings, bos.as_deref(), eos.as_deref(), &vocabulary)?;
     let model = SentencePiece::new(vocabulary, file.method);
     let mut pipeline = Pipeline::new(PipelineModel::SentencePiece(Box::new(model)));
     pipeline.with_normalizer(Some(PipelineNormalizer::SentencePiece(normalizer)));
@@ -128,7 +133,10 @@ fn added_tokens(
         tokens.push(special(text));
     }
     let reserved = file.pieces.iter().filter(|piece| matches!(piece.kind, Kind::Control | Kind::Unknown));
-    tokens.extend(reserved.map(|piece| special(piece.text.to_string())));
+    tokens.extend(reserved.map(|piece| {
+        // A mask takes the place of a word with the space before it.
+        special(piece.text.to_string()).lstrip(settings.xlm_roberta && piece.text == xlm_roberta::MASK)
+    }));
     tokens.extend(settings.special_texts().into_iter().map(special));
     // The first that was said of a token counts.
     let mut seen = HashSet::new();
@@ -142,28 +150,32 @@ fn special(text: String) -> AddedToken {
 
 /// What is put around a text, or around two.
 fn frame(
-    (begins, ends): (bool, bool),
+    settings: &Settings<'_>,
     bos: Option<&str>,
     eos: Option<&str>,
     vocabulary: &Vocabulary,
 ) -> Result<PostProcessorWrapper, String> {
+    let (begins, ends) = settings.frame();
     let known = |wanted: bool, token: Option<&str>| {
         token.filter(|_| wanted).and_then(|text| Some((text.to_string(), vocabulary.id(text)?)))
     };
     let (bos, eos) = (known(begins, bos), known(ends, eos));
-    let part = |sequence: &str, kind: u32| -> Vec<Value> {
-        let token = |token: &Option<(String, u32)>| {
-            token.as_ref().map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": kind}}))
-        };
+    let token = |token: &Option<(String, u32)>, kind: u32| {
+        token.as_ref().map(|(text, _)| json!({"SpecialToken": {"id": text, "type_id": kind}}))
+    };
+    let part = |before: &Option<(String, u32)>, sequence: &str, kind: u32| -> Vec<Value> {
         let text = json!({"Sequence": {"id": sequence, "type_id": kind}});
-        token(&bos).into_iter().chain([text]).chain(token(&eos)).collect()
+        token(before, kind).into_iter().chain([text]).chain(token(&eos, kind)).collect()
     };
     let special: serde_json::Map<String, Value> = [&bos, &eos]
         .into_iter()
         .flatten()
         .map(|(text, id)| (text.clone(), json!({"id": text, "ids": [id], "tokens": [text]})))
         .collect();
-    let (single, pair) = (part("A", 0), [part("A", 0), part("B", 1)].concat());
+    let single = part(&bos, "A", 0);
+    // XLM-R knows no segments, and the second text of a pair begins with what ends the first.
+    let second = if settings.xlm_roberta { part(&eos, "B", 0) } else { part(&bos, "B", 1) };
+    let pair = [single.clone(), second].concat();
     let template = json!({
         "type": "TemplateProcessing",
         "single": single,

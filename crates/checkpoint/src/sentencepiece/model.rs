@@ -35,6 +35,11 @@ impl SentencePiece {
         };
         SentencePiece { vocabulary, cutting }
     }
+
+    /// Whether a character without a piece is spelled in bytes, instead of being unknown.
+    pub(crate) fn spells_in_bytes(&self) -> bool {
+        self.vocabulary.bytes().is_some()
+    }
 }
 
 impl Model for SentencePiece {

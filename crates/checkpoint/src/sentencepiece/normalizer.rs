@@ -43,6 +43,11 @@ impl SentencePieceNormalizer {
         })
     }
 
+    /// Whether it removes spaces; `None` where a charsmap may remove anything.
+    pub(crate) fn removes_spaces(&self) -> Option<bool> {
+        self.charsmap.is_empty().then_some(self.remove_extra_whitespaces)
+    }
+
     fn space(&self) -> char {
         if self.escape_whitespaces { SPACE } else { ' ' }
     }

@@ -17,6 +17,8 @@ pub(crate) struct Settings<'a> {
     pub special: Option<&'a Map<String, Value>>,
     /// `added_tokens.json`: ids by text, of models before `added_tokens_decoder`.
     pub added: Option<&'a Map<String, Value>>,
+    /// The pieces have XLM-R's ids.
+    pub xlm_roberta: bool,
 }
 
 impl Settings<'_> {
@@ -36,10 +38,10 @@ impl Settings<'_> {
     }
 
     /// Whether the tokens that begin and end a text are put around it. Where nothing is said, the first alone, as Llama and
-    /// Gemma do; of T5 the last alone.
+    /// Gemma do; of T5 the last alone, of XLM-R both.
     pub(super) fn frame(&self) -> (bool, bool) {
-        let begins = !self.is_t5();
-        (self.flag("add_bos_token").unwrap_or(begins), self.flag("add_eos_token").unwrap_or(!begins))
+        let (begins, ends) = (!self.is_t5(), self.is_t5() || self.xlm_roberta);
+        (self.flag("add_bos_token").unwrap_or(begins), self.flag("add_eos_token").unwrap_or(ends))
     }
 
     /// The tokens that are added to the pieces, with their ids.

@@ -4,6 +4,7 @@ mod beside;
 mod hostile;
 mod library;
 mod written;
+mod xlm_roberta;
 
 use halfbyte_checkpoint::{FileBytes, Tokenizer, TokenizerFiles};
 use serde_json::Value;

@@ -10,7 +10,7 @@ use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
 pub fn run(args: &RunArgs) -> Result<(), Error> {
     let prompt = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(file)) => report::read_text(file)?,
+        (None, Some(file)) => without_line_end(report::read_text(file)?),
         (None, None) => {
             return Err(Error::Usage("what to continue? --prompt TEXT or --prompt-file FILE".into()));
         }
@@ -53,4 +53,16 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     say(&format!("\nloaded in {:.1} s; {}", model.load_seconds(), report::speed_line(&model, &generation)));
     say_table(&report::memory_table(&model.memory()));
     Ok(())
+}
+
+/// A file's text without its last line end, which editors and `echo` put there and nobody means to be continued: a text
+/// that goes on after it begins a new line.
+fn without_line_end(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
 }
