@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::loading::Loaded;
 use crate::memory_report::MemoryRow;
 use crate::model_source::ModelSource;
-use crate::opened::{Opened, no_tokenizer};
+use crate::opened::Opened;
 use crate::{Error, Flow, Heard, LoadOptions, Progress, SampleParams, Silent};
 use halfbyte_checkpoint::{ChatMessage, GenerationConfig, Tokenizer};
 use halfbyte_inference::{Came, Finish, Logits, ModelError, Score, Scoring, Session, Task};
@@ -440,6 +440,6 @@ impl CausalLm {
     }
 
     fn needed_tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(self.name()))
+        self.tokenizer.as_ref().ok_or_else(|| self.loaded.no_tokenizer())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::loading::Loaded;
 use crate::model_source::ModelSource;
-use crate::opened::{Opened, no_tokenizer};
+use crate::opened::Opened;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::Tokenizer;
 use halfbyte_inference::{Encoded, Features, ModelError, Task, features};
@@ -77,7 +77,7 @@ impl Embedder {
     /// # Errors
     /// A model without a tokenizer, or without a pooler where it is asked for; a failed device.
     pub fn embed(&mut self, texts: &[&str], pooling: Pooling) -> Result<Vec<Vec<f32>>, Error> {
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(self.loaded.name()))?;
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| self.loaded.no_tokenizer())?;
         let context = self.loaded.context();
         let encoded = texts
             .iter()

@@ -102,6 +102,17 @@ impl Loaded {
         &self.name
     }
 
+    /// Why a model that takes token ids alone was given text in vain: a tokenizer that is not read is named.
+    pub(crate) fn no_tokenizer(&self) -> Error {
+        match self.loader.model().checkpoint().map(|checkpoint| checkpoint.other_tokenizer()) {
+            Some(Some(refusal)) => refusal.into(),
+            _ => Error::Usage(format!(
+                "{} has no tokenizer.json or tokenizer.model, so text cannot be used; `halfbyte logits --ids` works without one",
+                self.name
+            )),
+        }
+    }
+
     /// Tokens that a text may have: for a decoder, a prompt and its continuation together.
     pub fn context(&self) -> usize {
         self.engine.blueprint().context

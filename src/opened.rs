@@ -53,10 +53,3 @@ impl<'a> Opened<'a> {
         Ok((Loaded::load(&self.model, &options, self.progress, self.start)?, tokenizer))
     }
 }
-
-/// Text was given to a model that only takes ids.
-pub(crate) fn no_tokenizer(name: &str) -> Error {
-    Error::Usage(format!(
-        "{name} has no tokenizer.json or tokenizer.model, so text cannot be used; `halfbyte logits --ids` works without one"
-    ))
-}

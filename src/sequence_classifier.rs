@@ -2,7 +2,7 @@
 
 use crate::loading::Loaded;
 use crate::model_source::ModelSource;
-use crate::opened::{Opened, no_tokenizer};
+use crate::opened::Opened;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::{ModelConfig, Tokenizer};
 use halfbyte_inference::{Encoded, Task, classify};
@@ -125,7 +125,7 @@ impl SequenceClassifier {
     /// # Errors
     /// As [`classify`](Self::classify).
     pub fn classify_pairs(&mut self, pairs: &[(&str, Option<&str>)]) -> Result<Vec<Classification>, Error> {
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(self.loaded.name()))?;
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| self.loaded.no_tokenizer())?;
         let context = self.loaded.context();
         let mut cut = Vec::with_capacity(pairs.len());
         let mut encoded = Vec::with_capacity(pairs.len());

@@ -2,7 +2,7 @@
 
 use crate::loading::Loaded;
 use crate::model_source::ModelSource;
-use crate::opened::{Opened, no_tokenizer};
+use crate::opened::Opened;
 use crate::sequence_classifier::softmax;
 use crate::{Error, LoadOptions, Progress, Silent};
 use halfbyte_checkpoint::Tokenizer;
@@ -94,7 +94,7 @@ impl TokenClassifier {
     /// # Errors
     /// A model without a tokenizer; a failed device.
     pub fn label(&mut self, texts: &[&str]) -> Result<Vec<Vec<TokenLabel>>, Error> {
-        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(self.loaded.name()))?;
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| self.loaded.no_tokenizer())?;
         let context = self.loaded.context();
         let mut spans = Vec::with_capacity(texts.len());
         let mut encoded = Vec::with_capacity(texts.len());

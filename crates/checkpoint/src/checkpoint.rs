@@ -142,6 +142,11 @@ impl Checkpoint {
         self.tokenizer.main().is_some()
     }
 
+    /// Why the tokenizer that the checkpoint came with cannot be had, where it is one of a kind that is not read.
+    pub fn other_tokenizer(&self) -> Option<CheckpointError> {
+        self.tokenizer.other.as_ref().and_then(|_| self.tokenizer.required(&self.name).err())
+    }
+
     /// Builds the tokenizer; where the configuration states a vocabulary, the tokenizer must fit into it.
     ///
     /// # Errors

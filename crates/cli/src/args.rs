@@ -11,11 +11,17 @@ use std::path::PathBuf;
 /// What most people come for.
 const EXAMPLES: &str = "\
 Examples:
-  halfbyte run --prompt \"Once there was\"                     the bundled model: no download, no GPU
-  halfbyte plan meta-llama/Llama-2-7b-hf                      whether it fits here, before any download
-  halfbyte chat Qwen/Qwen2.5-7B-Instruct                      a conversation
-  halfbyte run ./my-model -p \"Hello\" --max-memory wgpu:0=6GiB  within 6 GiB of the GPU
-  halfbyte bench --shape llama-2-7b                           speed, beside the device's own limit";
+  halfbyte run --prompt \"Once there was\"      the bundled model: no download, no GPU
+  halfbyte plan meta-llama/Llama-2-7b-hf       whether it fits, before any download
+  halfbyte chat Qwen/Qwen2.5-7B-Instruct       a conversation
+  halfbyte chat --max-memory wgpu:0=6GiB DIR   with 6 GiB of the GPU at most
+  halfbyte bench --shape llama-2-7b            speed, and the device's own limit";
+
+/// What MODEL is where it is not a model that continues texts.
+const CLASSIFIERS: &str =
+    "A Hub id (`org/name`), a local directory, or `sentiment`, the bundled classifier, which is the default";
+const MEASURED: &str = "A Hub id (`org/name`), a local directory, or `stories`, the bundled model [default: none, but random weights of \
+                        the --shape]";
 
 /// Run Hugging Face models in 4 bits on any GPU, the CPU, or both at once.
 #[derive(Debug, Parser)]
@@ -44,8 +50,8 @@ pub enum Command {
     /// Compute the logits of token ids, to compare with other runtimes.
     #[command(allow_negative_numbers = true)]
     Logits(LogitsArgs),
-    /// Label texts with a sequence classifier.
-    #[command(allow_negative_numbers = true)]
+    /// Label texts, or find the names in them.
+    #[command(allow_negative_numbers = true, mut_arg("model", |model| model.help(CLASSIFIERS)))]
     Classify(ClassifyArgs),
     /// Write a model as a bitsandbytes 4-bit checkpoint.
     #[command(allow_negative_numbers = true)]
@@ -54,7 +60,7 @@ pub enum Command {
     #[command(allow_negative_numbers = true)]
     Perplexity(PerplexityArgs),
     /// Measure decode and prefill, beside the device's own limit.
-    #[command(allow_negative_numbers = true)]
+    #[command(allow_negative_numbers = true, mut_arg("model", |model| model.help(MEASURED)))]
     Bench(BenchArgs),
     /// List the devices of this machine.
     Devices(DevicesArgs),
@@ -67,10 +73,11 @@ pub enum Command {
 pub struct ModelArgs {
     /// A Hub id (`org/name`), a local directory, or `stories`, the bundled model, which is the default.
     pub model: Option<String>,
-    /// auto, balanced, sequential, cpu, disk, wgpu:0, cuda:0, or a JSON file of modules and devices.
+    /// Where layers live: auto, balanced, sequential, one device (cpu, disk, wgpu:0, cuda:0), or a JSON file of modules and
+    /// devices.
     #[arg(long, default_value = "auto", value_name = "MAP")]
     pub device_map: String,
-    /// The most memory to use on a device, as in wgpu:0=6GiB,cpu=8GiB. May be given again.
+    /// The most memory to use on a device, as in wgpu:0=6GiB,cpu=8GiB,disk=20GiB; 0 forbids it. May be given again.
     #[arg(long, value_name = "LIMITS")]
     pub max_memory: Vec<String>,
     /// Take a device to have this much memory, as in wgpu:0=6GiB: plan for it and allocate within it, as on
@@ -78,7 +85,7 @@ pub struct ModelArgs {
     /// model runs: layers move out when a size falls, and come back when it grows.
     #[arg(long, value_name = "SIZES", hide_short_help = true)]
     pub pretend_memory: Vec<String>,
-    /// nf4, fp4, or none: keep 16- and 32-bit weights as they are.
+    /// How 16- and 32-bit weights are held: nf4, fp4, or none: as they are.
     #[arg(long, default_value = "nf4", value_name = "TYPE")]
     pub quant: String,
     /// Keep the scales of blocks in 32 bits.
@@ -87,7 +94,7 @@ pub struct ModelArgs {
     /// Weights that share a scale.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub blocksize: usize,
-    /// The least precision of arithmetic: float16, bfloat16, or float32: the same text on every device
+    /// The least precision of arithmetic: float16, bfloat16, or float32, which gives the same text on every device
     /// [default: float16; for logits and perplexity float32].
     #[arg(long, value_name = "TYPE")]
     pub compute_dtype: Option<String>,
@@ -242,7 +249,7 @@ fn parse_kv(text: &str) -> Result<KvType, Error> {
 /// How tokens are chosen. What is not given comes from the model's generation_config.json.
 #[derive(Debug, Clone, Args)]
 pub struct SampleArgs {
-    /// 0 is greedy.
+    /// How far to draw from the less likely tokens; 0 is greedy: always the likeliest.
     #[arg(long, value_name = "T")]
     pub temperature: Option<f32>,
     /// Keep the K likeliest tokens; 0 keeps all.
@@ -372,7 +379,8 @@ pub struct LogitsArgs {
     /// Token ids, as in 1,584,342.
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
-    /// The safetensors file to write: one float32 tensor `logits`, [1, tokens, vocabulary].
+    /// The safetensors file to write: one float32 tensor `logits`, [1, tokens, vocabulary]; of a classifier [1, labels], of
+    /// one of tokens [1, tokens, labels].
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -383,7 +391,7 @@ pub struct PerplexityArgs {
     /// Model and loading.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The text.
+    /// A file with the text; - for stdin.
     #[arg(long, value_name = "FILE")]
     pub text_file: PathBuf,
 }

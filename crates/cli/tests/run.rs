@@ -311,4 +311,12 @@ fn help_says_what_it_is_and_shows_examples() {
     for part in ["Examples:", "halfbyte plan meta-llama/Llama-2-7b-hf", "--max-memory wgpu:0=6GiB"] {
         assert!(help.contains(part), "{part}: {help}");
     }
+    assert!(help.lines().all(|line| line.len() <= 80 || !line.starts_with("  halfbyte ")), "{help}");
+    // What a missing MODEL means differs.
+    for (command, default) in [("run", "`stories`"), ("classify", "`sentiment`"), ("bench", "of the --shape")]
+    {
+        let help = halfbyte(&[command, "--help"]).ok().stdout;
+        let model = help.split("[MODEL]").nth(2).unwrap().split("Options:").next().unwrap();
+        assert!(model.contains(default), "{command}: {model}");
+    }
 }
