@@ -12,10 +12,10 @@ use std::path::PathBuf;
 const EXAMPLES: &str = "\
 Examples:
   halfbyte run --prompt \"Once there was\"      the bundled model, no download
-  halfbyte plan meta-llama/Llama-2-7b-hf       whether it fits, before a download
-  halfbyte chat Qwen/Qwen2.5-7B-Instruct       a conversation
-  halfbyte chat --max-memory wgpu:0=6GiB DIR   with 6 GiB of the GPU at most
-  halfbyte bench --shape llama-2-7b            speed, and the device's own limit";
+  halfbyte plan meta-llama/Llama-2-7b-hf      whether it fits, before a download
+  halfbyte chat Qwen/Qwen2.5-7B-Instruct      a conversation
+  halfbyte chat --max-memory wgpu:0=6GiB DIR  with 6 GiB of the GPU at most
+  halfbyte bench --shape llama-2-7b           speed, and the device's own limit";
 
 /// What MODEL is where it is not a model that continues texts.
 const CLASSIFIERS: &str =
