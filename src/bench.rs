@@ -5,7 +5,7 @@ use crate::loading::Loaded;
 use crate::memory_report::MemoryRow;
 use crate::model_source::ModelSource;
 use crate::profile::{DecodeProfile, profile};
-use crate::{Error, LoadOptions, Progress};
+use crate::{Error, LoadOptions, Progress, planning};
 use halfbyte_allocation::release_unused;
 use halfbyte_backend::{Backend, DeviceKind, Fault, Input, Kind, Output, Place, Purpose, Rows, human_bytes};
 use halfbyte_inference::{Engine, Session};
@@ -16,9 +16,11 @@ use std::time::Instant;
 /// What is measured.
 #[derive(Debug, Clone)]
 pub struct BenchOptions {
-    /// Prompts of these lengths, each from an empty context. `None`: 512 and 2048 where a GPU takes part, else 128.
+    /// Prompts of these lengths, each from an empty context. `None`: 512 and 2048 where a GPU takes part, else 128,
+    /// as far as the context of the model goes.
     pub prefill: Option<Vec<usize>>,
-    /// Decoding after contexts of these lengths. `None`: 0 and 4096 where a GPU takes part, else 0 and 512.
+    /// Decoding after contexts of these lengths. `None`: 0 and 4096 where a GPU takes part, else 0 and 512, or as far
+    /// as the context of the model leaves room for the tokens.
     pub decode_at: Option<Vec<usize>>,
     /// Tokens that are decoded for each figure.
     pub tokens: usize,
@@ -113,11 +115,12 @@ pub fn bench(
 ) -> Result<BenchReport, Error> {
     let model = source.open(options, progress)?;
     let candidates = pollster::block_on(candidates(options))?;
-    let (prompts, contexts) = lengths(what, &candidates);
+    crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
+    let room = planning::max_positions(&model, options)?.min(options.context.unwrap_or(usize::MAX));
+    let (prompts, contexts) = lengths(what, room, &candidates);
     let longest = prompts.iter().copied().chain(contexts.iter().map(|at| at + what.tokens)).max();
     let context = options.context.or(longest.map(|longest| longest.max(1)));
     let options = LoadOptions { context, ..options.clone() };
-    crate::loading::expect(&model, halfbyte_inference::Task::Generate)?;
     let mut loaded = Loaded::load_on(candidates, &model, &options, progress, Instant::now())?;
 
     let mut limits = pollster::block_on(limits(&loaded))?;
@@ -168,14 +171,22 @@ pub fn bench(
 }
 
 /// The prompts and contexts that are asked for, or what suits the devices: a processor takes minutes for what a GPU
-/// does in a second.
-fn lengths(what: &BenchOptions, candidates: &[Candidate]) -> (Vec<usize>, Vec<usize>) {
+/// does in a second. Nobody asked for these, so they stay within a context of `room`.
+fn lengths(what: &BenchOptions, room: usize, candidates: &[Candidate]) -> (Vec<usize>, Vec<usize>) {
     let gpu = |kind| matches!(kind, DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu);
     let (prompts, contexts) = match candidates.iter().any(|one| gpu(one.backend.info().kind)) {
         true => (vec![512, 2048], vec![0, 4096]),
         false => (vec![128], vec![0, 512]),
     };
-    (what.prefill.clone().unwrap_or(prompts), what.decode_at.clone().unwrap_or(contexts))
+    let within = |lengths: Vec<usize>, most: usize| {
+        let mut lengths: Vec<usize> = lengths.into_iter().map(|length| length.min(most)).collect();
+        lengths.dedup();
+        lengths
+    };
+    (
+        what.prefill.clone().unwrap_or_else(|| within(prompts, room)),
+        what.decode_at.clone().unwrap_or_else(|| within(contexts, room.saturating_sub(what.tokens))),
+    )
 }
 
 /// What the devices of a model have to read for a token, and how fast they can.

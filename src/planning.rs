@@ -243,6 +243,11 @@ pub(crate) fn gpu_name(planning: &Planning, device: usize) -> &str {
     &planning.candidates[device].device.name
 }
 
+/// The most positions that a model was made for.
+pub(crate) fn max_positions(model: &Model, options: &LoadOptions) -> Result<usize, Error> {
+    Ok(build(model.config(), model.tensors(), &settings(options, Some(1)))?.max_positions)
+}
+
 /// The settings of a blueprint for `context` tokens. Chunks below the default one do not change it: where memory makes them
 /// smaller, caches stay.
 fn settings(options: &LoadOptions, context: Option<usize>) -> Settings {

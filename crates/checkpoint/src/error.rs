@@ -57,6 +57,14 @@ pub enum CheckpointError {
         /// Names that are near, or empty.
         hint: String,
     },
+    /// Git LFS has left a pointer where a file should be.
+    #[error(
+        "{file} is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download it again"
+    )]
+    Pointer {
+        /// The file.
+        file: String,
+    },
     /// A file is not the JSON it should be.
     #[error("{file} is not valid: {problem}; download it again")]
     Json {

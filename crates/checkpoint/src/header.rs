@@ -11,6 +11,9 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+/// How the files begin that Git LFS leaves in a clone until it is asked for their contents.
+pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs";
+
 /// The longest header that is read: the format's own limit.
 pub const MAX_HEADER_LEN: u64 = 100_000_000;
 
@@ -100,7 +103,7 @@ impl Header {
     /// overlapping, or leave holes.
     pub fn parse(file: &str, prefix: &[u8], file_len: u64) -> Result<Header, CheckpointError> {
         let broken = |problem: String| CheckpointError::Header { file: file.to_string(), problem };
-        if prefix.starts_with(b"version https://git-lfs") {
+        if prefix.starts_with(LFS_POINTER) {
             return Err(broken("it is a Git LFS pointer, not the weights (run `git lfs pull`)".to_string()));
         }
         let data_start = Self::prefix_len(file, prefix, file_len)?;

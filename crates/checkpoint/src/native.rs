@@ -4,6 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::CheckpointError;
 use crate::file_map::FileMap;
 use crate::files::{FileBytes, ModelFiles, SENTENCEPIECE, TokenizerFiles};
+use crate::header::LFS_POINTER;
 use crate::index::ShardIndex;
 use std::fs::File;
 use std::io;
@@ -139,21 +140,10 @@ fn no_weights(dir: &Path, name: &str) -> CheckpointError {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     files.sort();
     let with_ending = |ending: &str| files.iter().find(|file| file.ends_with(ending));
-    if let Some(file) = with_ending(".gguf") {
-        return CheckpointError::Unsupported {
-            what: format!("{name}: {file} is a GGUF file, llama.cpp's format, which"),
-            instead: "take the Hugging Face repository with safetensors that it was converted from"
-                .to_string(),
-        };
-    }
-    let pickled = ["pytorch_model.bin", ".bin", ".pt", ".pth", ".ckpt"];
-    if let Some(file) = pickled.into_iter().find_map(with_ending) {
-        return CheckpointError::Unsupported {
-            what: format!("{name}: {file} is a PyTorch pickle, which can run any code and"),
-            instead: format!(
-                "convert it in Python with AutoModelForCausalLM.from_pretrained(\"{name}\").save_pretrained(DIR, safe_serialization=True)"
-            ),
-        };
+    if let Some(file) = std::iter::once(GGUF).chain(PICKLES.iter().copied()).find_map(with_ending)
+        && let Some(refusal) = foreign(&format!("{name}: {file}"), name, file)
+    {
+        return refusal;
     }
     let instead = match with_ending(".safetensors") {
         Some(file) => format!("it has {file}: rename it to {SINGLE} if it is the whole model"),
@@ -165,6 +155,30 @@ fn no_weights(dir: &Path, name: &str) -> CheckpointError {
         missing: format!("{SINGLE} or {SHARD_INDEX}"),
         instead,
     }
+}
+
+/// How the files of llama.cpp end.
+const GGUF: &str = ".gguf";
+
+/// How PyTorch's pickles end, the usual name first.
+const PICKLES: &[&str] = &["pytorch_model.bin", ".bin", ".pt", ".pth", ".ckpt"];
+
+/// Why a file in a format that is not read cannot be used, if its name is that of one. `shown` is what the message calls it,
+/// `dir` the directory that Python would convert.
+pub(crate) fn foreign(shown: &str, dir: &str, file: &str) -> Option<CheckpointError> {
+    if file.ends_with(GGUF) {
+        return Some(CheckpointError::Unsupported {
+            what: format!("{shown} is a GGUF file, llama.cpp's format, which"),
+            instead: "take the Hugging Face repository with safetensors that it was converted from"
+                .to_string(),
+        });
+    }
+    PICKLES.iter().any(|ending| file.ends_with(ending)).then(|| CheckpointError::Unsupported {
+        what: format!("{shown} is a PyTorch pickle, which can run any code and"),
+        instead: format!(
+            "convert it in Python with AutoModelForCausalLM.from_pretrained(\"{dir}\").save_pretrained(DIR, safe_serialization=True)"
+        ),
+    })
 }
 
 /// The contents of the first of some small files that is there.
@@ -189,6 +203,7 @@ pub(crate) fn read(dir: &Path, file: &str) -> Result<Option<FileBytes>, Checkpoi
         std::fs::read(&path)
     };
     match read() {
+        Ok(bytes) if bytes.starts_with(LFS_POINTER) => Err(CheckpointError::Pointer { file: name }),
         Ok(bytes) => Ok(Some(FileBytes::new(name, bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(CheckpointError::Io { file: name, source }),

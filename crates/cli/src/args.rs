@@ -8,6 +8,9 @@ use halfbyte::{
 };
 use std::path::PathBuf;
 
+/// Over the options of loading, in help: what a command is for comes before them.
+const LOADING: &str = "Model and memory";
+
 /// What most people come for.
 const EXAMPLES: &str = "\
 Examples:
@@ -16,12 +19,6 @@ Examples:
   halfbyte chat Qwen/Qwen2.5-7B-Instruct      a conversation
   halfbyte chat --max-memory wgpu:0=6GiB DIR  with 6 GiB of the GPU at most
   halfbyte bench --shape llama-2-7b           speed, and the device's own limit";
-
-/// What MODEL is where it is not a model that continues texts.
-const CLASSIFIERS: &str =
-    "A Hub id (`org/name`), a local directory, or `sentiment`, the bundled classifier, which is the default";
-const MEASURED: &str = "A Hub id (`org/name`), a local directory, or `stories`, the bundled model [default: none, but random weights of \
-                        the --shape]";
 
 /// Run Hugging Face models in 4 bits on any GPU, the CPU, or both at once.
 #[derive(Debug, Parser)]
@@ -51,7 +48,7 @@ pub enum Command {
     #[command(allow_negative_numbers = true)]
     Logits(LogitsArgs),
     /// Label texts, or find the names in them.
-    #[command(allow_negative_numbers = true, mut_arg("model", |model| model.help(CLASSIFIERS)))]
+    #[command(allow_negative_numbers = true)]
     Classify(ClassifyArgs),
     /// Write a model as a bitsandbytes 4-bit checkpoint.
     #[command(allow_negative_numbers = true)]
@@ -60,9 +57,10 @@ pub enum Command {
     #[command(allow_negative_numbers = true)]
     Perplexity(PerplexityArgs),
     /// Measure decode and prefill, beside the device's own limit.
-    #[command(allow_negative_numbers = true, mut_arg("model", |model| model.help(MEASURED)))]
+    #[command(allow_negative_numbers = true)]
     Bench(BenchArgs),
     /// List the devices of this machine.
+    #[command(allow_negative_numbers = true)]
     Devices(DevicesArgs),
     /// Check every kernel on every device against the scalar reference.
     Doctor(DoctorArgs),
@@ -70,8 +68,10 @@ pub enum Command {
 
 /// The model and how it is loaded: the options that all commands share.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = LOADING)]
 pub struct ModelArgs {
-    /// A Hub id (`org/name`), a local directory, or `stories`, the bundled model, which is the default.
+    /// A Hub id (`org/name`), a local directory, or a bundled model [default: stories].
+    #[arg(help_heading = None::<&str>)]
     pub model: Option<String>,
     /// Where layers live: auto, balanced, sequential, one device (cpu, disk, wgpu:0, cuda:0), or a JSON file of modules and
     /// devices.
@@ -139,7 +139,7 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub hub: HubArgs,
     /// Print one JSON object on stdout and nothing else there.
-    #[arg(long)]
+    #[arg(long, help_heading = None::<&str>)]
     pub json: bool,
 }
 
@@ -248,6 +248,7 @@ fn parse_kv(text: &str) -> Result<KvType, Error> {
 
 /// How tokens are chosen. What is not given comes from the model's generation_config.json.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
 pub struct SampleArgs {
     /// How far to draw from the less likely tokens; 0 is greedy: always the likeliest.
     #[arg(long, value_name = "T")]
@@ -308,9 +309,6 @@ impl SampleArgs {
 /// `halfbyte run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// The text to continue.
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     pub prompt: Option<String>,
@@ -323,14 +321,14 @@ pub struct RunArgs {
     /// Sampling.
     #[command(flatten)]
     pub sample: SampleArgs,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte chat`
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// The system message.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -340,14 +338,15 @@ pub struct ChatArgs {
     /// Sampling.
     #[command(flatten)]
     pub sample: SampleArgs,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte classify`
 #[derive(Debug, Args)]
+#[command(mut_arg("model", |arg| arg.help("A Hub id (`org/name`), a local directory, or a bundled model [default: sentiment]")))]
 pub struct ClassifyArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// A text to label. May be given again: the texts go through the model together.
     #[arg(long, short, value_name = "TEXT")]
     pub text: Vec<String>,
@@ -357,25 +356,25 @@ pub struct ClassifyArgs {
     /// The second text of each pair, where the model judges pairs; as many as there are texts.
     #[arg(long, value_name = "TEXT")]
     pub pair: Vec<String>,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte plan`
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Sequences at once, each with a KV cache of its own.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub batch: usize,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte logits`
 #[derive(Debug, Args)]
 pub struct LogitsArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Token ids, as in 1,584,342.
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
     pub ids: Vec<u32>,
@@ -383,17 +382,20 @@ pub struct LogitsArgs {
     /// one of tokens [1, tokens, labels].
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte perplexity`
 #[derive(Debug, Args)]
 pub struct PerplexityArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// A file with the text; - for stdin.
     #[arg(long, value_name = "FILE")]
     pub text_file: PathBuf,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// `halfbyte devices`
@@ -429,10 +431,8 @@ pub struct DoctorArgs {
 
 /// `halfbyte bench`
 #[derive(Debug, Args)]
+#[command(mut_arg("model", |arg| arg.help("A Hub id (`org/name`), a local directory, or a bundled model, in place of --shape")))]
 pub struct BenchArgs {
-    /// Model and loading.
-    #[command(flatten)]
-    pub model: ModelArgs,
     /// Random weights of a true shape, no download: llama-160m, tinyllama-1.1b, llama-2-7b [default:
     /// llama-160m].
     #[arg(long, value_name = "SHAPE")]
@@ -453,4 +453,7 @@ pub struct BenchArgs {
     /// passes, too.
     #[arg(long)]
     pub profile: bool,
+    /// Model and loading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }

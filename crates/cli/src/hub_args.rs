@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 /// The options of all commands that may download a model.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Hub")]
 pub struct HubArgs {
     /// Branch, tag or commit on the Hub.
     #[arg(long)]

@@ -58,6 +58,20 @@ fn logits_are_those_of_transformers_and_are_written_whole() {
     assert!(people.stderr.contains("out.safetensors"), "{}", people.stderr);
 }
 
+/// The lengths that suit large models are more than the bundled one was made for.
+#[test]
+fn bench_of_a_model_with_a_short_context_stays_within_it() {
+    let bench = ["bench", "stories", "--device-map", "cpu", "--tokens", "2", "--repeats", "1"];
+    let contexts = |more: &[&str]| -> Vec<u64> {
+        let json = halfbyte(&[&bench[..], &["--json"], more].concat()).ok().json();
+        json["rows"].as_array().unwrap().iter().map(|row| row["context"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(contexts(&[]), [0, 0, 510]);
+    assert_eq!(contexts(&["--context", "100"]), [0, 0, 98]);
+    let asked = [&bench[..], &["--decode-at", "512"]].concat();
+    halfbyte(&asked).refused_with(&["514 positions", "made for 1 to 512"]);
+}
+
 #[test]
 #[cfg(unix)]
 fn logits_go_through_a_link_or_a_pipe_and_replace_neither() {

@@ -54,6 +54,42 @@ fn people_get_prompt_and_story_on_stdout_and_figures_on_stderr() {
 }
 
 #[test]
+fn what_people_paste_for_a_model_says_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, way) in [
+        ("model-q4_0.gguf", "repository with safetensors"),
+        ("pytorch_model.bin", "save_pretrained"),
+        ("model.safetensors", "config.json"),
+    ] {
+        let file = folder.path().join(name);
+        std::fs::write(&file, "GGUF").unwrap();
+        halfbyte(&["run", text(&file), "--prompt", PROMPT]).refused_with(&[name, way]);
+    }
+    let address = "https://huggingface.co/org/name/tree/main";
+    halfbyte(&["run", address, "--prompt", PROMPT]).refused_with(&["give the id in it, org/name ("]);
+}
+
+#[test]
+fn help_begins_with_what_a_command_is_for() {
+    let help = halfbyte(&["run", "-h"]).ok().stdout;
+    let at = |part: &str| help.find(part).unwrap_or_else(|| panic!("{part}: {help}"));
+    let order = [
+        "[MODEL]",
+        "--prompt <",
+        "--json",
+        "Sampling:",
+        "--seed",
+        "Model and memory:",
+        "--max-memory",
+        "Hub:",
+    ];
+    assert!(order.iter().map(|part| at(part)).is_sorted(), "{help}");
+    assert!(help.contains("[default: stories]"), "{help}");
+    let help = halfbyte(&["classify", "-h"]).ok().stdout;
+    assert!(help.contains("[default: sentiment]") && !help.contains("stories"), "{help}");
+}
+
+#[test]
 fn a_text_that_fills_its_context_says_so() {
     let outcome = run(&["-n", "12", "--context", "5"]).ok();
     for part in ["4 prompt tokens at ", ", 2 new tokens at ", "; the context of 5 tokens is full\n"] {
@@ -313,7 +349,7 @@ fn help_says_what_it_is_and_shows_examples() {
     }
     assert!(help.lines().all(|line| line.len() <= 80 || !line.starts_with("  halfbyte ")), "{help}");
     // What a missing MODEL means differs.
-    for (command, default) in [("run", "`stories`"), ("classify", "`sentiment`"), ("bench", "of the --shape")]
+    for (command, default) in [("run", "default: stories"), ("classify", "default: sentiment"), ("bench", "place of --shape")]
     {
         let help = halfbyte(&[command, "--help"]).ok().stdout;
         let model = help.split("[MODEL]").nth(2).unwrap().split("Options:").next().unwrap();

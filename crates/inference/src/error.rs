@@ -16,9 +16,9 @@ pub enum ModelError {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// No family file knows the architecture.
-    #[error("architecture {found} is not supported; supported are {supported}")]
+    #[error("{}; supported are {supported}", unknown_architecture(found))]
     Architecture {
-        /// What `config.json` names.
+        /// What `config.json` names; empty where it names none.
         found: String,
         /// All that are known.
         supported: String,
@@ -119,4 +119,11 @@ pub enum ModelError {
     /// A request that contradicts the engine: a placement with gaps, a sequence that it has not.
     #[error("invalid request: {0}")]
     Invalid(String),
+}
+
+fn unknown_architecture(found: &str) -> String {
+    match found {
+        "" => "config.json names no architecture: it wants \"architectures\": [\"NAME\"]".to_owned(),
+        _ => format!("architecture {found} is not supported"),
+    }
 }

@@ -4,14 +4,14 @@ use super::arrival::Arrivals;
 use super::cache::{Cache, is_complete};
 use super::connection::Connection;
 use super::download::Repo;
-use super::is_hub_id;
 use super::options::{HubOptions, Settings};
 use super::progress::Progress;
 use super::refusal::Refusal;
+use super::{id_in_address, is_hub_id};
 use crate::checkpoint::Checkpoint;
 use crate::error::{CheckpointError, shown};
 use crate::files::{FileBytes, ModelFiles};
-use crate::native::{SHARD_INDEX, read};
+use crate::native::{SHARD_INDEX, foreign, read};
 use crate::write::{WriteOptions, WriteReport, write_originals};
 use std::path::{Path, PathBuf};
 
@@ -65,13 +65,19 @@ pub fn find(
         return Ok(Found::Here(path.to_path_buf()));
     }
     if path.is_file() {
-        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        if let Some(refusal) = foreign(&shown(model), &parent.display().to_string(), model) {
+            return Err(refusal);
+        }
         return Err(CheckpointError::Unsupported {
             what: format!("{}: a single file as a model", shown(model)),
-            instead: format!(
-                "give the directory that also holds its config.json, {}",
-                parent.unwrap_or(Path::new(".")).display()
-            ),
+            instead: format!("give the directory that also holds its config.json, {}", parent.display()),
+        });
+    }
+    if let Some(id) = id_in_address(model) {
+        return Err(CheckpointError::Unsupported {
+            what: format!("{}: an address as a model", shown(model)),
+            instead: format!("give the id in it, {id} (HF_ENDPOINT names another Hub)"),
         });
     }
     if !is_hub_id(model) {

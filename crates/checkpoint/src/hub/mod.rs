@@ -76,9 +76,28 @@ pub fn is_hub_id(model: &str) -> bool {
     parts.len() <= 2 && parts.into_iter().all(part)
 }
 
+/// The id of a model whose page has this address, as people copy it from a browser.
+fn id_in_address(address: &str) -> Option<String> {
+    let rest = address.strip_prefix("https://").or_else(|| address.strip_prefix("http://"))?;
+    let rest = rest.split(['?', '#']).next()?;
+    let parts: Vec<&str> = rest.split('/').skip(1).take(2).filter(|part| !part.is_empty()).collect();
+    Some(parts.join("/")).filter(|id| is_hub_id(id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_models() {
+        let id = "meta-llama/Llama-2-7b-hf";
+        for end in ["", "/", "/tree/main", "?library=transformers", "#usage"] {
+            assert_eq!(id_in_address(&format!("https://huggingface.co/{id}{end}")).as_deref(), Some(id));
+        }
+        for other in ["https://huggingface.co", "https://huggingface.co/", "https://h/a b/c", id, "./http"] {
+            assert_eq!(id_in_address(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn ids_of_the_hub() {

@@ -7,6 +7,7 @@ use crate::progress::Bars;
 use crate::table::{Table, bytes};
 use halfbyte::{BenchDevice, BenchOptions, BenchRow, DecodeProfile, Error, ModelSource};
 use serde_json::json;
+use std::io::IsTerminal;
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<(), Error> {
@@ -28,7 +29,14 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         repeats: args.repeats,
         profile: args.profile,
     };
-    let measured = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut |_| {})?;
+    // A figure may take minutes: people see each as it is known, programs get the whole.
+    let watched = !args.model.json && std::io::stderr().is_terminal();
+    let mut seen = |row: &BenchRow| {
+        if watched {
+            say(&format!("{}: {:.2} tokens/s", what_row(row), speed(row)));
+        }
+    };
+    let measured = halfbyte::bench(&source, &args.model.options()?, &what, &mut Bars::new(), &mut seen)?;
     if args.model.json {
         let mut object = json!(measured);
         object["events"] = json!(notes::events());
@@ -65,6 +73,19 @@ fn reads(device: &BenchDevice) -> String {
     }
 }
 
+/// What a row measured.
+fn what_row(row: &BenchRow) -> String {
+    match row.prefill_tokens {
+        Some(tokens) => format!("prefill {tokens}"),
+        None => format!("decode at {}", row.context),
+    }
+}
+
+/// Tokens a second, of whatever it measured.
+fn speed(row: &BenchRow) -> f64 {
+    row.prefill_tokens_per_second.or(row.decode_tokens_per_second).unwrap_or(0.0)
+}
+
 fn table(rows: &[BenchRow]) -> Table {
     let mut table = Table::new(&[
         "device",
@@ -77,17 +98,12 @@ fn table(rows: &[BenchRow]) -> Table {
         "dispatches",
     ]);
     for row in rows {
-        let what = match row.prefill_tokens {
-            Some(tokens) => format!("prefill {tokens}"),
-            None => format!("decode at {}", row.context),
-        };
         let gigabytes =
             |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{:.1}", rate / 1e9));
-        let speed = row.prefill_tokens_per_second.or(row.decode_tokens_per_second).unwrap_or(0.0);
         table.row([
             row.device.clone(),
-            what,
-            format!("{speed:.2}"),
+            what_row(row),
+            format!("{:.2}", speed(row)),
             row.bytes_per_token.map_or_else(|| "-".to_owned(), bytes),
             gigabytes(row.read_rate),
             gigabytes(row.read_bandwidth),

@@ -108,7 +108,7 @@ fn texts(args: &ClassifyArgs) -> Result<Vec<String>, Error> {
         texts.extend(lines.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
     }
     if texts.is_empty() {
-        return Err(Error::Usage("what to classify? --text TEXT or --text-file FILE".into()));
+        return Err(Error::Usage("what to classify? --text TEXT or --text-file FILE (- for stdin)".into()));
     }
     Ok(texts)
 }

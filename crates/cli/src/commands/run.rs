@@ -12,7 +12,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         (Some(text), _) => text.clone(),
         (None, Some(file)) => without_line_end(report::read_text(file)?),
         (None, None) => {
-            return Err(Error::Usage("what to continue? --prompt TEXT or --prompt-file FILE".into()));
+            return Err(Error::Usage(
+                "what to continue? --prompt TEXT or --prompt-file FILE (- for stdin)".into(),
+            ));
         }
     };
     if prompt.is_empty() {

@@ -15,6 +15,11 @@ pub const CONFIG: &[Case] = &[
         &["config.json"],
     ),
     case("config is not UTF-8", |m| m.write("config.json", b"{\"model_type\": \"\xff\"}"), &["config.json"]),
+    case(
+        "config names a model type alone",
+        |m| m.configure("architectures", json!(null)),
+        &["config.json names no architecture", "\"architectures\"", "LlamaForCausalLM"],
+    ),
     case("config says nothing", |m| m.write("config.json", b"{}"), &["config.json", "architectures"]),
     case(
         "an unknown architecture",

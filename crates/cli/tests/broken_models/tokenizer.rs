@@ -21,6 +21,11 @@ pub const SPEAKING: &[Case] = &[
         },
         &["tokenizer", "1024"],
     ),
+    case(
+        "a tokenizer that Git LFS left out",
+        |m| m.write("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
+        &["tokenizer.json", "git lfs pull"],
+    ),
     case("no tokenizer", |m| m.remove("tokenizer.json"), &["tokenizer.json"]),
     case(
         "tokenizer_config is no JSON",

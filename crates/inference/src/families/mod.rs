@@ -123,12 +123,9 @@ pub fn build(
 
 fn family(config: &ModelConfig) -> Result<Family, ModelError> {
     let family = FAMILIES.iter().find(|(name, _)| *name == config.architecture);
-    family.map(|&(_, family)| family).ok_or_else(|| {
-        let named = if config.architecture.is_empty() { &config.model_type } else { &config.architecture };
-        ModelError::Architecture {
-            found: halfbyte_checkpoint::error::shown(named),
-            supported: supported().collect::<Vec<_>>().join(", "),
-        }
+    family.map(|&(_, family)| family).ok_or_else(|| ModelError::Architecture {
+        found: halfbyte_checkpoint::error::shown(&config.architecture),
+        supported: supported().collect::<Vec<_>>().join(", "),
     })
 }
 
