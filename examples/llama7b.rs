@@ -35,6 +35,7 @@ const LLAMA: &str = "meta-llama/Llama-2-7b-hf";
 
 /// Load Llama-2-7B in 4 bits and generate, with a bill of every byte and second.
 #[derive(Parser)]
+#[command(mut_arg("model", |arg| arg.help("A Hub id (`org/name`) or a local directory [default: meta-llama/Llama-2-7b-hf]")))]
 struct Args {
     #[command(flatten)]
     model: ModelArgs,
