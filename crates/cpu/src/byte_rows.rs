@@ -100,9 +100,9 @@ impl ByteRows {
         Run { twos, last: last.first_chunk().zip(self.rest.get(group)) }
     }
 
-    /// Where the lines of a group's blocks in a panel begin.
-    pub fn start(&self, panel: usize, group: usize) -> *const u8 {
-        self.lines[self.panels.run(panel, group, lines)].as_ptr().cast()
+    /// The lines from the first of `group` on.
+    pub fn from(&self, group: usize) -> &[Line] {
+        &self.lines[self.panels.run(0, group, lines).start..]
     }
 
     /// Takes the canonical bytes in, `[rows, cols]`.

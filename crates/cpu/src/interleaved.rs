@@ -11,6 +11,7 @@ use crate::buffer::{Shortage, zeroed};
 use crate::contents::map_of;
 use crate::lines::{BLOCK, LANES, Line, Lines};
 use crate::matrix::{Codes, copy};
+use crate::nested::Nested;
 use crate::panels::Panels;
 use crate::simd::bytes::{FOUR, place_in_four};
 use halfbyte_backend::{Fault, Format, QuantFormat, Segment};
@@ -113,10 +114,12 @@ impl Interleaved {
 
     /// A group's blocks and scales in a panel.
     pub fn run(&self, panel: usize, group: usize) -> Run<'_> {
-        let lines = &self.lines[self.panels.run(panel, group, self.scales.lines())];
         match &self.scales {
-            LaneScales::Plain => Run::Plain(lines.as_chunks().0),
+            LaneScales::Plain => {
+                Run::Plain(self.lines[self.panels.run(panel, group, plain_lines)].as_chunks().0)
+            }
             LaneScales::Nested { rest, .. } => {
+                let lines = &self.lines[self.panels.run(panel, group, nested_lines)];
                 let (fours, last) = lines.as_chunks();
                 let last = last.as_chunks().0;
                 let codes = rest.as_chunks().0;
@@ -127,14 +130,16 @@ impl Interleaved {
     }
 
     /// The scales of a group's scales in a panel; ones if they are plain.
-    pub fn scales_of_scales(&self, panel: usize, group: usize) -> Nested {
+    #[inline(always)]
+    pub fn scales_of_scales(&self, panel: usize, group: usize) -> Nested<'_> {
         let absmax = if let LaneScales::Nested { absmax, .. } = &self.scales { absmax } else { &[][..] };
-        Nested::of(absmax, group * LANES * self.blocks() + self.panels.blocks(panel).start, self.blocks())
+        let first = group * LANES * self.blocks() + self.panels.blocks(panel).start;
+        Nested { absmax, first, blocks: self.blocks() }
     }
 
-    /// Where the lines of a group's blocks in a panel begin.
-    pub fn start(&self, panel: usize, group: usize) -> *const u8 {
-        self.lines[self.panels.run(panel, group, self.scales.lines())].as_ptr().cast()
+    /// The lines from the first of `group` on.
+    pub fn from(&self, group: usize) -> &[Line] {
+        &self.lines[self.panels.run(0, group, self.scales.lines()).start..]
     }
 
     /// The values of the codes of nested scales, and what is added to all of them; zeros where scales are plain.
@@ -154,8 +159,7 @@ impl Interleaved {
         let blocks = cols / BLOCK;
         match (&mut self.scales, &from.absmax) {
             (LaneScales::Plain, Absmax::Plain(values)) => {
-                let lines = |blocks| blocks * (1 + LINES);
-                panels.fill(&mut self.lines, lines, |panel, group, run| {
+                panels.fill(&mut self.lines, plain_lines, |panel, group, run| {
                     let columns = panels.blocks(panel);
                     let (run, _) = run.as_chunks_mut::<{ 1 + LINES }>();
                     for ([scales, lines @ ..], block) in run.iter_mut().zip(columns) {
@@ -280,13 +284,20 @@ impl LaneScales {
     /// How many lines hold some blocks of a group in a panel with their scales.
     fn lines(&self) -> fn(usize) -> usize {
         match self {
-            LaneScales::Plain => |blocks| blocks * (1 + LINES),
+            LaneScales::Plain => plain_lines,
             LaneScales::Nested { .. } => nested_lines,
         }
     }
 }
 
+/// [`LaneScales::lines`] of plain scales.
+#[inline(always)]
+fn plain_lines(blocks: usize) -> usize {
+    blocks * (1 + LINES)
+}
+
 /// [`LaneScales::lines`] of nested scales.
+#[inline(always)]
 fn nested_lines(blocks: usize) -> usize {
     blocks * LINES + blocks / FOUR
 }
@@ -336,48 +347,6 @@ pub(crate) enum Run<'a> {
         /// Their codes.
         codes: &'a [[u8; LANES]],
     },
-}
-
-/// The scales of scales of the blocks of a panel of sixteen rows: fewer than [`NESTED_BLOCKSIZE`] a row, which has two at
-/// most.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Nested {
-    /// Of each row, before `change`.
-    pub before: [f32; LANES],
-    /// From `change` on.
-    pub after: [f32; LANES],
-    /// The block of the panel from which on `after` holds: a whole number.
-    pub change: [f32; LANES],
-    /// Whether these are multiples of [`FOUR`] in all rows.
-    pub change_between_fours: bool,
-}
-
-impl Nested {
-    /// Those of sixteen rows of `blocks` blocks, where `first` is the canonical number of the first row's first block in the
-    /// panel, among `absmax` of the whole segment.
-    #[inline(always)]
-    fn of(absmax: &[f32], first: usize, blocks: usize) -> Self {
-        let mut nested = Self {
-            before: [1.0; LANES],
-            after: [1.0; LANES],
-            change: [0.0; LANES],
-            change_between_fours: blocks.is_multiple_of(FOUR) && first.is_multiple_of(FOUR),
-        };
-        for lane in 0..LANES {
-            let begin = first + lane * blocks;
-            let number = begin / NESTED_BLOCKSIZE;
-            let before = absmax.get(number).copied().unwrap_or(1.0);
-            nested.before[lane] = before;
-            nested.after[lane] = absmax.get(number + 1).copied().unwrap_or(before);
-            nested.change[lane] = (NESTED_BLOCKSIZE - begin % NESTED_BLOCKSIZE) as f32;
-        }
-        nested
-    }
-
-    /// That of `block` of the panel of row `lane`.
-    fn at(&self, block: usize, lane: usize) -> f32 {
-        if self.change[lane] <= block as f32 { self.after[lane] } else { self.before[lane] }
-    }
 }
 
 /// The bytes of one row in a line, from the four packed bytes of its eight columns, whose even columns are the high

@@ -9,8 +9,9 @@ use crate::lines::Line;
 use halfbyte_quant::threads::each;
 use std::ops::Range;
 
-/// Groups whose panels lie behind each other before the next groups begin: inputs are fetched again after so many, and
-/// what a thread takes lies in few pieces. 4, 8, 16 and all of them measured the same (`benches/README.md`).
+/// Groups whose panels lie behind each other before the next groups begin: inputs are fetched again after so many. A thread
+/// takes whole spans where it can: a part of one lies in as many pieces as there are panels. 2, 4, 8 and 16 measured the
+/// same (`benches/README.md`).
 const SPAN: usize = 8;
 
 /// Where blocks of columns lie in a matrix of groups of rows: `[spans, panels, groups of a span, blocks of a panel]`. Their
@@ -33,6 +34,11 @@ impl Panels {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.blocks.div_ceil(self.width.max(1))
+    }
+
+    /// Groups that lie in one piece.
+    pub fn grain(&self) -> usize {
+        if self.count() > 1 { SPAN } else { 1 }
     }
 
     /// The blocks of a row that lie in `panel`.

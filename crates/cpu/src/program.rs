@@ -142,6 +142,16 @@ pub(crate) struct State {
     unscanned: Unscanned,
 }
 
+/// Takes back what threads were told that they will read: the matrices of a program stay where they are as long as it
+/// runs, and no longer.
+struct Forget(Arc<Team>);
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.0.expect_nothing();
+    }
+}
+
 impl State {
     /// Allocates the buffers of a stretch and takes its steps.
     pub fn new(
@@ -192,6 +202,7 @@ impl State {
         mut after: impl FnMut(usize, &[BoundStep]),
     ) -> Result<Answer, Fault> {
         self.admit(rows)?;
+        let _forget = Forget(self.team.clone());
         if let Some(sweep) = &mut sweep {
             sweep.begin();
         }

@@ -55,6 +55,9 @@ fn parts(word: u64) -> Range<u32> {
 /// Steps of fewer items are shared equally.
 const EVEN: u32 = 64;
 
+/// Grains are kept whole where each thread gets so many.
+const GRAINS: u32 = 4;
+
 /// Steps after which shares are measured anew.
 const STEPS: u32 = 8;
 
@@ -78,6 +81,8 @@ pub(crate) struct Shares {
     bounds: Vec<AtomicU32>,
     /// Steps since shares were measured.
     steps: AtomicU32,
+    /// Items of the present step that lie together, see [`deal`](Self::deal).
+    grain: AtomicU32,
 }
 
 impl Shares {
@@ -88,26 +93,37 @@ impl Shares {
             own: (0..threads).map(|_| Apart::default()).collect(),
             bounds: (0..=threads).map(bound).collect(),
             steps: AtomicU32::new(0),
+            grain: AtomicU32::new(1),
         }
     }
 
-    /// The first of `count` items that `thread` of `threads`, for which there is room, begins with.
-    pub fn first(&self, count: u32, thread: usize, threads: usize) -> u32 {
-        if count < EVEN || threads != self.own.len() {
-            return equal(count, thread, threads);
+    /// The first of `count` items in grains of `grain` that `thread` of `threads`, for which there is room, begins with.
+    pub fn first(&self, count: u32, grain: u32, thread: usize, threads: usize) -> u32 {
+        if thread >= threads {
+            return count;
         }
-        (u64::from(count) * u64::from(self.bounds[thread].load(Ordering::Relaxed)) / u64::from(ALL)) as u32
+        let first = if count < EVEN || threads != self.own.len() {
+            equal(count, thread, threads)
+        } else {
+            (u64::from(count) * u64::from(self.bounds[thread].load(Ordering::Relaxed)) / u64::from(ALL))
+                as u32
+        };
+        let grain = whole(grain, count, threads);
+        first / grain * grain
     }
 
-    /// Shares `count` items among the first `threads`, for which there is room. Nobody is in a step.
-    pub fn deal(&self, count: u32, threads: usize) {
+    /// Shares `count` items among the first `threads`, for which there is room. Each `grain` items from the first on lie
+    /// together in memory: threads take them whole, but for the last. Nobody is in a step.
+    pub fn deal(&self, count: u32, grain: u32, threads: usize) {
+        self.grain.store(whole(grain, count, threads), Ordering::Relaxed);
         let steps = self.steps.load(Ordering::Relaxed) + 1;
         self.steps.store(steps % STEPS, Ordering::Relaxed);
         if steps == STEPS {
             self.measure();
         }
         for (thread, own) in self.own.iter().enumerate() {
-            let share = || self.first(count, thread, threads)..self.first(count, thread + 1, threads);
+            let share =
+                || self.first(count, grain, thread, threads)..self.first(count, grain, thread + 1, threads);
             own.0.left.set(if thread < threads { share() } else { 0..0 });
         }
     }
@@ -139,11 +155,12 @@ impl Shares {
     /// The next items of `thread`; `None` when nobody has any left.
     pub fn next(&self, thread: usize) -> Option<Range<usize>> {
         let own = &self.own[thread].0;
-        let items = match own.left.take(front) {
+        let grain = self.grain.load(Ordering::Relaxed);
+        let items = match own.left.take(|items| front(items, grain)) {
             Some(items) => items,
             None => {
-                let stolen = self.steal(thread)?;
-                let (items, left) = front(stolen);
+                let stolen = self.steal(thread, grain)?;
+                let (items, left) = front(stolen, grain);
                 // Nobody else writes to a stretch that is empty, and no items come twice: who has seen others there
                 // before will find them changed.
                 own.left.set(left);
@@ -156,7 +173,7 @@ impl Shares {
     }
 
     /// The back half of the fullest of some stretches.
-    fn steal(&self, thief: usize) -> Option<Range<u32>> {
+    fn steal(&self, thief: usize, grain: u32) -> Option<Range<u32>> {
         let threads = self.own.len();
         loop {
             let others = (1..threads).map(|turn| &self.own[(thief + turn) % threads].0.left);
@@ -164,11 +181,16 @@ impl Shares {
             // The first of the fullest.
             let (_, victim) =
                 full.take(LOOKS).reduce(|best, next| if next.0 > best.0 { next } else { best })?;
-            if let Some(items) = victim.take(back) {
+            if let Some(items) = victim.take(|items| back(items, grain)) {
                 return Some(items);
             }
         }
     }
+}
+
+/// The items that are kept together: `grain`, or each by itself.
+fn whole(grain: u32, count: u32, threads: usize) -> u32 {
+    if u64::from(count) < u64::from(grain) * u64::from(GRAINS) * threads as u64 { 1 } else { grain.max(1) }
 }
 
 /// The first of `count` items that `thread` of `threads` begins with in equal shares.
@@ -176,15 +198,19 @@ fn equal(count: u32, thread: usize, threads: usize) -> u32 {
     (u64::from(count) * thread as u64 / threads.max(1) as u64) as u32
 }
 
-/// Takes from the front.
-fn front(items: Range<u32>) -> (Range<u32>, Range<u32>) {
+/// Takes from the front, up to where a grain ends if it can.
+fn front(items: Range<u32>, grain: u32) -> (Range<u32>, Range<u32>) {
     let end = items.start + (items.len() as u32 / SHARE).max(1).min(items.len() as u32);
+    let whole = end / grain * grain;
+    let end = if whole > items.start { whole } else { end };
     (items.start..end, end..items.end)
 }
 
-/// Takes half from the back.
-fn back(items: Range<u32>) -> (Range<u32>, Range<u32>) {
+/// Takes half from the back, from where a grain begins if it can.
+fn back(items: Range<u32>, grain: u32) -> (Range<u32>, Range<u32>) {
     let middle = items.start + items.len() as u32 / 2;
+    let whole = middle.next_multiple_of(grain);
+    let middle = if whole < items.end { whole } else { middle };
     (middle..items.end, items.start..middle)
 }
 
@@ -195,9 +221,9 @@ mod tests {
     #[test]
     fn every_item_is_taken_once_by_whoever_comes() {
         for threads in [1, 2, 3, 7, 20] {
-            for count in [0, 1, 2, 6, 7, 100, 1000] {
+            for (count, grain) in [(0, 1), (1, 1), (2, 8), (6, 1), (7, 4), (100, 1), (1000, 8), (1001, 3)] {
                 let shares = Shares::new(threads);
-                shares.deal(count, threads);
+                shares.deal(count, grain, threads);
                 let taken: Vec<AtomicU64> = (0..count).map(|_| AtomicU64::new(0)).collect();
                 std::thread::scope(|scope| {
                     // Not all come.
@@ -221,12 +247,12 @@ mod tests {
     #[test]
     fn the_fast_get_more_and_who_comes_back_is_seen() {
         let shares = Shares::new(3);
-        let widths = || [0, 1, 2].map(|at| shares.first(600, at + 1, 3) - shares.first(600, at, 3));
+        let widths = || [0, 1, 2].map(|at| shares.first(600, 1, at + 1, 3) - shares.first(600, 1, at, 3));
         assert!(widths().into_iter().all(|width| width.abs_diff(200) <= 1));
         // Who does how much of a step, whoever it was dealt to.
         let steps = |done: [u64; 3]| {
             for _ in 0..40 * STEPS {
-                shares.deal(600, 3);
+                shares.deal(600, 1, 3);
                 for (own, done) in shares.own.iter().zip(done) {
                     own.0.left.set(0..0);
                     own.0.done.fetch_add(done, Ordering::Relaxed);
@@ -242,29 +268,48 @@ mod tests {
                 // Those at the least take from the others.
                 assert!((f64::from(width) - wanted).abs() <= 30.0, "{width} {wanted}");
             }
-            shares.deal(601, 3);
+            shares.deal(601, 1, 3);
             let mut items: Vec<usize> = std::iter::from_fn(|| shares.next(1)).flatten().collect();
             items.sort_unstable();
             assert_eq!(items, Vec::from_iter(0..601));
             shares.own[1].0.done.store(0, Ordering::Relaxed);
         }
         // Few items go round equally.
-        assert_eq!([0, 1, 2].map(|at| shares.first(3, at, 3)), [0, 1, 2]);
+        assert_eq!([0, 1, 2].map(|at| shares.first(3, 1, at, 3)), [0, 1, 2]);
     }
 
     #[test]
     fn who_is_not_in_the_team_gets_nothing() {
         let shares = Shares::new(3);
-        shares.deal(10, 2);
+        shares.deal(10, 1, 2);
         let mut items: Vec<usize> = std::iter::from_fn(|| shares.next(0)).flatten().collect();
         items.sort_unstable();
         assert_eq!(items, Vec::from_iter(0..10));
     }
 
     #[test]
+    fn grains_are_taken_whole_but_for_the_last() {
+        let shares = Shares::new(3);
+        shares.deal(203, 8, 3);
+        let at = |thread| shares.first(203, 8, thread, 3);
+        assert_eq!([at(0), at(1), at(2), at(3)], [0, 64, 128, 203]);
+        assert_eq!(shares.next(0), Some(0..32));
+        assert_eq!(shares.next(0), Some(32..48));
+        assert_eq!(shares.next(0), Some(48..56));
+        assert_eq!(shares.next(0), Some(56..60), "the last of a stretch, in parts");
+        while shares.next(0).is_some_and(|items| items.end < 64) {}
+        // From the back of the longest: its grains begin at multiples of eight, too.
+        assert_eq!(shares.next(0), Some(168..184));
+
+        // So few are no grains.
+        shares.deal(30, 8, 3);
+        assert_eq!(shares.next(1), Some(10..15));
+    }
+
+    #[test]
     fn a_thread_goes_on_where_it_was_though_others_take_from_it() {
         let shares = Shares::new(2);
-        shares.deal(80, 2);
+        shares.deal(80, 1, 2);
         assert_eq!(shares.next(0), Some(0..20));
         assert_eq!(shares.next(0), Some(20..30));
         // The second has gone: its items are taken from the back.

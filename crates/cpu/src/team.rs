@@ -4,7 +4,7 @@
 //! general pool, spend as long waking as working. Those of a [`Team`] watch for the next step, first without
 //! pause, then letting others run, and sleep when none has come for [`AWAKE`]. The caller is one of them.
 
-use crate::prefetch::second_level;
+use crate::expected::Expected;
 use crate::shares::Shares;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
@@ -20,10 +20,6 @@ const LOOKS: u32 = 4096;
 
 /// How long a thread without work stays awake: longer than what lies between two tokens.
 const AWAKE: Duration = Duration::from_millis(2);
-
-/// Lines that a waiting thread asks for ahead of its next step, 128 KiB: a fraction of a second-level cache, and more
-/// than memory delivers between two steps.
-const AHEAD_LINES: u64 = 2048;
 
 /// Bit of [`Shared::gate`] that says that helpers may come in.
 const OPEN: usize = 1 << (usize::BITS - 1);
@@ -137,20 +133,20 @@ impl Team {
     /// If `work` did, on any thread.
     pub fn each(&self, count: usize, work: impl Fn(usize, usize) + Sync) {
         self.stretches(
-            count,
+            (count, 1),
             |thread| thread,
             |&mut thread, items| items.for_each(|item| work(thread, item)),
         );
     }
 
     /// [`each`](Self::each) for items that are cheaper together: calls `work(state, items)` for stretches of items that
-    /// together are all below `count`. A thread keeps what `begin(thread)` made from one stretch to the next.
+    /// together are all below `count`, whole grains of so many items from the first on where that is possible. A thread keeps what `begin(thread)` made from one stretch to the next.
     ///
     /// # Panics
     /// As [`each`](Self::each).
     pub fn stretches<S>(
         &self,
-        count: usize,
+        (count, grain): (usize, usize),
         begin: impl Fn(usize) -> S + Sync,
         work: impl Fn(&mut S, Range<usize>) + Sync,
     ) {
@@ -162,7 +158,7 @@ impl Team {
         let Ok(items) = u32::try_from(count) else { return work(&mut begin(0), 0..count) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shares = &self.shared.shares;
-        shares.deal(items, threads);
+        shares.deal(items, u32::try_from(grain).unwrap_or(1), threads);
         self.lead(&|thread| {
             let mut state = begin(thread);
             while let Some(items) = shares.next(thread) {
@@ -171,19 +167,29 @@ impl Team {
         });
     }
 
-    /// Says what each thread will read first in a later step over `count` items, by the item that it will begin with.
-    /// Threads that wait for a step, or for others at its end, have the beginning of it brought into their caches: memory
-    /// does not idle.
-    pub fn expect(&self, count: usize, start: impl Fn(usize) -> Option<*const u8>) {
+    /// Says what each thread will read first in a later step over `count` items, by the memory from the item on that it
+    /// will begin with. Threads that wait for a step, or for others at its end, [load](crate::expected) the beginning of
+    /// it.
+    ///
+    /// # Safety
+    /// The memory can be read, and nobody writes to it, until [`expect_nothing`](Self::expect_nothing) has returned.
+    pub unsafe fn expect(
+        &self,
+        (count, grain): (usize, usize),
+        memory: impl Fn(usize) -> Option<Range<*const u8>>,
+    ) {
         let (count, threads) = (u32::try_from(count).unwrap_or(u32::MAX), self.threads());
+        let grain = u32::try_from(grain).unwrap_or(1).max(1);
         for (thread, expected) in self.shared.expected.iter().enumerate() {
-            expected.0.set(start(self.shared.shares.first(count, thread.min(threads), threads) as usize));
+            let first = self.shared.shares.first(count, grain, thread, threads);
+            // SAFETY: as the caller says.
+            unsafe { expected.0.expect(memory(first as usize)) };
         }
     }
 
-    /// Takes back what was [expected](Self::expect).
+    /// Takes back what was [expected](Self::expect): when it returns, nobody reads it any more.
     pub fn expect_nothing(&self) {
-        self.shared.expected.iter().for_each(|expected| expected.0.set(None));
+        self.shared.expected.iter().for_each(|expected| expected.0.forget());
     }
 
     /// Calls `work(thread, index, chunk)` for each chunk of `len` elements of `slice`; the last may be shorter.
@@ -226,42 +232,16 @@ impl Drop for Team {
     }
 }
 
-/// Memory that a thread is going to read and has not asked for: the number of its first line of 64 bytes, shifted by
-/// [`LEFT_BITS`], and how many lines. In one word, since the leader may replace it at any time.
-#[derive(Default)]
-struct Expected(AtomicU64);
-
-/// Bits of the number of lines.
-const LEFT_BITS: u32 = 16;
-
-impl Expected {
-    fn set(&self, start: Option<*const u8>) {
-        let word = start.map_or(0, |start| (start as u64 >> 6) << LEFT_BITS | AHEAD_LINES);
-        self.0.store(word, Ordering::Relaxed);
-    }
-
-    /// Asks for the next few lines; `false` if none are left. Only the thread that they are for calls this.
-    fn fetch(&self) -> bool {
-        let word = self.0.load(Ordering::Relaxed);
-        let (line, left) = (word >> LEFT_BITS, word & ((1 << LEFT_BITS) - 1));
-        let count = left.min(8);
-        let rest = (line + count) << LEFT_BITS | (left - count);
-        if count > 0 && self.0.compare_exchange(word, rest, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            (line..line + count).for_each(|line| second_level((line << 6) as usize));
-        }
-        count > 0
-    }
-}
-
 /// Closes the gate and waits for the helpers inside when it goes out of scope.
 struct Join<'a>(&'a Shared);
 
 impl Drop for Join<'_> {
     fn drop(&mut self) {
         self.0.gate.0.fetch_and(!OPEN, Ordering::AcqRel);
+        let mut ahead = self.0.expected[0].0.ahead();
         let mut looks = 0;
         while self.0.gate.0.load(Ordering::Acquire) > 0 {
-            if !self.0.expected.first().is_some_and(|expected| expected.0.fetch()) {
+            if !ahead.load() {
                 pause(&mut looks);
             }
         }
@@ -308,12 +288,13 @@ fn come_in(shared: &Shared) -> bool {
 /// Waits for an epoch other than `seen`.
 fn next_epoch(shared: &Shared, number: usize, seen: u64) -> u64 {
     let (mut looks, mut since) = (0, None);
+    let mut ahead = shared.expected[number].0.ahead();
     loop {
         let epoch = shared.epoch.0.load(Ordering::SeqCst);
         if epoch != seen {
             return epoch;
         }
-        if shared.expected[number].0.fetch() {
+        if ahead.load() {
             continue;
         }
         pause(&mut looks);
@@ -410,20 +391,6 @@ mod tests {
             second.fill(index as u32);
         });
         assert_eq!(halves, [0, 0, 1, 1, 2, 2]);
-    }
-
-    #[test]
-    fn what_is_expected_is_asked_for_once() {
-        let expected = Expected::default();
-        assert!(!expected.fetch());
-        let memory = [0u8; 64];
-        for lines in [AHEAD_LINES, AHEAD_LINES] {
-            expected.set(Some(memory.as_ptr()));
-            assert_eq!((0..).take_while(|_| expected.fetch()).count() as u64, lines.div_ceil(8));
-        }
-        expected.set(Some(memory.as_ptr()));
-        expected.set(None);
-        assert!(!expected.fetch());
     }
 
     #[test]

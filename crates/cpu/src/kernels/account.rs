@@ -3,7 +3,7 @@
 //! A measurement for an idle machine, after a change of kernels or of the team; CONTRIBUTING.md has the command. The memory of virtual machines changes its speed from one
 //! second to the next, so that reads and products come in turns.
 
-use super::grouped::{CodeTables, Group, Grouped};
+use super::grouped::{CodeTables, Grouped};
 use super::one_row::one_row;
 use crate::interleaved::{Interleaved, Run};
 use crate::lines::LANES;
@@ -68,8 +68,7 @@ fn multiply(
                 groups,
                 #[inline(always)]
                 |panel, group| {
-                    let group = Group::alone(tensor, group);
-                    black_box(one_row(lanes, &group, panel, tables, x, lanes.splat(0.0)));
+                    black_box(one_row(lanes, tensor, [panel, group], tables, x, lanes.splat(0.0)));
                 },
             );
         },
@@ -131,16 +130,18 @@ fn account() {
         for _ in 0..5 {
             let one = least(1, || multiply(lanes, &far, &tables, 0..groups, x));
             let one_reads = least(1, || read(&far, 0..groups));
-            let four =
-                least(2, || team.stretches(groups, |_| (), |(), at| multiply(lanes, &far, &tables, at, x)));
-            let four_read = least(2, || team.stretches(groups, |_| (), |(), at| read(&far, at)));
+            let grain = far.panels().grain();
+            let four = least(2, || {
+                team.stretches((groups, grain), |_| (), |(), at| multiply(lanes, &far, &tables, at, x))
+            });
+            let four_read = least(2, || team.stretches((groups, grain), |_| (), |(), at| read(&far, at)));
             // As small as a model of 1.1B has them.
             let step = 160;
             let in_steps = least(2, || {
                 for first in (0..groups).step_by(step) {
                     let count = step.min(groups - first);
                     team.stretches(
-                        count,
+                        (count, grain),
                         |_| (),
                         |(), at| multiply(lanes, &far, &tables, first + at.start..first + at.end, x),
                     );

@@ -17,7 +17,7 @@ use crate::quants::{Quants, hold_large_twice, quantize_blocks, quantize_row};
 use crate::scratch::{Panel, Scratch};
 use crate::simd::bytes::Bytes;
 use crate::team::{Scatter, Team};
-use halfbyte_backend::Arrangement;
+use std::ops::Range;
 use std::sync::PoisonError;
 
 /// Groups of rows of weights in a panel.
@@ -120,27 +120,37 @@ fn product_of<L: Bytes, T: Grouped>(
     }
 }
 
-/// Tells the threads where the product after this one will have them begin.
+/// Tells the threads what the product after this one will have them read first. The program that has `next` keeps it until
+/// its run ends, and then [takes this back](Team::expect_nothing).
 pub(crate) fn expect(team: &Team, next: Option<&Matrix>) {
     match next.and_then(|next| Some((next, next.tensors.first()?))) {
         Some((next, Tensor::Interleaved(_))) => expect_groups::<Interleaved>(team, next),
         Some((next, Tensor::Bytes(_))) => expect_groups::<ByteRows>(team, next),
-        Some((next, Tensor::Dense { dtype, bytes })) => {
+        Some((next, Tensor::Dense { dtype, bytes })) if bytes.file().is_none() => {
             let job = JOB_ROWS * next.cols * dtype.size() as usize;
-            team.expect(next.rows.div_ceil(JOB_ROWS), |index| bytes.get(index * job..).map(<[u8]>::as_ptr));
+            // SAFETY: whoever named `next` keeps it, see above.
+            unsafe {
+                team.expect((next.rows.div_ceil(JOB_ROWS), 1), |index| {
+                    bytes.get(index * job..).map(<[u8]>::as_ptr_range)
+                });
+            }
         }
-        Some((_, Tensor::Quant(_))) | None => team.expect_nothing(),
+        // To wait for a disk is not what waiting threads are for.
+        Some((_, Tensor::Dense { .. } | Tensor::Quant(_))) | None => team.expect_nothing(),
     }
 }
 
 /// Tells them which groups of `next` they will begin with.
 fn expect_groups<T: Grouped>(team: &Team, next: &Matrix) {
-    // Of gates and ups, gates come first.
-    let gated = next.shape.arrangement == Arrangement::Interleaved;
-    team.expect(groups::<T>(next) / if gated { 2 } else { 1 }, |index| {
-        let group = Group::<T>::of(next, index)?;
-        Some(group.tensor.start(0, group.group))
-    });
+    let count = one_row::items::<T>(next);
+    // SAFETY: as in `expect`.
+    unsafe {
+        team.expect(count, |index| {
+            let group = Group::<T>::of(next, index)?;
+            let Range { start, end } = group.tensor.from(group.group).as_ptr_range();
+            Some(start.cast()..end.cast())
+        });
+    }
 }
 
 /// Turns `x`, `[rows, cols]`, into bytes.

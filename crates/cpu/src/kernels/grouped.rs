@@ -4,6 +4,7 @@ use crate::byte_rows::{self, ByteRows};
 use crate::interleaved::{self, Interleaved, Run};
 use crate::lines::{LANES, Line};
 use crate::matrix::{Matrix, Tensor};
+use crate::nested::InLanes;
 use crate::panels::Panels;
 use crate::simd::bytes::{Bytes, FOUR, place_in_four};
 use halfbyte_backend::Arrangement;
@@ -23,8 +24,8 @@ pub(crate) trait Grouped: Sized + Sync {
     fn rows(&self) -> usize;
     /// How its columns are held.
     fn panels(&self) -> &Panels;
-    /// Where the blocks of a group in a panel begin.
-    fn start(&self, panel: usize, group: usize) -> *const u8;
+    /// The lines from the first of a group on.
+    fn from(&self, group: usize) -> &[Line];
     /// What to look it up in.
     fn tables<L: Bytes>(&self, lanes: L) -> Self::Tables<L>;
     /// Calls `work(number, block, scales)` for every block of a group in a panel, counted from its first, with the scales
@@ -78,20 +79,6 @@ impl<'a, T: Grouped> Group<'a, T> {
             above += tensor.rows();
         }
         None
-    }
-
-    /// The only group of a tensor that is a matrix by itself.
-    #[cfg(all(test, target_arch = "x86_64"))]
-    pub fn alone(tensor: &'a T, group: usize) -> Self {
-        Self {
-            tensor,
-            segment: 0,
-            group,
-            count: LANES,
-            above: 0,
-            arrangement: Arrangement::Stacked,
-            tensors: 1,
-        }
     }
 
     /// Layer row of each lane.
@@ -157,8 +144,8 @@ impl Grouped for Interleaved {
     }
 
     #[inline(always)]
-    fn start(&self, panel: usize, group: usize) -> *const u8 {
-        self.start(panel, group)
+    fn from(&self, group: usize) -> &[Line] {
+        self.from(group)
     }
 
     #[inline(always)]
@@ -186,12 +173,8 @@ impl Grouped for Interleaved {
             }
             Run::Nested { fours, last, codes } => {
                 let scales = self.scales_of_scales(panel, group);
-                let unit = lanes.splat(tables.unit);
-                let (before, after) =
-                    (lanes.mul(lanes.load(&scales.before), unit), lanes.mul(lanes.load(&scales.after), unit));
-                let change = lanes.load(&scales.change);
-                // Then scales of scales change between fours.
-                let whole = scales.change_between_fours;
+                let InLanes { before, after, change } = scales.in_lanes(lanes, tables.unit);
+                let whole = scales.change_between_fours();
                 let mut number = 0;
                 for [codes, blocks @ ..] in fours {
                     let values = lanes.scales(&tables.map, &codes.0);
@@ -255,8 +238,8 @@ impl Grouped for ByteRows {
     }
 
     #[inline(always)]
-    fn start(&self, panel: usize, group: usize) -> *const u8 {
-        self.start(panel, group)
+    fn from(&self, group: usize) -> &[Line] {
+        self.from(group)
     }
 
     #[inline(always)]

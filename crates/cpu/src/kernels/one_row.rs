@@ -32,14 +32,22 @@ pub(super) fn takes<T: Grouped>(weight: &Matrix, epilogue: &Epilogue) -> bool {
     }
 }
 
+/// How many items the product of one row with `weight` has, groups of rows or a gate's with its up's, and how many of them
+/// lie together. Of gates and ups, gates come first.
+pub(super) fn items<T: Grouped>(weight: &Matrix) -> (usize, usize) {
+    let gated = weight.shape.arrangement == Arrangement::Interleaved;
+    let grain = weight.tensors.first().and_then(T::of).map_or(1, |tensor| tensor.panels().grain());
+    (groups::<T>(weight) / if gated { 2 } else { 1 }, grain)
+}
+
 /// See [`Kernels::one_row`](crate::program::Kernels::one_row).
 pub(super) fn product<L: Bytes, T: Grouped>(lanes: L, team: &Team, row: OneRow<'_>, x: QuantRow<'_>) {
     let OneRow { weight, epilogue, residual, out, .. } = row;
     let gated = epilogue.gated;
-    let count = groups::<T>(weight) / if gated { 2 } else { 1 };
+    let (count, grain) = items::<T>(weight);
     let out = Scatter::new(out);
     team.stretches(
-        count,
+        (count, grain),
         |_| (None, None),
         |(kept, other): &mut (Kept<L, T>, Kept<L, T>), items| {
             let mut first = items.start;
@@ -118,44 +126,47 @@ fn sums_of<L: Bytes, T: Grouped>(
     x: QuantRow<'_>,
     to: &mut [[f32; LANES]],
 ) {
-    // All segments have the same columns.
-    let Some(first) = Group::<T>::of(weight, groups.start) else { return };
-    // In the order of the first segment. Another whose spans begin elsewhere is only read in more pieces.
-    let (panels, start) = (first.tensor.panels(), groups.start - first.group);
-    panels.walk(
-        first.group..first.group + groups.len(),
-        #[inline(always)]
-        |panel, at| {
-            let index = start + at;
-            let Some(group) = Group::<T>::of(weight, index) else { return };
-            let (_, tables) = match &mut *kept {
-                Some(kept) if kept.0 == group.segment => kept,
-                kept => kept.insert((group.segment, group.tensor.tables(lanes))),
-            };
-            let to = &mut to[index - groups.start];
-            lanes.store(one_row(lanes, &group, panel, tables, x, lanes.load(to)), to);
-        },
-    );
+    let mut first = groups.start;
+    while let Some(Group { tensor, segment, group, .. }) =
+        Group::<T>::of(weight, first).filter(|_| first < groups.end)
+    {
+        let end = tensor.rows().div_ceil(LANES).min(group + groups.end - first);
+        let (_, tables) = match &mut *kept {
+            Some(kept) if kept.0 == segment => kept,
+            kept => kept.insert((segment, tensor.tables(lanes))),
+        };
+        let to = &mut to[first - groups.start..];
+        tensor.panels().walk(
+            group..end,
+            #[inline(always)]
+            |panel, at| {
+                let to = &mut to[at - group];
+                lanes.store(one_row(lanes, tensor, [panel, at], tables, x, lanes.load(to)), to);
+            },
+        );
+        first += end - group;
+    }
 }
 
-/// Sixteen rows of weights times one row of activations, both in one panel of columns, added to `total`.
+/// Sixteen rows of weights times one row of activations, both in one panel of columns, added to `total`: `at` is the
+/// panel and the group.
 #[inline(always)]
 pub(super) fn one_row<L: Bytes, T: Grouped>(
     lanes: L,
-    group: &Group<'_, T>,
-    panel: usize,
+    tensor: &T,
+    [panel, group]: [usize; 2],
     tables: &T::Tables<L>,
     x: QuantRow<'_>,
     mut total: L::V,
 ) -> L::V {
-    let columns = group.tensor.panels().blocks(panel);
+    let columns = tensor.panels().blocks(panel);
     // Lengths are checked here, not at each block.
     let (coarse, fine) = (&x.coarse[columns.clone()], &x.fine[columns.clone()]);
     let scales = &x.scales[columns];
-    group.tensor.each_block(
+    tensor.each_block(
         lanes,
         panel,
-        group.group,
+        group,
         tables,
         #[inline(always)]
         |number, block, scale| {

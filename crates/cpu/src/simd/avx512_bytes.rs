@@ -4,7 +4,7 @@ use super::Lanes;
 use super::avx512::Avx512;
 use super::bytes::Bytes;
 use crate::kernels::Fast;
-use crate::lines::Line;
+use crate::lines::{LANES, Line};
 use crate::program::Kernels;
 use std::arch::x86_64::*;
 
@@ -167,6 +167,12 @@ impl Bytes for Avx512 {
                 _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(second)),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn pick(self, from: &[f32; LANES], at: &[u32; LANES]) -> __m512 {
+        // SAFETY: AVX-512F; 64 readable bytes.
+        unsafe { _mm512_permutexvar_ps(_mm512_loadu_si512(at.as_ptr().cast()), self.load(from)) }
     }
 
     #[inline(always)]

@@ -58,6 +58,15 @@ pub(crate) trait Bytes: Lanes {
     }
     /// The values of the sixteen codes of each of four blocks, in the order of [`place_in_four`].
     fn scales(self, map: &Self::Map, codes: &[u8; FOUR * LANES]) -> [Self::V; FOUR];
+    /// For each row the value of `from` that `at` says, below 16.
+    #[inline(always)]
+    fn pick(self, from: &[f32; LANES], at: &[u32; LANES]) -> Self::V {
+        let mut picked = [0.0; LANES];
+        for (picked, at) in picked.iter_mut().zip(at) {
+            *picked = from[*at as usize % LANES];
+        }
+        self.load(&picked)
+    }
     /// For each row `after` if `change` is at most `at`, else `before`.
     fn choose(self, change: Self::V, at: f32, before: Self::V, after: Self::V) -> Self::V;
 }
