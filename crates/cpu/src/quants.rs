@@ -10,6 +10,10 @@
 
 use crate::buffer::{Shortage, zeroed};
 use crate::lines::BLOCK;
+use std::hint::black_box;
+
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// A block is held twice if its largest value is more than this many times the harmonic mean of its row's. Blocks
 /// of 64 normal values differ by 1.5 at most times; a second byte never harms, so that this is low.
@@ -55,6 +59,20 @@ pub(crate) struct QuantRow<'a> {
     pub fine: &'a [[i8; BLOCK]],
     /// `[blocks]`
     pub scales: &'a [BlockScale],
+}
+
+impl QuantRow<'_> {
+    /// Brings it into this thread's cache, all lines at once: met one by one among the weights, each would be waited for.
+    /// Prefetches would be dropped where memory is busy.
+    #[inline(always)]
+    pub fn load(&self) {
+        self.coarse.iter().for_each(|block| _ = black_box(block[0]));
+        let lines = self.scales.iter().step_by(LINE / size_of::<BlockScale>());
+        lines.for_each(|scale| _ = black_box(scale.coarse));
+        // Most rows have few second bytes.
+        let twice = self.fine.iter().zip(self.scales).filter(|(_, scale)| scale.fine != 0.0);
+        twice.for_each(|(block, _)| _ = black_box(block[0]));
+    }
 }
 
 /// Bytes of [`Quants`] for `elements`.

@@ -48,7 +48,10 @@ pub(super) fn product<L: Bytes, T: Grouped>(lanes: L, team: &Team, row: OneRow<'
     let out = Scatter::new(out);
     team.stretches(
         (count, grain),
-        |_| (None, None),
+        |_| {
+            x.load();
+            (None, None)
+        },
         |(kept, other): &mut (Kept<L, T>, Kept<L, T>), items| {
             let mut first = items.start;
             while first < items.end {
