@@ -48,6 +48,9 @@ pub enum Fault {
     /// The weights could not be had: a broken checkpoint, an unreadable file.
     #[error("{0}")]
     Source(String),
+    /// A setting of the environment or of options that cannot be met.
+    #[error("{0}")]
+    Setting(String),
     /// A request that contradicts its own program (too many rows, a position past the cache).
     #[error("invalid request: {0}")]
     Invalid(String),

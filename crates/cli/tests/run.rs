@@ -349,7 +349,8 @@ fn help_says_what_it_is_and_shows_examples() {
     }
     assert!(help.lines().all(|line| line.len() <= 80 || !line.starts_with("  halfbyte ")), "{help}");
     // What a missing MODEL means differs.
-    for (command, default) in [("run", "default: stories"), ("classify", "default: sentiment"), ("bench", "place of --shape")]
+    for (command, default) in
+        [("run", "default: stories"), ("classify", "default: sentiment"), ("bench", "place of --shape")]
     {
         let help = halfbyte(&[command, "--help"]).ok().stdout;
         let model = help.split("[MODEL]").nth(2).unwrap().split("Options:").next().unwrap();

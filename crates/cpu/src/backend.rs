@@ -33,7 +33,8 @@ pub struct CpuOptions {
     pub path: Option<Path>,
     /// Its arithmetic; `None` takes what [`MATH_VARIABLE`](crate::MATH_VARIABLE) says, or [`Math::Exact`].
     pub math: Option<Math>,
-    /// Threads; `None` takes one for each physical core that this process may use.
+    /// Threads, at most 4096, and fewer where the system grants no more; `None` takes one for each physical core that this
+    /// process may use.
     pub threads: Option<usize>,
     /// The most bytes it may hold, whatever the machine has.
     pub memory_limit: Option<u64>,
@@ -95,7 +96,7 @@ impl CpuBackend {
         if path == Path::Scalar {
             return Ok(Self::assemble(options, path, kernels, Team::solo()));
         }
-        let team = Team::new(options.threads.unwrap_or_else(threads::physical));
+        let team = Team::new(options.threads.unwrap_or_else(threads::physical).min(threads::MOST));
         Ok(Self::assemble(options, path, kernels, team))
     }
 

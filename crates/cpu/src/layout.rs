@@ -36,7 +36,12 @@ impl CpuLayout {
 
     /// The layout of a backend with `threads` threads.
     pub fn with_threads(threads: usize) -> Self {
-        Self { threads, in_bytes: false, device: "cpu".into(), in_files: false }
+        Self {
+            threads: threads.clamp(1, threads::MOST),
+            in_bytes: false,
+            device: "cpu".into(),
+            in_files: false,
+        }
     }
 
     /// Worker threads. Each keeps a tile of decoded weights.

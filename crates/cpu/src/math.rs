@@ -57,8 +57,8 @@ impl FromStr for Math {
         match name {
             "exact" => Ok(Math::Exact),
             "fast" => Ok(Math::Fast),
-            _ => Err(Fault::Invalid(format!(
-                "the CPU's arithmetic is {name}, which is neither exact nor fast"
+            _ => Err(Fault::Setting(format!(
+                "the CPU's arithmetic ({MATH_VARIABLE}) is {name}, which is neither exact nor fast"
             ))),
         }
     }

@@ -120,13 +120,19 @@ impl FromStr for Path {
     /// Reads a path's name.
     ///
     /// # Errors
-    /// [`Fault::Invalid`] for an unknown name, [`Fault::Unsupported`] if this processor cannot run it.
+    /// [`Fault::Setting`] for an unknown name and for one that this processor cannot run, with those that it can.
     fn from_str(name: &str) -> Result<Self, Fault> {
-        let known = Self::ALL.map(|path| path.to_string()).join(", ");
         let path = Self::ALL.into_iter().find(|path| path.to_string() == name);
-        let path = path
-            .ok_or_else(|| Fault::Invalid(format!("{PATH_VARIABLE} is {name}, which is none of {known}")))?;
-        path.detect(Math::Exact).map(|_| path)
+        if let Some(path) = path.filter(|path| path.available()) {
+            return Ok(path);
+        }
+        let able = Self::ALL.into_iter().filter(|path| path.available());
+        let able = able.map(|path| path.to_string()).collect::<Vec<_>>().join(", ");
+        let why = match path {
+            Some(_) => "this processor lacks what these kernels need",
+            None => "there are no such kernels",
+        };
+        Err(Fault::Setting(format!("{PATH_VARIABLE}={name}: {why}; here it may be {able}")))
     }
 }
 
@@ -141,12 +147,19 @@ mod tests {
                 Ok(read) => assert!(path.available() && read == path),
                 Err(fault) => {
                     assert!(!path.available(), "{fault}");
-                    assert!(matches!(&fault, Fault::Unsupported { what, .. } if what.contains("can run")));
+                    assert!(
+                        fault.to_string().contains("lacks what these kernels need; here it may be "),
+                        "{fault}"
+                    );
                 }
             }
         }
         let fault = "sse9".parse::<Path>().unwrap_err();
-        assert!(matches!(&fault, Fault::Invalid(why) if why.contains("sse9") && why.contains("portable")));
+        let able: Vec<String> =
+            Path::ALL.into_iter().filter(|path| path.available()).map(|path| path.to_string()).collect();
+        let wanted =
+            format!("HALFBYTE_CPU=sse9: there are no such kernels; here it may be {}", able.join(", "));
+        assert_eq!(fault.to_string(), wanted);
         assert!(Path::best().available());
     }
 }

@@ -3,6 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// The most threads of a backend: four for each core of the largest servers. Room is made for each before it is started, so
+/// that a number that cannot be meant would end the program.
+pub(crate) const MOST: usize = 4096;
+
 /// Physical cores that this process may use, one at least. Two threads of one core share its arithmetic and gain
 /// nothing where memory is the limit. The affinity of the process and the processor quota of its control group
 /// are respected. Where the system does not tell cores from threads (it is not Linux, or has no sysfs), threads.
@@ -81,6 +85,12 @@ mod tests {
         let siblings: Vec<(u32, &str)> =
             (0..8).map(|cpu| (cpu, if cpu < 4 { "0-3" } else { "4-7" })).collect();
         assert_eq!(counted("four", &siblings, ["0-7", "3-4", ""]), [2, 2, 0]);
+    }
+
+    #[test]
+    fn a_number_that_cannot_be_meant_is_bounded() {
+        let threads = |wanted| crate::CpuLayout::with_threads(wanted).threads();
+        assert_eq!([0, 1, 7, MOST, MOST + 1, usize::MAX].map(threads), [1, 1, 7, MOST, MOST, MOST]);
     }
 
     #[test]
