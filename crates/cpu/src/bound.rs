@@ -175,7 +175,7 @@ pub(crate) struct Epilogue {
 pub(crate) struct Product<'a> {
     /// `[layer rows, cols]`
     pub weight: &'a Matrix,
-    /// The matrix that will be read after it, where that is known.
+    /// The matrix that will be read after it, where that is known. Threads may read it until the program's run ends.
     pub next: Option<&'a Matrix>,
     /// What happens to its results.
     pub epilogue: Epilogue,

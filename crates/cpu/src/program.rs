@@ -9,7 +9,7 @@ use crate::request::{Limits, Span, spans};
 use crate::scratch::Scratch;
 use crate::slots::Shared;
 use crate::sweep::Sweep;
-use crate::team::Team;
+use crate::team::{Forget, Team};
 use crate::unscanned::{self, Unscanned};
 use halfbyte_backend::{
     Answer, Attend, Caps, Fault, Fut, Input, Ledger, Output, Program, Reg, Rows, Sampler, StepCost, Ticket,
@@ -142,16 +142,6 @@ pub(crate) struct State {
     unscanned: Unscanned,
 }
 
-/// Takes back what threads were told that they will read: the matrices of a program stay where they are as long as it
-/// runs, and no longer.
-struct Forget(Arc<Team>);
-
-impl Drop for Forget {
-    fn drop(&mut self) {
-        self.0.expect_nothing();
-    }
-}
-
 impl State {
     /// Allocates the buffers of a stretch and takes its steps.
     pub fn new(
@@ -202,6 +192,7 @@ impl State {
         mut after: impl FnMut(usize, &[BoundStep]),
     ) -> Result<Answer, Fault> {
         self.admit(rows)?;
+        // Matrices stay where they are as long as this runs, and no longer.
         let _forget = Forget(self.team.clone());
         if let Some(sweep) = &mut sweep {
             sweep.begin();

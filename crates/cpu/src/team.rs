@@ -140,7 +140,8 @@ impl Team {
     }
 
     /// [`each`](Self::each) for items that are cheaper together: calls `work(state, items)` for stretches of items that
-    /// together are all below `count`, whole grains of so many items from the first on where that is possible. A thread keeps what `begin(thread)` made from one stretch to the next.
+    /// together are all below `count`, whole grains of so many items from the first on where that is possible. A thread
+    /// keeps what `begin(thread)` made from one stretch to the next.
     ///
     /// # Panics
     /// As [`each`](Self::each).
@@ -229,6 +230,15 @@ impl Drop for Team {
             // Helpers catch what jobs do.
             let _ = helper.join();
         }
+    }
+}
+
+/// Takes back what a team [expects](Team::expect) when it goes out of scope.
+pub(crate) struct Forget(pub Arc<Team>);
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.0.expect_nothing();
     }
 }
 
@@ -391,6 +401,27 @@ mod tests {
             second.fill(index as u32);
         });
         assert_eq!(halves, [0, 0, 1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn what_was_expected_is_forgotten_even_after_a_panic() {
+        let team = Arc::new(Team::new(3));
+        let memory = vec![crate::lines::Line::default(); 4096];
+        let expecting = || {
+            let _forget = Forget(team.clone());
+            // SAFETY: `memory` outlives this.
+            unsafe {
+                team.expect((64, 8), |first| {
+                    let std::ops::Range { start, end } = memory[first..].as_ptr_range();
+                    Some(start.cast()..end.cast())
+                });
+            }
+            // The leader's part is left, whoever else has begun.
+            assert!(team.shared.expected[0].0.ahead().load());
+            team.each(64, |_, item| assert_ne!(item, 63));
+        };
+        assert!(catch_unwind(AssertUnwindSafe(expecting)).is_err());
+        assert!(team.shared.expected.iter().all(|expected| !expected.0.ahead().load()));
     }
 
     #[test]
