@@ -51,6 +51,8 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// Tokens of the prompt that were in the cache and were not computed again.
     pub cached_tokens: usize,
+    /// Tokens of the prompt that the cache held at the end: fewer than all where the receiver stopped it within the prompt.
+    pub prompt_tokens_done: usize,
     /// Why it ended.
     pub stop: Stop,
     /// Tokens of the prompt that were computed, a second.
@@ -65,6 +67,7 @@ impl Generation {
         generation: halfbyte_inference::Generation,
         prompt_tokens: usize,
         cached_tokens: usize,
+        prompt_tokens_done: usize,
     ) -> Self {
         let timings = generation.timings;
         let rate = |tokens: usize, rate: f64| (tokens > 0 && rate > 0.0).then_some(rate);
@@ -73,6 +76,7 @@ impl Generation {
             token_ids: generation.tokens,
             prompt_tokens,
             cached_tokens,
+            prompt_tokens_done,
             stop: match generation.finish {
                 Finish::Stop(_) => Stop::EndOfText,
                 Finish::MaxTokens => Stop::MaxNewTokens,
@@ -311,7 +315,8 @@ impl CausalLm {
             text += &rest;
             listen(Heard::Rest(&rest));
         }
-        Ok(Generation::new(text, generation, prompt.len(), cached_tokens))
+        let done = self.session.tokens().len().min(prompt.len());
+        Ok(Generation::new(text, generation, prompt.len(), cached_tokens, done))
     }
 
     /// Continues several prompts of any lengths, each with the text that it would get alone. As many run
@@ -345,7 +350,7 @@ impl CausalLm {
                 new.extend(stream.push(id)?);
             }
             new.extend(stream.finish()?);
-            generations.push(Generation::new(new, text, prompt.len(), 0));
+            generations.push(Generation::new(new, text, prompt.len(), 0, prompt.len()));
         }
         Ok(generations)
     }

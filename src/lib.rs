@@ -57,6 +57,7 @@ mod rates;
 mod recovery;
 mod sequence_classifier;
 mod token_classifier;
+mod unused_layers;
 mod watch;
 mod weight_report;
 mod witness;

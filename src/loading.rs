@@ -8,6 +8,7 @@ use crate::memory_report::{MemoryRow, memory_rows};
 use crate::model_source::Model;
 use crate::planning::Planning;
 use crate::recovery::Loader;
+use crate::unused_layers::UnusedLayers;
 use crate::witness::private_resident;
 use crate::{Error, LoadOptions, Progress, Silent, rates};
 use halfbyte_allocation::release_unused;
@@ -81,6 +82,7 @@ impl Loaded {
                 progress.note(&format!("--stream-layers always: nothing streams, {why}"));
             }
             note_new_head(&engine, loader.model(), progress);
+            note_unused_layers(&engine, loader.model(), progress);
             let planned = engine.footprints()?;
             let holding = Holding::new();
             holding.set(held(&planned));
@@ -310,6 +312,16 @@ fn note_new_head(engine: &Engine, model: &Model, progress: &mut dyn Progress) {
             model.name(),
             drawn.join(", ")
         ));
+    }
+}
+
+/// Says that the checkpoint has layers that the config does not count.
+fn note_unused_layers(engine: &Engine, model: &Model, progress: &mut dyn Progress) {
+    let Some(checkpoint) = model.checkpoint() else { return };
+    let blocks = engine.blueprint().blocks.iter().map(|block| block.name.as_str());
+    if let Some(unused) = UnusedLayers::of(blocks, checkpoint.index.iter().map(|tensor| tensor.name.as_str()))
+    {
+        progress.note(&format!("{}: {unused}", model.name()));
     }
 }
 

@@ -13,6 +13,8 @@ use args::{Arguments, Command};
 use clap::Parser;
 use halfbyte::Error;
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Parses the arguments and runs the command. Exit code 1 with one clear line for anything that the user
 /// can mend, 2 for arguments that do not parse.
@@ -64,7 +66,46 @@ fn start_logging(verbose: u8) {
         2 => "halfbyte=debug,info",
         _ => "trace",
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("HALFBYTE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let asked = std::env::var_os("HALFBYTE_LOG").filter(|text| !text.is_empty());
+    let filter = asked.and_then(|text| match log_filter(&text.to_string_lossy()) {
+        Ok((filter, note)) => {
+            note.inspect(|note| commands::say(&one_line(note)));
+            Some(filter)
+        }
+        Err(note) => {
+            commands::say(&one_line(&note));
+            None
+        }
+    });
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// What `HALFBYTE_LOG` asks for, with a note where it can hardly be meant; why it is none.
+fn log_filter(text: &str) -> Result<(EnvFilter, Option<String>), String> {
+    let example = "a level (error, warn, info, debug, trace) or, say, halfbyte=debug,warn";
+    let filter = EnvFilter::try_new(text)
+        .map_err(|error| format!("note: HALFBYTE_LOG={text} is ignored: {error}; it takes {example}"))?;
+    // A word that is no level is a filter for the crate of that name, which silences all others.
+    let word = !text.contains(['=', ',', ':', '[']);
+    let meant = !word || text.starts_with("halfbyte") || text.parse::<LevelFilter>().is_ok();
+    let note = format!(
+        "note: HALFBYTE_LOG={text} is no level, so only what a crate {text} logs is shown; it takes {example}"
+    );
+    Ok((filter, (!meant).then_some(note)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::log_filter;
+
+    #[test]
+    fn a_filter_that_is_none_is_told() {
+        assert!(log_filter("a=b=c").is_err_and(|note| note.contains("HALFBYTE_LOG=a=b=c is ignored")));
+        let note = |text| log_filter(text).unwrap().1;
+        assert!(note("jnuk").is_some_and(|note| note.contains("HALFBYTE_LOG=jnuk is no level")));
+        for right in ["warn", "DEBUG", "off", "halfbyte", "halfbyte=info,warn", "wgpu=trace"] {
+            assert_eq!(note(right), None, "{right}");
+        }
+    }
 }

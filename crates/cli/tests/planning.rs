@@ -335,3 +335,9 @@ fn too_little_memory_for_the_disk_is_the_cpus() {
     assert!(line.contains("cpu has") && !line.contains("disk has"), "{line}");
     assert!(line.contains("--max-memory cpu="), "{line}");
 }
+
+#[test]
+fn more_sequences_than_can_be_meant_are_refused_by_the_options_name() {
+    let refused = halfbyte(&["plan", "--batch", "100000000000", "--device-map", "cpu"]);
+    refused.refused_with(&["--batch 100000000000", "at most 65536 sequences"]);
+}

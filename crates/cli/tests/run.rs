@@ -357,3 +357,30 @@ fn help_says_what_it_is_and_shows_examples() {
         assert!(model.contains(default), "{command}: {model}");
     }
 }
+
+#[test]
+fn layers_that_the_config_does_not_count_are_told() {
+    let model = Copy::of("models/stories");
+    let args = ["run", model.name(), "--device-map", "cpu", "-p", PROMPT, "-n", "2"];
+    let said = halfbyte(&args).ok().stderr;
+    assert!(!said.contains("layers"), "{said}");
+    model.edit("config.json", |config| {
+        assert_eq!(config["num_hidden_layers"], 4);
+        config["num_hidden_layers"] = 3.into();
+    });
+    let said = halfbyte(&args).ok().stderr;
+    let wanted = "its config counts 3 layers, but 4 are stored: 1 layer (9 tensors) not used";
+    assert!(said.starts_with("note: ") && said.contains(wanted), "{said}");
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_told_once() {
+    for (filter, wanted) in
+        [("a=b=c", "HALFBYTE_LOG=a=b=c is ignored"), ("jnuk", "HALFBYTE_LOG=jnuk is no level")]
+    {
+        let args = ["devices"];
+        let child = command::command(&args).env("HALFBYTE_LOG", filter).spawn().unwrap();
+        let said = command::finish(&args, child).ok().stderr;
+        assert_eq!(said.matches(wanted).count(), 1, "{said}");
+    }
+}

@@ -6,10 +6,19 @@ use crate::progress::Bars;
 use crate::table::{Table, bytes};
 use halfbyte::{Error, LoadOptions, UsedRate};
 
+/// Nobody means more at once: what they take would be told as a number of elements, which helps nobody.
+const MOST_SEQUENCES: usize = 65_536;
+
 /// Plans and prints; exit code 0 whether it fits or not with `--json`, 1 if it does not fit without.
 pub fn run(args: &PlanArgs) -> Result<(), Error> {
     if args.batch == 0 {
         return Err(Error::Usage("--batch 0: expected at least one sequence".into()));
+    }
+    if args.batch > MOST_SEQUENCES {
+        return Err(Error::Usage(format!(
+            "--batch {}: expected at most {MOST_SEQUENCES} sequences at once",
+            args.batch
+        )));
     }
     let options = LoadOptions { sequences: args.batch, ..args.model.options()? };
     let report = halfbyte::plan(&args.model.source(), &options, &mut Bars::new())?;

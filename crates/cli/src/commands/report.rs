@@ -11,6 +11,7 @@ pub fn generation_json(model: &CausalLm, generation: &Generation) -> Value {
         "token_ids": generation.token_ids,
         "prompt_tokens": generation.prompt_tokens,
         "cached_tokens": generation.cached_tokens,
+        "prompt_tokens_done": generation.prompt_tokens_done,
         "new_tokens": generation.token_ids.len(),
         "stop": generation.stop,
         "load_seconds": model.load_seconds(),
@@ -23,16 +24,22 @@ pub fn generation_json(model: &CausalLm, generation: &Generation) -> Value {
     })
 }
 
-/// Speed in one line, and that the context ended the text, if it did.
+/// Speed in one line, and that the context ended the text, or Ctrl-C within the prompt, if it did.
 pub fn speed_line(model: &CausalLm, generation: &Generation) -> String {
     let tokens = |count: usize, kind: &str, rate: Option<f64>| {
         let rate = rate.map(|rate| format!(" at {rate:.1} tokens/s")).unwrap_or_default();
         format!("{count} {kind} token{}{rate}", if count == 1 { "" } else { "s" })
     };
-    let prompt = tokens(generation.prompt_tokens, "prompt", generation.prefill_tokens_per_second);
+    // A first token shows that all of the prompt was computed.
+    let within = generation.stop == Stop::Cancelled && generation.token_ids.is_empty();
+    let mut prompt = tokens(generation.prompt_tokens, "prompt", generation.prefill_tokens_per_second);
+    if within {
+        prompt = format!("{} of {prompt}", generation.prompt_tokens_done);
+    }
     let new = tokens(generation.token_ids.len(), "new", generation.decode_tokens_per_second);
     let end = match generation.stop {
         Stop::ContextFull => format!("; the context of {} tokens is full", model.context()),
+        Stop::Cancelled if within => "; stopped within the prompt".to_owned(),
         _ => String::new(),
     };
     format!("{prompt}, {new}{end}")
