@@ -7,6 +7,7 @@ mod commands;
 pub mod hub_args;
 mod notes;
 pub mod progress;
+mod prompt_bar;
 pub mod table;
 
 use args::{Arguments, Command};

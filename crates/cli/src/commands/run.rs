@@ -4,7 +4,9 @@ use super::{interrupt, print, print_json, report, say, say_table};
 use crate::args::RunArgs;
 use crate::notes;
 use crate::progress::Bars;
+use crate::prompt_bar::PromptBar;
 use halfbyte::{CausalLm, Error, Flow, GenerateOptions};
+use std::io::IsTerminal;
 
 /// Loads, streams the completion to stdout, and says on stderr how fast it was.
 pub fn run(args: &RunArgs) -> Result<(), Error> {
@@ -34,7 +36,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         print(&prompt)?;
     }
     let quiet = notes::hold();
+    let mut bar = PromptBar::new(ids.len(), !json && std::io::stdout().is_terminal());
     let generation = model.generate_ids(&ids, &options, &mut |heard| {
+        bar.hear(heard);
         if !json
             && let Some(text) = heard.text()
             && let Err(error) = print(text)
@@ -44,6 +48,8 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
         }
         if interrupt::pressed() { Flow::Stop } else { Flow::Continue }
     })?;
+    // Where the prompt was stopped, it is still there.
+    drop(bar);
     if let Some(error) = broken {
         return Err(error);
     }
