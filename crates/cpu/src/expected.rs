@@ -2,8 +2,8 @@
 //!
 //! While one thread does what lies between two products, and while the last are not done with one, memory would idle. So
 //! threads that wait load the beginning of what they will read, and find it in their second-level caches. They load it:
-//! a prefetch instruction that meets a full queue of misses is dropped (Zen 4: 128 KiB were asked for in 1.6 µs, and next
-//! to nothing of them had come 20 µs later).
+//! a prefetch instruction that meets a full queue of misses is dropped (Zen 4: 128 KiB were asked for in 1.6 µs, and most
+//! of them had not come 20 µs later).
 
 use std::hint::black_box;
 use std::ops::Range;
